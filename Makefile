@@ -1,0 +1,47 @@
+# Two commands do everything on a fresh machine: `make demo` and `make test`. Both set themselves up in .venv first, once.
+# Another Python: make demo PYTHON=/path/to/python3.12
+
+PYTHON ?= $(shell for p in python3.12 python3.11 python3.13 python3; do \
+	"$$p" -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && echo "$$p" && break; done)
+BIN := .venv/bin
+RUN_STAMP := .venv/.installed-run
+DEV_STAMP := .venv/.installed-dev
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
+
+.PHONY: demo test check bench format clean
+
+demo: $(RUN_STAMP)
+	$(BIN)/influence demo
+
+test: $(DEV_STAMP)
+	$(BIN)/python -m pytest
+
+check: $(DEV_STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+	$(BIN)/pyright
+
+format: $(DEV_STAMP)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(DEV_STAMP)
+	$(BIN)/python scripts/benchmarks/capture.py $(BENCH_ARGS)
+
+clean:
+	rm -rf .venv runs build dist *.egg-info
+
+.venv/bin/python:
+	@test -n "$(PYTHON)" || { echo "No Python 3.11 or newer found. Install one, or run: make demo PYTHON=/path/to/python3.11" >&2; exit 2; }
+	"$(PYTHON)" -m venv .venv
+
+$(RUN_STAMP): .venv/bin/python pyproject.toml constraints.txt
+	@echo "Installing into .venv (once; some minutes on a fresh machine) ..." >&2
+	$(PIP) --editable '.[cpu]'
+	@touch $@
+
+$(DEV_STAMP): .venv/bin/python pyproject.toml constraints.txt
+	@echo "Installing into .venv (once; some minutes on a fresh machine) ..." >&2
+	$(PIP) --editable '.[cpu,dev]'
+	@touch $@ $(RUN_STAMP)

@@ -1,0 +1,61 @@
+"""What a search returns, and the one order that neighbours have: by score, ties by the lower row."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from index.errors import VectorIndexError
+
+
+@dataclass(frozen=True)
+class Found:
+    """The neighbours of each query, best first.
+
+    Attributes:
+        rows: [queries, k'], int64, k' = min(k, rows of the index). Never a row that wasn't found.
+        scores: [queries, k'], float32, the inner product of query and row: summed in float64, rounded once.
+    """
+
+    rows: NDArray[np.int64]
+    scores: NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Neighbours:
+    """Both ends of one ranking. Where k is over half the rows, a row stands in both.
+
+    Attributes:
+        largest: The k' largest scores, descending. They needn't be positive.
+        smallest: The k' smallest scores, ascending. They needn't be negative.
+    """
+
+    largest: Found
+    smallest: Found
+
+
+def checked_count(k: int) -> int:
+    """Return k, or refuse it.
+
+    Raises:
+        VectorIndexError: k isn't a whole number of at least one.
+    """
+    if isinstance(k, bool) or not isinstance(k, int | np.integer) or k < 1:
+        raise VectorIndexError(f"k = {k!r} neighbours were asked for; k must be a whole number, 1 or more.")
+    return int(k)
+
+
+def best(scores: NDArray[np.float32], rows: NDArray[np.int64], k: int) -> NDArray[np.intp]:
+    """Return the positions of the k highest scores, descending; equal scores by ascending row.
+
+    Args:
+        scores: [n], one query's.
+        rows: [n], the row that each score belongs to.
+        k: How many; fewer come back where n < k.
+    """
+    positions = np.arange(scores.size)
+    if scores.size > k:
+        # Everything that ties with the k-th stays in until rows decide; a partition alone would pick any of them.
+        threshold = np.partition(scores, scores.size - k)[scores.size - k]
+        positions = np.flatnonzero(scores >= threshold)
+    return positions[np.lexsort((rows[positions], -scores[positions]))[:k]]

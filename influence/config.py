@@ -1,0 +1,293 @@
+"""A run file: YAML plus `--set key=value`, composed of the settings that the rooms own.
+
+Every key is known or an error that names it, its file, the keys that are allowed there and a near miss. Relative
+paths in a run file are relative to the file's folder; those given with `--set` are relative to the working directory.
+`save_config` writes the whole resolved configuration, so that building from it gives the same run.
+"""
+
+import os
+import types
+from collections.abc import Hashable, Mapping, Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from index.factory import IndexSettings
+from influence.data.dataset import DataSettings
+from influence.errors import ConfigError, InfluenceError, RecipeError
+from influence.model.load import ModelSettings
+from influence.recipe import Recipe, recipe
+from influence.store.manifest import StoreSettings
+from influence.task import TaskSettings
+
+DATA_SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".gz", ".zst")
+
+
+class ClusterSettings(BaseModel):
+    """Where the work is done and in what portions.
+
+    `token_budget`, `threads_per_worker` and the kind of device decide the order of float additions, so they are part
+    of a run's fingerprint; the number of workers decides nothing but the time.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    kind: Literal["local", "address"] = "local"
+    address: str | None = None
+    """The scheduler to use, `tcp://host:8786`; workers started by someone else, with the run directory in reach."""
+    workers: Annotated[int, Field(ge=1)] | None = None
+    """Local worker processes; unset, one a GPU, or one for every `threads_per_worker` cores."""
+    threads_per_worker: Annotated[int, Field(ge=1)] = 1
+    token_budget: Annotated[int, Field(ge=2)] = 2048
+    """Padded tokens a batch holds; a longer example goes alone."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+
+    @model_validator(mode="after")
+    def _address_and_kind_agree(self) -> "ClusterSettings":
+        if (self.kind == "address") != (self.address is not None):
+            raise ValueError("kind 'address' needs an address (tcp://host:port), and only that kind has one")
+        return self
+
+
+class RunConfig(BaseModel):
+    """Everything that decides a run; the rooms own the parts. Frozen."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    model: ModelSettings
+    data: DataSettings
+    task: TaskSettings = TaskSettings()
+    recipe: Recipe = recipe()
+    store: StoreSettings = StoreSettings()
+    index: IndexSettings = IndexSettings()
+    cluster: ClusterSettings = ClusterSettings()
+
+    @field_validator("recipe", mode="before")
+    @classmethod
+    def _named_recipe(cls, value: Any) -> Any:
+        """Read `logra`, or `{name: logra, projection: {p: 64}}`: a preset with some parts changed."""
+        if isinstance(value, str):
+            return recipe(value)
+        if not isinstance(value, Mapping) or value.get("name", "custom") == "custom":
+            return value
+        parts = dict(value)
+        for short, part, key in (("damping", "curvature", "damping"), ("seed", "projection", "seed")):
+            if short in parts and key in (parts.get(part) or {}):
+                raise RecipeError(
+                    f"Both {short} and {part}.{key} are given; the first is short for the second: keep one."
+                )
+        return recipe(parts.pop("name"), **parts)
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """Read a run file.
+
+    Args:
+        path: A YAML file with the sections model, data, task, recipe, store, index, cluster.
+        overrides: `key=value` each, the key dotted (`data.max_tokens=256`), the value read as YAML.
+
+    Raises:
+        ConfigError: The file can't be read, or one or more of its settings can't be used: one line for each.
+    """
+    path = Path(path)
+    try:
+        source = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ConfigError(f"There is no run file {path}. Copy one from configs/ and edit it.") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} can't be read as a UTF-8 run file: {error}.") from None
+    found, lines = _parse(source, str(path))
+    return parse_config(found, overrides, folder=path.parent, origin=str(path), lines=lines)
+
+
+def parse_config(
+    found: Mapping[str, Any],
+    overrides: Sequence[str] = (),
+    *,
+    folder: Path | None = None,
+    origin: str = "configuration",
+    lines: Mapping[tuple[Any, ...], int] | None = None,
+) -> RunConfig:
+    """Check a mapping of sections and settings and return it as a configuration; see `load_config`."""
+    merged = _absolute(dict(found), folder or Path.cwd())
+    changed: set[tuple[str, ...]] = set()
+    for override in overrides:
+        changed.add(_override(merged, override))
+    merged = _absolute(merged, Path.cwd(), only=changed)
+    try:
+        return RunConfig.model_validate(merged)
+    except RecipeError as error:
+        raise ConfigError(f"{_place(origin, ('recipe',), lines, changed)}: recipe: {error}") from None
+    except InfluenceError as error:
+        raise ConfigError(f"{origin}: {error}") from None
+    except ValidationError as error:
+        told = [_explain(problem, _place(origin, problem["loc"], lines, changed)) for problem in error.errors()]
+        raise ConfigError("\n".join(dict.fromkeys(told))) from None
+
+
+def override_config(config: RunConfig, overrides: Sequence[str]) -> RunConfig:
+    """Return the configuration with some settings changed, as `--set` does."""
+    return parse_config(config.model_dump(mode="json"), overrides) if overrides else config
+
+
+def save_config(config: RunConfig, path: Path) -> None:
+    """Write the whole configuration as YAML, replacing the file in one step."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(dump_config(config), encoding="utf-8")
+    os.replace(partial, path)
+
+
+def dump_config(config: RunConfig) -> str:
+    """Return the whole configuration as YAML, sections in their usual order."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+class _Loader(yaml.SafeLoader):
+    """A safe loader that refuses a key given twice, of which YAML would silently keep the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        seen: set[Hashable] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if isinstance(key, Hashable) and key in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key!r} is given twice", key_node.start_mark
+                )
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+def _parse(source: str, origin: str) -> tuple[dict[str, Any], dict[tuple[Any, ...], int]]:
+    """Return the file's mapping and the line of each of its keys."""
+    try:
+        found = yaml.load(source, Loader=_Loader)  # noqa: S506 – a SafeLoader
+        root = yaml.compose(source, Loader=yaml.SafeLoader)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        line = f":{mark.line + 1}" if mark else ""
+        raise ConfigError(f"{origin}{line}: not valid YAML: {error.problem or error.context}.") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{origin}: not valid YAML: {error}") from None
+    if not isinstance(found, dict):
+        what = "is empty" if found is None else f"holds a {type(found).__name__}"
+        raise ConfigError(f"{origin} {what}; a run file is a mapping of sections: {', '.join(RunConfig.model_fields)}.")
+    return found, dict(_key_lines(root, ()))
+
+
+def _key_lines(node: Any, above: tuple[Any, ...]) -> list[tuple[tuple[Any, ...], int]]:
+    lines = []
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            where = (*above, key.value)
+            lines += [(where, key.start_mark.line + 1), *_key_lines(value, where)]
+    return lines
+
+
+def _override(merged: dict[str, Any], override: str) -> tuple[str, ...]:
+    """Set one `key=value` in place and return the key's steps."""
+    key, equals, text = override.partition("=")
+    steps = tuple(step.strip() for step in key.split("."))
+    if not equals or not all(steps):
+        raise ConfigError(f"--set {override!r}: expected key=value with a dotted key, as in data.max_tokens=256.")
+    try:
+        value = yaml.load(text, Loader=_Loader)  # noqa: S506 – a SafeLoader
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--set {override!r}: the value is not valid YAML: {error}") from None
+    section = merged
+    for depth, step in enumerate(steps[:-1]):
+        below = section.get(step)
+        if steps[: depth + 1] == ("recipe",) and isinstance(below, str):
+            below = {"name": below}
+        if below is None:
+            below = {}
+        if not isinstance(below, Mapping):
+            raise ConfigError(
+                f"--set {override!r}: {'.'.join(steps[: depth + 1])} is {below!r}, it has no settings below it."
+            )
+        section[step] = dict(below)
+        section = section[step]
+    section[steps[-1]] = value
+    return steps
+
+
+PATH_KEYS = (("model", "path"), ("model", "tokeniser"), ("data", "path"))
+
+
+def _absolute(merged: dict[str, Any], folder: Path, only: set[tuple[str, ...]] | None = None) -> dict[str, Any]:
+    """Make local paths absolute; a name that may belong to a hub is left alone unless the folder holds such a path."""
+    for section, key in PATH_KEYS:
+        if only is not None and not {(section,), (section, key)} & only:
+            continue
+        settings = merged.get(section)
+        value = settings.get(key) if isinstance(settings, Mapping) else None
+        if not isinstance(value, str) or not value:
+            continue
+        local = Path(value).expanduser()
+        if value.startswith((".", "~")) or local.suffix.lower() in DATA_SUFFIXES or (folder / local).exists():
+            merged[section] = {**settings, key: os.path.abspath(folder / local)}  # type: ignore[dict-item]
+    return merged
+
+
+def _place(
+    origin: str, loc: Sequence[Any], lines: Mapping[tuple[Any, ...], int] | None, changed: set[tuple[str, ...]]
+) -> str:
+    """Return where a setting came from: `--set`, or the file and, where known, its line."""
+    steps = tuple(loc)
+    if any(steps[: len(change)] == change for change in changed):
+        return "--set"
+    for end in range(len(steps), 0, -1):
+        if lines and steps[:end] in lines:
+            return f"{origin}:{lines[steps[:end]]}"
+    return origin
+
+
+def _explain(problem: Any, place: str) -> str:
+    """Turn one of pydantic's problems into a line: where, what was found, what is allowed."""
+    steps = [str(step) for step in problem["loc"]]
+    where = ".".join(steps) or "the configuration"
+    if problem["type"] == "extra_forbidden":
+        allowed = _allowed(steps[:-1])
+        near = get_close_matches(steps[-1], allowed, n=1)
+        hint = f" Did you mean {near[0]}?" if near else ""
+        above = f"in {'.'.join(steps[:-1])}" if steps[:-1] else "at the top"
+        return f"{place}: unknown key {where}. Allowed {above}: {', '.join(allowed)}.{hint}"
+    if problem["type"] == "missing":
+        return f"{place}: {where} is missing and has no default."
+    said = str(problem["msg"]).removeprefix("Value error, ")
+    found = "" if isinstance(problem.get("input"), Mapping | BaseModel) else f" (found {problem.get('input')!r})"
+    return f"{place}: {where}: {said}{found}."
+
+
+def _allowed(steps: Sequence[str]) -> list[str]:
+    """Return the keys that are allowed in a section."""
+    model: type[BaseModel] = RunConfig
+    for step in steps:
+        field = model.model_fields.get(step)
+        below = _model_in(field.annotation) if field else None
+        if below is None:
+            return []
+        model = below
+    return list(model.model_fields)
+
+
+def _model_in(annotation: Any) -> type[BaseModel] | None:
+    """Return the settings model of a field's type, also of `Settings | None`."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    if get_origin(annotation) in (Union, types.UnionType, Annotated):
+        return next((found for part in get_args(annotation) if (found := _model_in(part))), None)
+    return None
+
+
+__all__ = [
+    "ClusterSettings",
+    "RunConfig",
+    "dump_config",
+    "load_config",
+    "override_config",
+    "parse_config",
+    "save_config",
+]

@@ -1,0 +1,1 @@
+"""Curvature: prepared once into a frozen state, applied to many queries."""

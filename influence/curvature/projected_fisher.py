@@ -1,0 +1,164 @@
+"""The projected Gauss-Newton (Fisher) matrix of each module, from stored rows.
+
+For module m with projected gradients V_n, [Q, P], the block is F_m = (1/N) Σ_n vec(V_n) vec(V_n)ᵀ, [QP, QP]: the
+Fisher of the *mean* example loss in the projected coordinates, block diagonal over modules. The rows are gradients of
+the data's own labels, so this is the empirical Fisher. It is summed in float64 as mergeable partials, decomposed once
+in float64, and applied as (F + λ)^power with λ = c · mean(Λ) per module.
+
+Source: Choe et al. 2024, "What is Your Data Worth to GPT?" (LoGra), section 3; Park et al. 2023 (TRAK), equation 15.
+"""
+
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from influence.axes import ND, ModuleColumns
+from influence.curvature.damping import Damping
+from influence.errors import CurvatureError
+
+log = logging.getLogger(__name__)
+
+COLUMN_LIMIT = 16_384
+"""The widest block (Q·P columns) that is decomposed; its matrix holds the square of that in float64."""
+
+
+@dataclass
+class FisherSums:
+    """Σ_n vec(V_n) vec(V_n)ᵀ of each module over some rows; sums of disjoint rows merge by addition."""
+
+    modules: tuple[ModuleColumns, ...]
+    count: int = 0
+    sums: dict[str, Tensor] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Refuse blocks too wide to decompose, by name, and start the sums at zero."""
+        for module in self.modules:
+            width = module.stop - module.start
+            if width > COLUMN_LIMIT:
+                raise CurvatureError(
+                    f"{module.name} has {width:,} columns ({module.q}×{module.p}); its Fisher would be {width:,}² and "
+                    f"the limit is {COLUMN_LIMIT:,}. Use a narrower projection, or a recipe without a "
+                    "Fisher (graddot, gradcos)."
+                )
+            if module.name not in self.sums:
+                self.sums[module.name] = torch.zeros(width, width, dtype=torch.float64)
+
+    def add(self, rows: ND) -> None:
+        """Add rows [n, D], gradients of the summed example loss, to the sums."""
+        self.count += len(rows)
+        for module in self.modules:
+            block = rows[:, module.start : module.stop].to("cpu")
+            self.sums[module.name] += block.T @ block
+
+    def merge(self, other: Self) -> None:
+        """Add the sums of other rows; merge in a fixed order for the same bits every time."""
+        self.count += other.count
+        for name, total in self.sums.items():
+            total += other.sums[name]
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the state as named tensors, to be saved."""
+        return {"count": torch.tensor(self.count), **{f"sum.{name}": total for name, total in self.sums.items()}}
+
+    @classmethod
+    def from_tensors(cls, modules: Sequence[ModuleColumns], tensors: Mapping[str, Tensor]) -> Self:
+        """Return the sums that `tensors()` gave."""
+        sums = {module.name: tensors[f"sum.{module.name}"] for module in modules}
+        return cls(tuple(modules), int(tensors["count"]), sums)
+
+
+@dataclass(frozen=True)
+class Spectrum:
+    """What one module's eigenvalues look like under its damping, for people to read."""
+
+    module: str
+    largest: float
+    mean: float
+    damping: float
+    trace_share_under_damping: float
+
+
+@dataclass(frozen=True)
+class ProjectedFisher:
+    """(F + λ) of each module, decomposed: apply it to as many queries as there are.
+
+    Attributes:
+        modules: Which columns each block stands on.
+        eigenvalues: Λ of each module, [QP], float64, ascending.
+        eigenvectors: Their eigenvectors as columns, [QP, QP].
+        dampings: λ of each module.
+    """
+
+    modules: tuple[ModuleColumns, ...]
+    eigenvalues: tuple[Tensor, ...]
+    eigenvectors: tuple[Tensor, ...]
+    dampings: tuple[float, ...]
+
+    @classmethod
+    def prepare(cls, sums: FisherSums, damping: Damping, dtype: torch.dtype = torch.float32) -> Self:
+        """Decompose the mean of the sums.
+
+        Args:
+            sums: Over every row, or over a sample of them.
+            damping: λ, relative to each module's mean eigenvalue unless absolute.
+            dtype: Of the eigenvectors and of what `apply` computes in; the decomposition itself is float64.
+
+        Raises:
+            CurvatureError: No rows, a sum that isn't finite, or a singular block without damping; the module is named.
+        """
+        if sums.count == 0:
+            raise CurvatureError("A Fisher needs rows; there are none.")
+        values, vectors, dampings = [], [], []
+        for module in sums.modules:
+            matrix = sums.sums[module.name] / sums.count
+            if not bool(torch.isfinite(matrix).all()):
+                raise CurvatureError(f"The Fisher of {module.name} is not finite: a row's gradient overflowed.")
+            found, basis = torch.linalg.eigh(matrix)
+            found = found.clamp(min=0)
+            damp = damping.resolve(float(found.mean()))
+            singular = float(found[0]) <= float(found[-1]) * len(found) * torch.finfo(torch.float64).eps
+            if damp == 0 and singular:
+                raise CurvatureError(
+                    f"The Fisher of {module.name} ({len(found)} columns, {sums.count} rows) is singular and the damping "
+                    "is 0: set a damping above 0, or use more rows than columns."
+                )
+            values.append(found)
+            vectors.append(basis.to(dtype))
+            dampings.append(damp)
+        return cls(sums.modules, tuple(values), tuple(vectors), tuple(dampings))
+
+    def apply(self, vectors: ND, power: float = -1.0) -> ND:
+        """Return (F + λ)^power v for every vector, [n, D]: −1 on one side, or −½ on each."""
+        out = torch.empty_like(vectors)
+        parts = zip(self.modules, self.eigenvalues, self.eigenvectors, self.dampings, strict=True)
+        for module, values, basis, damping in parts:
+            columns = slice(module.start, module.stop)
+            scale = ((values + damping) ** power).to(basis.dtype)
+            out[:, columns] = (((vectors[:, columns].to(basis.dtype) @ basis) * scale) @ basis.T).to(out.dtype)
+        return out
+
+    def spectra(self) -> Iterable[Spectrum]:
+        """Yield each module's spectrum; the share of the trace below λ says how much the damping decides."""
+        for module, values, damping in zip(self.modules, self.eigenvalues, self.dampings, strict=True):
+            trace = float(values.sum())
+            under = float(values[values < damping].sum()) / trace if trace else 0.0
+            yield Spectrum(module.name, float(values[-1]), float(values.mean()), damping, under)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the state as named tensors, to be saved."""
+        named = {"dampings": torch.tensor(self.dampings, dtype=torch.float64)}
+        for module, values, basis in zip(self.modules, self.eigenvalues, self.eigenvectors, strict=True):
+            named[f"eigenvalues.{module.name}"] = values
+            named[f"eigenvectors.{module.name}"] = basis.contiguous()
+        return named
+
+    @classmethod
+    def from_tensors(cls, modules: Sequence[ModuleColumns], tensors: Mapping[str, Tensor]) -> Self:
+        """Return the state that `tensors()` gave."""
+        values = tuple(tensors[f"eigenvalues.{module.name}"] for module in modules)
+        vectors = tuple(tensors[f"eigenvectors.{module.name}"] for module in modules)
+        return cls(tuple(modules), values, vectors, tuple(tensors["dampings"].tolist()))

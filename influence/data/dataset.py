@@ -1,0 +1,269 @@
+"""A data set, opened: rows in their order, memory-mapped, never the whole set in memory.
+
+JSON Lines, CSV and Parquet files are read once, by `records`, into the memory-mapped cache of `datasets` (see `cache`).
+Folders that `datasets` saved and data sets of the hub are memory-mapped as they are.
+"""
+
+import glob
+import json
+import os
+import re
+from collections.abc import Callable, Iterator
+from hashlib import file_digest, sha256
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from influence.data.cache import cached_rows, no_progress_bars
+from influence.data.columns import CONTENT_ROLES, Columns, Layout, Shape, canonical_row, example_of, find_layout
+from influence.data.example import Example
+from influence.data.integrity import check_ids, check_nulls
+from influence.data.records import FileFormat, columns_of
+from influence.errors import DataError
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+TaskKind = Literal["causal_lm", "sequence_classification"]
+
+SUFFIXES: dict[str, FileFormat] = {
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".json": "jsonl",
+    ".csv": "csv",
+    ".parquet": "parquet",
+    ".pq": "parquet",
+}
+HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
+ROWS_PER_READ = 256
+
+
+class DataSettings(BaseModel):
+    """Where the rows are and how long ones are treated.
+
+    Attributes:
+        path: A file, a pattern of files (`corpus/*.jsonl`, read in the order of their names), a folder written by
+            `datasets.save_to_disk`, or the name of a data set on the hub.
+        format: `auto` goes by the suffix, or by what the folder holds.
+        split: The split of a saved or hub data set.
+        name: The configuration of a hub data set.
+        columns: The names that the user's data gives to each role.
+        max_tokens: The most tokens that are processed together.
+        long_rows: Longer rows are cut off (`truncate`), or cut into parts that map back to their row (`split`).
+        append_eos: Ends every text, completion and conversation with the tokeniser's end-of-sequence token, scored.
+        limit: Read this many rows only.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    path: str
+    format: Literal["auto", "jsonl", "csv", "parquet", "saved", "hub"] = "auto"
+    split: str = "train"
+    name: str | None = None
+    columns: Columns = Columns()
+    max_tokens: int = Field(default=512, ge=2)
+    long_rows: Literal["truncate", "split"] = "truncate"
+    append_eos: bool = False
+    limit: int | None = Field(default=None, ge=1)
+
+
+class Rows:
+    """The rows of an opened data set; see `open_rows`.
+
+    Attributes:
+        place: The path or name it was opened from, for messages.
+        shape: Which columns hold the content, the same for all rows.
+    """
+
+    def __init__(self, dataset: "Dataset", layout: Layout, place: str, *, canonical: bool, digest: Callable[[], str]):
+        self.place = place
+        self.shape: Shape = layout.shape
+        self._dataset = dataset
+        self._layout = layout
+        self._canonical = canonical
+        self._digest = digest
+
+    def __len__(self) -> int:
+        return len(self._dataset)
+
+    @property
+    def has_label(self) -> bool:
+        """Whether rows come with a class."""
+        if self._layout.has("label") or not self._canonical:
+            return self._layout.has("label")
+        return self._dataset.data.column("label").null_count < len(self)
+
+    def example(self, row: int) -> Example:
+        """Return one row, counted from 0."""
+        return next(self.examples(row, row + 1))
+
+    def examples(self, start: int = 0, stop: int | None = None) -> Iterator[Example]:
+        """Yield the rows `start` to `stop` (exclusive; None for all) in their order, a few hundred in memory at a time.
+
+        Raises:
+            DataError: A value of a saved or hub data set is null or of the wrong type; the message names the row.
+            IndexError: The range is not one of this data set.
+        """
+        stop = len(self) if stop is None else stop
+        if not 0 <= start <= stop <= len(self):
+            raise IndexError(f"Rows {start} to {stop} are not in {self.place}, which has {len(self)}.")
+        for block in range(start, stop, ROWS_PER_READ):
+            columns = self._dataset[block : min(block + ROWS_PER_READ, stop)]
+            for row, values in enumerate(zip(*columns.values(), strict=True), start=block):
+                record = dict(zip(columns, values, strict=True))
+                if not self._canonical:
+                    record = canonical_row(record, self._layout, f"{self.place}, row {row} (counted from 0)")
+                yield example_of(row, record, self.shape)
+
+    def digest(self) -> str:
+        """Return the SHA-256 of the input file's bytes, or of several files' digests; a hub set's fingerprint."""
+        return self._digest()
+
+    def check(self, kind: TaskKind) -> None:
+        """Check, in one pass over the columns concerned, what a task needs of the whole data set.
+
+        Raises:
+            DataError: A column that the task needs is missing, a content or label is null, or an id is given twice.
+        """
+        if kind == "sequence_classification":
+            if not self.has_label:
+                raise DataError(
+                    f"{self.place} has no label column, which a sequence classifier needs. "
+                    f"Columns found: {self._layout.listing}. "
+                    "Add a column 'label' with each row's class, or name yours in data.columns.label."
+                )
+            if self.shape not in ("text", "input_ids"):
+                raise DataError(
+                    f"{self.place} holds rows of shape {self.shape!r}; a classifier reads 'text' or 'input_ids'. "
+                    "Join what it reads into one column."
+                )
+        column = {role: role if self._canonical else name for role, name in self._layout.names.items()}
+        if not self._canonical:
+            check_nulls(self._dataset, [column[role] for role in CONTENT_ROLES[self.shape]], self.place)
+        if kind == "sequence_classification":
+            check_nulls(self._dataset, [column["label"]], self.place)
+        if self._layout.has("id"):
+            check_nulls(self._dataset, [column["id"]], self.place)
+            check_ids(self._dataset, column["id"], self.place)
+
+
+def open_rows(settings: DataSettings) -> Rows:
+    """Open a data set. The first process reads its files once; any other finds them in the cache of `datasets`.
+
+    Raises:
+        DataError: It is missing, empty, unreadable (the message names file and line), or its columns make no shape.
+    """
+    kind, files = _locate(settings)
+    if kind == "saved":
+        return _open_saved(settings)
+    if kind == "hub":
+        return _open_hub(settings)
+    layout = find_layout(columns_of(files[0], kind), settings.columns, files[0])
+    if kind == "csv" and layout.shape in ("messages", "input_ids"):
+        raise DataError(
+            f"{files[0]}: the column of {layout.shape} is a list, which CSV can't hold. Write jsonl or parquet."
+        )
+    dataset = cached_rows(files, kind, layout, settings.limit)
+    place = files[0] if len(files) == 1 else settings.path
+    return Rows(dataset, layout, place, canonical=True, digest=lambda: _digest_files(files))
+
+
+def _locate(settings: DataSettings) -> tuple[Literal["jsonl", "csv", "parquet", "saved", "hub"], tuple[str, ...]]:
+    path, given = settings.path, settings.format
+    if given == "hub":
+        return "hub", ()
+    local = os.path.abspath(os.path.expanduser(path))
+    if os.path.isdir(local):
+        if given not in ("auto", "saved") or not _is_saved(Path(local)):
+            raise DataError(
+                f"{path} is a folder{'' if _is_saved(Path(local)) else ' that datasets.save_to_disk did not write'}; "
+                f"expected {'a saved data set' if given in ('auto', 'saved') else 'a ' + given + ' file'}. "
+                f"For a folder of files give a pattern, such as {os.path.join(path, '*.jsonl')}."
+            )
+        return "saved", ()
+    files = (
+        (local,) if os.path.isfile(local) else tuple(sorted(filter(os.path.isfile, glob.glob(local, recursive=True))))
+    )
+    if not files:
+        if given == "auto" and HUB_NAME.fullmatch(path) and Path(path).suffix.lower() not in SUFFIXES:
+            return "hub", ()
+        wanted = {"auto": "a file, a folder or a pattern of files", "saved": "a folder"}.get(given, f"a {given} file")
+        raise DataError(f"There is nothing at {path} (looked for {local}). Expected {wanted}; check data.path.")
+    if given == "saved":
+        raise DataError(f"{path} is a file, expected a folder that datasets.save_to_disk wrote. Set data.format: auto.")
+    formats = {SUFFIXES.get(Path(file).suffix.lower()) for file in files} if given == "auto" else {given}
+    if len(formats) > 1 or None in formats:
+        raise DataError(
+            f"Can't tell the format of {path} from its suffix. Known suffixes: {', '.join(SUFFIXES)}. "
+            "Set data.format to jsonl, csv or parquet."
+        )
+    return next(iter(formats)), files  # type: ignore[return-value]
+
+
+def _is_saved(folder: Path) -> bool:
+    return (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file()
+
+
+def _open_saved(settings: DataSettings) -> Rows:
+    from datasets import Dataset
+
+    folder = Path(os.path.abspath(os.path.expanduser(settings.path)))
+    try:
+        if (folder / "dataset_dict.json").is_file():
+            splits = json.loads((folder / "dataset_dict.json").read_text(encoding="utf-8"))["splits"]
+            if settings.split not in splits:
+                found = ", ".join(splits) or "none"
+                raise DataError(f"{folder} has no split {settings.split!r}. Splits found: {found}. Set data.split.")
+            folder = folder / settings.split
+        files = _saved_files(folder)
+        if not files:
+            raise DataError(f"{folder} has no rows. Expected at least one row.")
+        dataset = Dataset.load_from_disk(str(folder))
+    except DataError:
+        raise
+    except Exception as error:
+        raise DataError(f"{folder} looks like a saved data set but can't be opened: {error}") from error
+    return _native_rows(dataset, settings, str(folder), lambda: _digest_files(files))
+
+
+def _open_hub(settings: DataSettings) -> Rows:
+    import datasets
+
+    wanted = f"data set {settings.path!r}" + (f", configuration {settings.name!r}" if settings.name else "")
+    try:
+        with no_progress_bars():
+            dataset = datasets.load_dataset(settings.path, settings.name, split=settings.split)
+    except Exception as error:
+        raise DataError(
+            f"Looked for the {wanted}, split {settings.split!r}, on the hub, because no file or folder has that name "
+            f"here, and could not load it: {str(error) or type(error).__name__}. "
+            "Check the name and the connection, or give a file."
+        ) from error
+    if not isinstance(dataset, datasets.Dataset):
+        raise DataError(f"The {wanted} on the hub gave a {type(dataset).__name__}, not one split; set data.split.")
+    fingerprint = dataset._fingerprint
+    return _native_rows(dataset, settings, settings.path, lambda: fingerprint)
+
+
+def _native_rows(dataset: "Dataset", settings: DataSettings, place: str, digest: Callable[[], str]) -> Rows:
+    layout = find_layout(dataset.column_names, settings.columns, place)
+    if len(dataset) == 0:
+        raise DataError(f"{place} has columns but no rows. Expected at least one row.")
+    dataset = dataset.with_format(None).select_columns([name for name in layout.names.values() if name in layout.found])
+    if settings.limit is not None:
+        dataset = dataset.select(range(min(settings.limit, len(dataset))))
+    return Rows(dataset, layout, place, canonical=False, digest=digest)
+
+
+def _saved_files(folder: Path) -> tuple[str, ...]:
+    state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+    return tuple(str(folder / entry["filename"]) for entry in state["_data_files"])
+
+
+def _digest_files(files: tuple[str, ...]) -> str:
+    digests = []
+    for file in files:
+        with open(file, "rb") as stream:
+            digests.append(file_digest(stream, "sha256").hexdigest())
+    return digests[0] if len(digests) == 1 else sha256("".join(digests).encode()).hexdigest()

@@ -1,0 +1,146 @@
+"""One row of a data set, or one query, before it is tokenised.
+
+A query travels through the same functions as a row, so it is an `Example` too: its `row` is −1.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import Any
+
+from influence.errors import DataError
+
+QUERY_ROW = -1
+"""The `row` of an example that belongs to no data set."""
+
+
+@dataclass(frozen=True, slots=True)
+class TextContent:
+    """A text of which every token but the first is scored."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class PromptContent:
+    """A prompt and what follows it; only the completion's tokens are scored."""
+
+    prompt: str
+    completion: str
+
+
+@dataclass(frozen=True, slots=True)
+class MessagesContent:
+    """A conversation, rendered by the tokeniser's chat template; only the assistant's turns are scored."""
+
+    messages: tuple[Mapping[str, Any], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class TokenContent:
+    """Tokens given as they are.
+
+    `labels` is as long as `input_ids`, −100 where a token is not scored; None scores all but the first.
+    """
+
+    input_ids: tuple[int, ...]
+    labels: tuple[int, ...] | None = None
+
+
+Content = TextContent | PromptContent | MessagesContent | TokenContent
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One row or query.
+
+    Attributes:
+        row: Position in the data set, counted from 0; −1 for a query.
+        id: The id the row was given, else the digest of its content.
+        text: What people read: the text, prompt and completion joined, or the turns of the messages. Empty for tokens,
+            which `tokenise.readable` decodes.
+        content: What is tokenised.
+        source: Where the row came from, for people.
+        uri: Where it can be looked up.
+        label: A class's number or name, for classifiers.
+    """
+
+    row: int
+    id: str
+    text: str
+    content: Content
+    source: str | None = None
+    uri: str | None = None
+    label: int | str | None = None
+
+    @classmethod
+    def query(cls, prompt: str, completion: str, *, id: str | None = None) -> "Example":
+        """Return a query: what made the model say `completion` after `prompt`?
+
+        Args:
+            prompt: What the model was given; may be empty.
+            completion: What it said.
+            id: A name for the query; its content digest when None.
+
+        Raises:
+            DataError: One of the two is not text that UTF-8 can hold.
+        """
+        for name, value in (("prompt", prompt), ("completion", completion)):
+            if not isinstance(value, str):
+                raise DataError(f"The query's {name} is {type(value).__name__} {value!r:.80}, expected a string.")
+            try:
+                value.encode()
+            except UnicodeEncodeError as error:
+                raise DataError(
+                    f"The query's {name} has half of a surrogate pair at character {error.start}, "
+                    "which UTF-8 can't hold. Was it read with the wrong encoding?"
+                ) from None
+        content = PromptContent(prompt, completion)
+        return cls(QUERY_ROW, content_id(content) if id is None else str(id), readable_text(content), content)
+
+
+def content_id(content: Content) -> str:
+    """Return the id of a row that was given none: 16 hex digits of the SHA-256 of its content as canonical JSON.
+
+    Rows with the same content share it.
+    """
+    match content:
+        case TextContent(text):
+            parts: dict[str, Any] = {"text": text}
+        case PromptContent(prompt, completion):
+            parts = {"prompt": prompt, "completion": completion}
+        case MessagesContent(messages):
+            parts = {"messages": messages}
+        case TokenContent(input_ids, labels):
+            parts = {"input_ids": input_ids, "labels": labels}
+    canonical = json.dumps(parts, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    return sha256(canonical.encode()).hexdigest()[:16]
+
+
+def readable_text(content: Content) -> str:
+    """Return what people read of a content; empty for tokens, which only a tokeniser can decode."""
+    match content:
+        case TextContent(text):
+            return text
+        case PromptContent(prompt, completion):
+            return prompt + completion
+        case MessagesContent(messages):
+            return "\n".join(f"{message['role']}: {_spoken(message.get('content'))}" for message in messages)
+        case TokenContent():
+            return ""
+
+
+def _spoken(content: Any) -> str:
+    if content is None:
+        return ""
+    return content if isinstance(content, str) else json.dumps(content, ensure_ascii=False)
+
+
+def place_of(example: Example) -> str:
+    """Return how a message names an example."""
+    return (
+        f"Query {example.id!r}"
+        if example.row == QUERY_ROW
+        else f"Row {example.row} (counted from 0, id {example.id!r})"
+    )

@@ -1,0 +1,165 @@
+"""Records of JSON Lines, CSV and Parquet files, one at a time, each with the place it came from.
+
+These readers stand in front of `datasets`, which keeps what they give in its memory-mapped cache. Its own loaders infer
+types from values: a JSON string that looks like a date becomes a timestamp, the CSV cell "NA" becomes a null, a short
+CSV row is filled up. For a corpus that is corruption, so nothing is inferred here, and complaints name file and line.
+"""
+
+import csv
+import json
+from collections.abc import Generator, Iterator
+from contextlib import closing
+from typing import Any, Literal
+
+from influence.errors import DataError
+
+FileFormat = Literal["jsonl", "csv", "parquet"]
+
+LARGEST_CELL = 2**31 - 1
+BOM = b"\xef\xbb\xbf"
+PARQUET_BATCH = 512
+
+Placed = tuple[str, dict[str, Any]]
+"""Where a record was found (file and line, or file and row), and the record."""
+
+
+def columns_of(file: str, file_format: FileFormat) -> tuple[str, ...]:
+    """Return the columns of a file: the keys of its first JSON object, its CSV header, or its Parquet schema.
+
+    Raises:
+        DataError: The file is empty or can't be read.
+    """
+    if file_format == "parquet":
+        return tuple(_parquet(file).schema_arrow.names)
+    if file_format == "csv":
+        with closing(_csv_rows(file)) as rows:
+            for _, header in rows:
+                return tuple(header)
+    else:
+        with closing(_jsonl(file)) as records:
+            for _, record in records:
+                return tuple(record)
+    raise DataError(f"{file} is empty: there is no row in it. Expected at least one.")
+
+
+def records(file: str, file_format: FileFormat, wanted: tuple[str, ...]) -> Iterator[Placed]:
+    """Yield a file's records in order; `wanted` names the columns a Parquet reader need not skip.
+
+    Raises:
+        DataError: A line is not UTF-8, not JSON, or has not the header's number of cells; or this is no Parquet file.
+    """
+    if file_format == "parquet":
+        return _parquet_records(file, wanted)
+    return _csv_records(file) if file_format == "csv" else _jsonl(file)
+
+
+def _lines(file: str) -> Iterator[str]:
+    try:
+        with open(file, "rb") as stream:
+            for number, line in enumerate(stream, start=1):
+                yield _decoded(line.removeprefix(BOM) if number == 1 else line, f"{file}, line {number}")
+    except OSError as error:
+        raise DataError(f"{file} can't be read: {error.strerror or error}.") from None
+
+
+def _decoded(line: bytes, where: str) -> str:
+    try:
+        return line.decode()
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{where}: byte {error.start + 1} of the line, 0x{line[error.start]:02x}, is not valid UTF-8. "
+            "If the file has another encoding, convert it (iconv -f latin1 -t utf-8)."
+        ) from None
+
+
+def _jsonl(file: str) -> Generator[Placed, None, None]:
+    for number, line in enumerate(_lines(file), start=1):
+        if not line.strip():
+            continue
+        where = f"{file}, line {number}"
+        try:
+            record = json.loads(line)
+            if "\\ud" in line or "\\uD" in line:
+                json.dumps(record, ensure_ascii=False).encode()
+        except json.JSONDecodeError as error:
+            raise DataError(
+                f"{where}: malformed JSON: {error.msg} at column {error.colno}, in {line.strip()!r:.80}. "
+                "Expected one JSON object a line."
+            ) from None
+        except UnicodeEncodeError:
+            raise DataError(
+                f"{where}: a \\u escape is half of a surrogate pair. Expected both halves, or the character."
+            ) from None
+        except (RecursionError, ValueError) as error:
+            raise DataError(f"{where}: JSON that can't be read: {error}.") from None
+        if not isinstance(record, dict):
+            array = (
+                " The file looks like one JSON array; write its objects one a line." if isinstance(record, list) else ""
+            )
+            raise DataError(f"{where}: found a JSON {type(record).__name__}, expected one JSON object a line.{array}")
+        yield where, record
+
+
+def _csv_rows(file: str) -> Generator[tuple[str, list[str]], None, None]:
+    # The limit on a cell, 128 KiB unless raised, is a setting of the whole process: it is put back.
+    limit = csv.field_size_limit(LARGEST_CELL)
+    try:
+        reader = csv.reader(_lines(file), strict=True)
+        start = 1
+        while True:
+            try:
+                cells = next(reader)
+            except StopIteration:
+                return
+            except csv.Error as error:
+                raise DataError(
+                    f"{file}, line {start}: malformed CSV: {error}. "
+                    "Cells with commas, quotes or line ends must be quoted."
+                ) from None
+            if cells:
+                yield f"{file}, line {start}", cells
+            start = reader.line_num + 1
+    finally:
+        csv.field_size_limit(limit)
+
+
+def _csv_records(file: str) -> Iterator[Placed]:
+    rows = _csv_rows(file)
+    where, header = next(rows, (file, []))
+    twice = [name for name in header if header.count(name) > 1]
+    if twice:
+        raise DataError(f"{where}: the header has {twice[0]!r} twice. Columns found: {', '.join(map(repr, header))}.")
+    for where, cells in rows:
+        if len(cells) != len(header):
+            raise DataError(
+                f"{where}: found {len(cells)} cells, expected {len(header)} as in the header ({', '.join(header)}). "
+                "Is a comma or a line end unquoted?"
+            )
+        # An empty cell is an empty text where a text is due, and nothing at all elsewhere; `canonical_row` decides.
+        yield where, dict(zip(header, cells, strict=True))
+
+
+def _parquet(file: str) -> Any:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        return pq.ParquetFile(file, memory_map=True)
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"{file} is not a Parquet file that can be read: {error}") from None
+
+
+def _parquet_records(file: str, wanted: tuple[str, ...]) -> Iterator[Placed]:
+    import pyarrow as pa
+
+    reader = _parquet(file)
+    row = 0
+    try:
+        for batch in reader.iter_batches(
+            PARQUET_BATCH, columns=[name for name in reader.schema_arrow.names if name in wanted]
+        ):
+            for record in batch.to_pylist():
+                yield f"{file}, row {row} (counted from 0)", record
+                row += 1
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"{file}: can't be read past row {row} (counted from 0): {error}") from None

@@ -1,0 +1,222 @@
+"""The demo's model: a small Llama-style language model, trained from scratch on the corpus.
+
+Its own byte-level BPE tokeniser, transformers' `Trainer`, AdamW with a cosine schedule, batches of rows of one length under a
+token budget (the same tokeniser call and the same batches as in the capture). The result is an ordinary checkpoint folder.
+
+Everything is seeded and runs on the CPU in float32 with a fixed number of threads: the same corpus gives the same weights on
+the same machine. The random generators and torch's thread count are put back afterwards.
+"""
+
+import random
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
+from transformers.utils import logging as transformers_logging
+
+from influence.data.batch import Batch, collate, cut_batches
+from influence.data.dataset import DataSettings, open_rows
+from influence.data.tokenise import tokenise
+from influence.pipeline.progress import Report, Step, silent
+
+END, PAD = "<|end|>", "<|pad|>"
+HEAD = 32
+"""Width of an attention head."""
+
+
+class TrainSettings(BaseModel):
+    """The size of the demo's model and of its training. Frozen; part of what a trained folder is known by."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    vocabulary: Annotated[int, Field(ge=300)] = 4096
+    layers: Annotated[int, Field(ge=1)] = 4
+    hidden: Annotated[int, Field(ge=HEAD, multiple_of=HEAD)] = 192
+    epochs: Annotated[int, Field(ge=1)] = 3
+    token_budget: Annotated[int, Field(ge=2)] = 1024
+    """Padded tokens a training batch holds."""
+    learning_rate: Annotated[float, Field(gt=0)] = 3e-3
+    most_steps: Annotated[int, Field(ge=1)] | None = None
+    """Stop after this many steps, whatever the epochs."""
+    threads: Annotated[int, Field(ge=1)] = 2
+    """Fixed, because the order of float additions depends on it."""
+    seed: Annotated[int, Field(ge=0)] = 0
+
+
+def train(data: DataSettings, folder: Path, settings: TrainSettings = TrainSettings(), progress: Report | None = None) -> None:
+    """Train a tokeniser and a model on a data set and save both as one checkpoint folder.
+
+    Args:
+        data: The rows, as a run file names them; `max_tokens` cuts them.
+        folder: Replaced in one step when the training is done; an interrupted training leaves nothing there.
+        settings: Sizes and seed.
+        progress: Called after every optimiser step with a `Step` of the stage `training`.
+
+    Raises:
+        DataError: The data can't be read.
+    """
+    rows = open_rows(data)
+    examples = list(rows.examples(0, len(rows)))
+    tokeniser = train_tokeniser([example.text for example in examples], settings.vocabulary)
+    parts = [part for part in tokenise(examples, tokeniser, data) if part.scored]
+    groups = cut_batches([len(part.input_ids) for part in parts], settings.token_budget)
+    batches = [collate([parts[index] for index in group], int(tokeniser.pad_token_id)) for group in groups]
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as scratch, _seeded(settings), _quiet():
+        model = new_model(tokeniser, settings, data.max_tokens)
+        _fit(model, batches, settings, Path(scratch), progress or silent)
+        made = Path(scratch, "checkpoint")
+        model.save_pretrained(made)
+        tokeniser.save_pretrained(made)
+        if folder.exists():
+            shutil.rmtree(folder)
+        made.rename(folder)
+
+
+def train_tokeniser(texts: Sequence[str], vocabulary: int) -> PreTrainedTokenizerFast:
+    """Return a byte-level BPE tokeniser learnt from texts, with an end-of-text and a padding token."""
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    learner = trainers.BpeTrainer(
+        vocab_size=vocabulary,
+        special_tokens=[END, PAD],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    bpe.train_from_iterator(texts, learner)
+    return PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token=END, pad_token=PAD)
+
+
+def new_model(tokeniser: PreTrainedTokenizerFast, settings: TrainSettings, positions: int) -> LlamaForCausalLM:
+    """Return an untrained model of the settings' size, float32; embeddings and unembedding share their weight."""
+    config = LlamaConfig(
+        vocab_size=len(tokeniser),
+        hidden_size=settings.hidden,
+        intermediate_size=settings.hidden * 8 // 3 // HEAD * HEAD,
+        num_hidden_layers=settings.layers,
+        num_attention_heads=settings.hidden // HEAD,
+        num_key_value_heads=settings.hidden // HEAD,
+        max_position_embeddings=positions,
+        tie_word_embeddings=True,
+        bos_token_id=tokeniser.eos_token_id,
+        eos_token_id=tokeniser.eos_token_id,
+        pad_token_id=tokeniser.pad_token_id,
+        use_cache=False,
+    )
+    return LlamaForCausalLM(config)
+
+
+def _fit(model: LlamaForCausalLM, batches: Sequence[Batch], settings: TrainSettings, scratch: Path, report: Report) -> None:
+    arguments = TrainingArguments(
+        output_dir=str(scratch / "trainer"),
+        per_device_train_batch_size=1,  # an item is a whole batch
+        num_train_epochs=settings.epochs,
+        max_steps=settings.most_steps or -1,
+        learning_rate=settings.learning_rate,
+        lr_scheduler_type="cosine",
+        warmup_steps=max(1, settings.epochs * len(batches) // 20),
+        weight_decay=0.01,
+        adam_beta2=0.98,
+        seed=settings.seed,
+        use_cpu=True,
+        logging_strategy="no",
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        dataloader_pin_memory=False,
+    )
+    callback = _Progress(report, rows=sum(len(batch.positions) for batch in batches) / len(batches))
+    trainer = Trainer(
+        model, arguments, train_dataset=_Batches(batches), data_collator=_only, callbacks=[callback]
+    )
+    trainer.remove_callback(PrinterCallback)
+    trainer.train()
+
+
+class _Batches(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
+    """Ready batches, one an item; the Trainer shuffles their order anew every epoch."""
+
+    def __init__(self, batches: Sequence[Batch]) -> None:
+        self.batches = batches
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        batch = self.batches[index]
+        return {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask, "labels": batch.labels}
+
+
+def _only(items: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    (item,) = items
+    return item
+
+
+class _Progress(TrainerCallback):
+    """Reports every optimiser step."""
+
+    def __init__(self, report: Report, rows: float) -> None:
+        self.report = report
+        self.rows = rows
+        self.began = time.monotonic()
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.began = time.monotonic()
+        self.report(Step("training", 0, state.max_steps))
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        seconds = time.monotonic() - self.began
+        self.report(Step("training", state.global_step, state.max_steps, seconds=seconds))
+
+
+@contextmanager
+def _seeded(settings: TrainSettings) -> Iterator[None]:
+    """Seed every generator that transformers draws from and fix torch's threads; put all of it back afterwards."""
+    python, numpy, threads = random.getstate(), np.random.get_state(), torch.get_num_threads()
+    with torch.random.fork_rng(devices=[]):
+        random.seed(settings.seed)
+        np.random.seed(settings.seed)
+        torch.manual_seed(settings.seed)
+        torch.set_num_threads(settings.threads)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(threads)
+            random.setstate(python)
+            np.random.set_state(numpy)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep transformers' own bars and notes off the terminal for a while."""
+    bars, level = transformers_logging.is_progress_bar_enabled(), transformers_logging.get_verbosity()
+    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(level)
+        if bars:
+            transformers_logging.enable_progress_bar()
+
+
+__all__ = ["TrainSettings", "new_model", "train", "train_tokeniser"]

@@ -1,0 +1,1 @@
+"""A trained model from its folder, frozen and checked, and the layers of it whose gradients are rows."""

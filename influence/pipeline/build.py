@@ -1,0 +1,240 @@
+"""A build from first to last: look, lock, probe, capture, curvature, index. Each step does only what is missing."""
+
+import logging
+import platform
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from distributed import Client
+
+from influence.config import RunConfig, save_config
+from influence.data.dataset import Rows, open_rows
+from influence.errors import Incomplete
+from influence.pipeline import capture_stage, curvature_stage, index_stage
+from influence.pipeline.cluster import connect
+from influence.pipeline.fingerprint import Probed, all_parts, settled_parts
+from influence.pipeline.plan import MIN_ROWS, plan_shards, rows_per_shard
+from influence.pipeline.probe import ProbeTask, run_probe
+from influence.pipeline.progress import Report, Stage
+from influence.pipeline.session import CaptureSpec
+from influence.pipeline.submit import run_tasks
+from influence.pipeline.worker import install
+from influence.recipe import Recipe
+from influence.store.manifest import MANIFEST, Manifest, Part, ShardRange, check_fingerprint, fingerprint_of
+from influence.store.reader import missing_shards
+from influence.store.writer import HOLDER, LOCK, lock_run
+from influence.vectors.whiten import Comparison
+
+log = logging.getLogger(__name__)
+
+CONFIG = "config.yaml"
+SOFTWARE = ("influence", "torch", "transformers", "tokenizers", "datasets", "numpy")
+
+
+def build_run(config: RunConfig, run_dir: Path, report: Report | None = None) -> None:
+    """Build a run, or the part of it that is missing.
+
+    Args:
+        config: What to build.
+        run_dir: Where. A directory that holds this run is completed; one that holds another is refused.
+        report: Called with every step of every stage.
+
+    Raises:
+        FingerprintMismatch: The directory holds rows of another run; the message names the settings that differ.
+        RunLocked: Another build is writing into it.
+        Incomplete: Interrupted, or the disk is full. The same build goes on from there.
+        InfluenceError: Anything else that is wrong with the settings, the data or the model.
+    """
+    index_stage.check_index(config.index)
+    rows = open_rows(config.data)
+    rows.check(config.model.kind)
+    with _locked(run_dir):
+        try:
+            settled = settled_parts(config, rows)
+            manifest = _capture(config, run_dir, rows, settled, report)
+            _finish(config.recipe, config, run_dir, manifest, report)
+        except KeyboardInterrupt:
+            raise Incomplete(
+                f"Interrupted. {_standing(run_dir)} Run the same build again to go on from there."
+            ) from None
+
+
+def _capture(config: RunConfig, run_dir: Path, rows: Rows, settled: dict[str, Part], report: Report | None) -> Manifest:
+    """Bring manifest, rows and partial sums up to date. A cluster starts only if there is work for it."""
+    manifest = _standing_manifest(run_dir, settled)
+    todo, zeros = capture_stage.missing(run_dir, manifest) if manifest else ([], [])
+    if manifest and not todo and not _curvature_work(config.recipe, run_dir, manifest):
+        _settle(config, run_dir, manifest)
+        Stage("capture", len(manifest.shards), report, done=len(manifest.shards))
+        capture_stage.report_zero_rows(zeros, manifest.rows)
+        return manifest
+    most = -(-len(rows) // (config.store.rows_per_shard or MIN_ROWS))
+    with connect(config.cluster, most) as client:
+        install(client, config.cluster.threads_per_worker, local=config.cluster.kind == "local")
+        if manifest is None or todo:
+            probed = probe_on(client, CaptureSpec.of(config), shared=run_dir / LOCK)
+            manifest = _write_manifest(config, run_dir, rows, settled, probed)
+            todo, zeros = capture_stage.missing(run_dir, manifest)
+        _settle(config, run_dir, manifest)
+        zeros = sorted(zeros + _capture_shards(client, config, run_dir, manifest, todo, report))
+        capture_stage.report_zero_rows(zeros, manifest.rows)
+        if _curvature_work(config.recipe, run_dir, manifest):
+            _sum_curvature(client, run_dir, manifest, report)
+    return manifest
+
+
+def _settle(config: RunConfig, run_dir: Path, manifest: Manifest) -> None:
+    """Write the configuration that this run now has; recipes over the same rows may change."""
+    save_config(_resolved(config, manifest), run_dir / CONFIG)
+
+
+def _capture_shards(
+    client: Client, config: RunConfig, run_dir: Path, manifest: Manifest, todo: list[ShardRange], report: Report | None
+) -> list[int]:
+    done = len(manifest.shards) - len(todo)
+    if done:
+        log.info("%d of %d shards stand already.", done, len(manifest.shards))
+    stage = Stage("capture", len(manifest.shards), report, done=done)
+    if not todo:
+        return []
+    spec = CaptureSpec.of(_resolved(config, manifest))
+    return capture_stage.capture_missing(client, spec, run_dir, manifest, todo, stage)
+
+
+def _sum_curvature(client: Client, run_dir: Path, manifest: Manifest, report: Report | None) -> None:
+    total = len(curvature_stage.plan_partials(run_dir, manifest))
+    todo = curvature_stage.missing_partials(run_dir, manifest)
+    curvature_stage.sum_missing(client, todo, Stage("curvature", total, report, done=total - len(todo)))
+
+
+def _curvature_work(recipe: Recipe, run_dir: Path, manifest: Manifest) -> bool:
+    """Whether partial sums are wanted: the recipe's factors aren't there and some partial isn't either."""
+    if curvature_stage.curvature_stands(run_dir, manifest, recipe):
+        return False
+    return bool(curvature_stage.missing_partials(run_dir, manifest))
+
+
+def _finish(recipe: Recipe, config: RunConfig, run_dir: Path, manifest: Manifest, report: Report | None) -> None:
+    """Decompose the curvature and build the index, in this process and without the cluster."""
+    if not curvature_stage.curvature_stands(run_dir, manifest, recipe):
+        curvature_stage.decompose(run_dir, manifest, recipe)
+    stands = index_stage.index_stands(run_dir, manifest, recipe, config.index)
+    stage = Stage("index", 1, report, done=int(stands))
+    if not stands:
+        fisher = curvature_stage.load_curvature(run_dir, manifest, recipe)
+        index_stage.build_index(run_dir, config.index, Comparison(recipe, fisher, manifest.rows))
+        stage.finished()
+
+
+def probe_on(client: Client, spec: CaptureSpec, shared: Path | None = None, *, timed: bool = False) -> Probed:
+    """Probe a specification on one worker of a cluster."""
+    task = ProbeTask(spec, shared, timed)
+    return next(iter(list(run_tasks(client, run_probe, [task], lambda task: "the probe of the model and data"))))
+
+
+def _standing_manifest(run_dir: Path, settled: dict[str, Part]) -> Manifest | None:
+    """Return the manifest that stands, None where there is none.
+
+    Raises:
+        FingerprintMismatch: It differs in a part that is known already; no model need be loaded to say so.
+    """
+    if not (run_dir / MANIFEST).exists():
+        return None
+    manifest = Manifest.load(run_dir)
+    wanted = {**manifest.fingerprint_parts, **settled}
+    check_fingerprint(
+        str(run_dir / MANIFEST), manifest.fingerprint, manifest.fingerprint_parts, fingerprint_of(wanted), wanted
+    )
+    return manifest
+
+
+def _write_manifest(config: RunConfig, run_dir: Path, rows: Rows, settled: dict[str, Part], probed: Probed) -> Manifest:
+    per_shard = rows_per_shard(len(rows), probed.dims, config.store)
+    parts = all_parts(settled, probed, per_shard)
+    manifest = Manifest(
+        fingerprint=fingerprint_of(parts),
+        fingerprint_parts=parts,
+        modules=probed.modules,
+        dims=probed.dims,
+        rows=len(rows),
+        codec=config.store.codec,
+        shards=plan_shards(len(rows), per_shard),
+        meta=_meta(config, probed),
+    )
+    manifest.save(run_dir)
+    # What stands is what counts: its `meta` may tell of other software.
+    standing = Manifest.load(run_dir)
+    log.info(
+        "%d rows in %d shards, %d columns of %d layers, %s on %s.",
+        manifest.rows,
+        len(manifest.shards),
+        manifest.dims,
+        len(manifest.modules),
+        probed.dtype,
+        probed.device_name,
+    )
+    return standing
+
+
+def _meta(config: RunConfig, probed: Probed) -> dict[str, Any]:
+    return {
+        "model": config.model.path,
+        "data": config.data.path,
+        "task": config.model.kind,
+        "reduction": config.task.reduction,
+        "dtype": probed.dtype,
+        "device": probed.device_name,
+        "python": platform.python_version(),
+        **{name: _version(name) for name in SOFTWARE},
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _resolved(config: RunConfig, manifest: Manifest) -> RunConfig:
+    """Return the configuration with everything decided that a worker had to decide."""
+    parts = manifest.fingerprint_parts
+    return config.model_copy(
+        update={
+            "model": config.model.model_copy(update={"dtype": parts["model.dtype"]}),
+            "cluster": config.cluster.model_copy(update={"device": parts["cluster.device"]}),
+            "store": config.store.model_copy(update={"rows_per_shard": parts["store.rows_per_shard"]}),
+        }
+    )
+
+
+def _standing(run_dir: Path) -> str:
+    """Say how much of a run is on disk."""
+    if not (run_dir / MANIFEST).exists():
+        return "Nothing was captured yet."
+    manifest = Manifest.load(run_dir)
+    total = len(manifest.shards)
+    return f"{total - len(missing_shards(run_dir, manifest))} of {total} shards stand in {run_dir}."
+
+
+@contextmanager
+def _locked(run_dir: Path) -> Iterator[None]:
+    """Hold the run directory; if nothing of a run came to be in it, leave no trace of the attempt."""
+    made = [folder for folder in (run_dir, *run_dir.parents) if not folder.exists()]
+    with ExitStack() as stack:
+        stack.callback(_clear, run_dir, made)
+        stack.enter_context(lock_run(run_dir))
+        yield
+
+
+def _clear(run_dir: Path, made: list[Path]) -> None:
+    """Remove the folders that this build made, if they hold nothing but its lock."""
+    if not made or not run_dir.is_dir() or {path.name for path in run_dir.iterdir()} - {LOCK, HOLDER}:
+        return
+    for name in (LOCK, HOLDER):
+        (run_dir / name).unlink(missing_ok=True)
+    for folder in made:
+        folder.rmdir()

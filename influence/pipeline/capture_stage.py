@@ -1,0 +1,241 @@
+"""The capture stage: each task turns one range of rows into one committed shard.
+
+A task owns its whole shard. What stands already is left alone, so the same build run again does only what is missing.
+"""
+
+import logging
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from distributed import Client
+
+from influence.data.example import Example, place_of
+from influence.data.tokenise import Part
+from influence.errors import CaptureError, InfluenceError
+from influence.pipeline.progress import Stage
+from influence.pipeline.session import CaptureSpec, Piece, Session
+from influence.pipeline.submit import run_tasks
+from influence.pipeline.worker import session_here
+from influence.store.manifest import Manifest, ShardRange
+from influence.store.manifest import Part as FingerprintPart
+from influence.store.shard import RowMeta, ShardRecord
+from influence.store.writer import committed, write_shard
+from influence.vectors.unit_norm import unit_norm
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ShardTask:
+    """What a worker is sent: one shard to capture."""
+
+    spec: CaptureSpec
+    run_dir: Path
+    span: ShardRange
+    fingerprint: str
+    fingerprint_parts: dict[str, FingerprintPart]
+
+    @property
+    def name(self) -> str:
+        """The shard and its rows, for messages."""
+        return f"{self.span.name} (rows {self.span.start} to {self.span.stop - 1})"
+
+
+@dataclass(frozen=True)
+class ShardDone:
+    """What a worker answers; the rows are on disk."""
+
+    shard: int
+    rows: int
+    tokens: int
+    zero_rows: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Captured:
+    """One shard's rows in memory.
+
+    Attributes:
+        unit: Directions, float16 [n, D]; zeros where nothing was scored.
+        norms: Lengths, float32 [n].
+        losses: Of the scored tokens, float32 [n], in nats.
+    """
+
+    unit: np.ndarray
+    norms: np.ndarray
+    losses: np.ndarray
+
+
+def missing(run_dir: Path, manifest: Manifest) -> tuple[list[ShardRange], list[int]]:
+    """Return the shards that are still to be captured, and the zero rows of those that stand, ascending."""
+    todo, zeros = [], []
+    for span in manifest.shards:
+        record: ShardRecord | None = committed(run_dir, span, manifest.fingerprint, manifest.fingerprint_parts)
+        if record is None:
+            todo.append(span)
+        else:
+            zeros += record.zero_rows
+    return todo, zeros
+
+
+def capture_missing(
+    client: Client, spec: CaptureSpec, run_dir: Path, manifest: Manifest, todo: Iterable[ShardRange], stage: Stage
+) -> list[int]:
+    """Capture shards on the cluster and return their zero rows, ascending.
+
+    Args:
+        client: Of the cluster, whose workers have the session plugin.
+        spec: With dtype and device decided.
+        run_dir: The run, in reach of every worker.
+        manifest: Of the run.
+        todo: The shards to capture.
+        stage: Hears of every shard.
+
+    Raises:
+        InfluenceError: As a worker raised it; the message names the shard and, where one is to blame, the row.
+    """
+    tasks = (ShardTask(spec, run_dir, span, manifest.fingerprint, manifest.fingerprint_parts) for span in todo)
+    zeros: list[int] = []
+    for done in run_tasks(client, run_shard, tasks, lambda task: task.name):
+        zeros += done.zero_rows
+        stage.finished(rows=done.rows, tokens=done.tokens)
+    return sorted(zeros)
+
+
+def run_shard(task: ShardTask) -> ShardDone:
+    """Capture one shard in a worker's session; the entry point of a task."""
+    return capture_shard(session_here(task.spec), task)
+
+
+def capture_shard(session: Session, task: ShardTask) -> ShardDone:
+    """Read, tokenise, capture and write one shard.
+
+    Memory: the shard's float16 rows, its texts and tokens, and one batch.
+
+    Raises:
+        InfluenceError: Of the kind that went wrong, with the shard in front of the message.
+    """
+    span = task.span
+    try:
+        examples = list(session.rows.examples(span.start, span.stop))
+        parts = session.tokenise(examples)
+        with session.computing:
+            captured = capture_rows(session, examples, parts)
+        record = write_shard(
+            task.run_dir,
+            span,
+            captured.unit,
+            captured.norms,
+            _metadata(session, examples, parts, captured.losses),
+            task.fingerprint,
+            task.fingerprint_parts,
+        )
+    except InfluenceError as error:
+        raise type(error)(f"{task.name}: {error}") from error
+    except Exception as error:
+        error.add_note(f"This happened in {task.name}.")
+        raise
+    return ShardDone(span.shard, span.rows, sum(len(part.input_ids) for part in parts), record.zero_rows)
+
+
+def capture_rows(session: Session, examples: Sequence[Example], parts: Sequence[Part]) -> Captured:
+    """Capture the loss gradient of every example, adding up the parts of those that were split.
+
+    Raises:
+        CaptureError: A gradient or a loss isn't finite; the row and its id are named.
+    """
+    count = len(examples)
+    names = [place_of(example) for example in examples]
+    unit = np.zeros((count, session.dims), dtype=np.float16)
+    norms, losses = np.zeros(count, dtype=np.float32), np.zeros(count)
+    scored = [part for part in parts if part.scored]
+    expected = np.bincount([part.position for part in scored], minlength=count)
+    for positions, rows, values in whole_rows(session.losses(scored, names), expected):
+        directions, lengths = _split(rows, values, [names[position] for position in positions])
+        unit[positions] = directions.to(torch.float16).numpy()
+        norms[positions] = lengths.float().numpy()
+        losses[positions] = values.numpy()
+    return Captured(unit, norms, losses.astype(np.float32))
+
+
+def whole_rows(
+    pieces: Iterable[Piece], expected: np.ndarray
+) -> Iterator[tuple[np.ndarray, torch.Tensor, torch.Tensor]]:
+    """Put examples together from their parts.
+
+    A batch's whole examples are passed on as they are. The others are held in the rows' own precision until their
+    last part has come.
+
+    Args:
+        pieces: Captured batches.
+        expected: How many parts each position has, [n].
+
+    Yields:
+        Positions [m], rows [m, D] and values [m] float64, each position once.
+    """
+    held: dict[int, tuple[int, torch.Tensor, torch.Tensor]] = {}
+    for piece in pieces:
+        positions = np.array([part.position for part in piece.parts])
+        values = piece.values.double()
+        alone = expected[positions] == 1
+        if alone.any():
+            yield positions[alone], piece.rows if alone.all() else piece.rows[alone], values[torch.from_numpy(alone)]
+        for place in np.flatnonzero(~alone).tolist():
+            position = int(positions[place])
+            left, row, value = held.pop(position, (int(expected[position]), torch.zeros(()), torch.zeros(())))
+            row, value = row + piece.rows[place], value + values[place]
+            if left > 1:
+                held[position] = (left - 1, row, value)
+            else:
+                yield np.array([position]), row[None], value[None]
+
+
+def report_zero_rows(zeros: Sequence[int], rows: int) -> None:
+    """Log how many rows have nothing to differentiate, and the first ten."""
+    if zeros:
+        named = ", ".join(map(str, zeros[:10])) + (", …" if len(zeros) > 10 else "")
+        log.warning(
+            "%d of %d rows have a zero gradient (no scored token, mostly) and score 0: rows %s.",
+            len(zeros),
+            rows,
+            named,
+        )
+
+
+def _split(rows: torch.Tensor, values: torch.Tensor, names: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return directions and lengths, naming the examples whose gradient or value isn't finite."""
+    if not bool(torch.isfinite(values).all()):
+        raise _not_finite("loss", torch.isfinite(values), names)
+    try:
+        return unit_norm(rows)
+    except CaptureError:
+        finite = torch.isfinite(torch.linalg.vector_norm(rows.double(), dim=1).to(rows.dtype))
+        raise _not_finite("gradient", finite, names) from None
+
+
+def _not_finite(what: str, finite: torch.Tensor, names: Sequence[str]) -> CaptureError:
+    bad = [name for name, good in zip(names, finite.tolist(), strict=True) if not good]
+    shown = ", ".join(bad[:10]) + (", …" if len(bad) > 10 else "")
+    return CaptureError(
+        f"The {what} of {shown} is not finite. Look for inf or NaN in the model's outputs on that text; in float16 "
+        "activations "
+        "overflow where bfloat16 or float32 would not (model.dtype)."
+    )
+
+
+def _metadata(session: Session, examples: Sequence[Example], parts: Sequence[Part], losses: np.ndarray) -> RowMeta:
+    tokens = np.zeros(len(examples), dtype=np.int64)
+    for part in parts:
+        tokens[part.position] += part.scored
+    return RowMeta(
+        id=[example.id for example in examples],
+        source=[example.source for example in examples],
+        uri=[example.uri for example in examples],
+        label=[example.label for example in examples],
+        tokens=tokens,
+        loss=losses,
+        text=session.texts(examples),
+    )

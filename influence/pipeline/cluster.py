@@ -1,0 +1,165 @@
+"""A `distributed` cluster for one build: local processes, or a scheduler that someone else runs.
+
+Local workers are processes that die with the coordinator, keep standard output free of their own lines, and compute
+with as many threads as the settings say. Each has two task slots: while one task writes its finished shard the next
+one computes; the session's locks see to it that only one computes at a time.
+"""
+
+import logging
+import os
+import sys
+import types
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from importlib.util import find_spec
+from typing import Any, Literal
+
+import dask
+import torch
+from distributed import Client, LocalCluster
+
+from influence.config import ClusterSettings
+from influence.errors import ClusterError, MissingExtra
+
+log = logging.getLogger(__name__)
+
+TASK_SLOTS = 2
+ALLOWED_FAILURES = 3
+"""How many workers may die on a task before it is given up."""
+START_TIMEOUT = 120
+
+QUIET = {
+    "distributed.scheduler.allowed-failures": ALLOWED_FAILURES,
+    "distributed.scheduler.work-stealing": True,
+    "distributed.worker.memory.target": False,
+    "distributed.worker.memory.spill": False,
+    "distributed.worker.memory.pause": False,
+    "distributed.worker.memory.terminate": False,
+    "distributed.worker.daemon": True,
+    "distributed.admin.tick.limit": "1h",
+    "distributed.comm.timeouts.connect": "60s",
+    "distributed.logging.distributed": "critical",
+}
+
+
+def resolve_device(settings: ClusterSettings) -> Literal["cpu", "cuda"]:
+    """Return the kind of device that local workers compute on.
+
+    Raises:
+        ClusterError: CUDA was asked for and there is none.
+    """
+    found = torch.cuda.is_available()
+    if settings.device == "cuda" and not found:
+        raise ClusterError("cluster.device is cuda, but torch finds no CUDA device here. Set it to auto or cpu.")
+    return "cuda" if found and settings.device != "cpu" else "cpu"
+
+
+def worker_count(settings: ClusterSettings, device: str, tasks: int | None = None) -> int:
+    """Return how many local workers to start: as set, or one a GPU, or one for every `threads_per_worker` cores.
+
+    Args:
+        settings: The cluster section.
+        device: `cpu` or `cuda`.
+        tasks: Tasks there are to do; no more workers than that are started.
+    """
+    if settings.workers is not None:
+        wanted = settings.workers
+    elif device == "cuda":
+        wanted = torch.cuda.device_count()
+    else:
+        wanted = max(1, len(os.sched_getaffinity(0)) // settings.threads_per_worker)
+    return max(1, wanted if tasks is None else min(wanted, tasks))
+
+
+@contextmanager
+def connect(settings: ClusterSettings, tasks: int | None = None) -> Iterator[Client]:
+    """Yield a client of the cluster, and close what was started.
+
+    Raises:
+        ClusterError: The scheduler can't be reached, has no workers, or the local workers don't start.
+        MissingExtra: Several GPUs are to be used and dask-cuda is not installed.
+    """
+    with ExitStack() as stack:
+        stack.enter_context(dask.config.set(QUIET))
+        stack.enter_context(_quiet_logging())
+        if settings.kind == "address":
+            yield stack.enter_context(_remote(str(settings.address)))
+            return
+        try:
+            stack.enter_context(_main_not_run_again())
+            cluster = stack.enter_context(_local(settings, tasks))
+            client = stack.enter_context(Client(cluster, timeout=START_TIMEOUT, set_as_default=False))
+        except (OSError, TimeoutError, RuntimeError) as error:
+            raise ClusterError(f"The local workers didn't start: {error}") from error
+        yield client
+
+
+def _local(settings: ClusterSettings, tasks: int | None) -> LocalCluster:
+    device = resolve_device(settings)
+    count = worker_count(settings, device, tasks)
+    options: dict[str, Any] = {
+        "n_workers": count,
+        "threads_per_worker": TASK_SLOTS,
+        "dashboard_address": None,
+        "silence_logs": logging.CRITICAL,
+    }
+    if device == "cuda" and count > 1:
+        if find_spec("dask_cuda") is None:
+            raise MissingExtra(
+                f"{count} workers on GPUs need dask-cuda, which is not installed: pip install 'influence[gpu]'. "
+                "For a single GPU set cluster.workers to 1."
+            )
+        from dask_cuda import LocalCUDACluster  # type: ignore[import-not-found]
+
+        return LocalCUDACluster(**options, device_memory_limit=0, memory_limit=0)
+    threads = str(settings.threads_per_worker)
+    env = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "TOKENIZERS_PARALLELISM": "false"}
+    return LocalCluster(**options, processes=True, memory_limit=0, env=env, worker_dashboard_address=None)
+
+
+@contextmanager
+def _remote(address: str) -> Iterator[Client]:
+    try:
+        client = Client(address, timeout=START_TIMEOUT // 4, set_as_default=False)
+    except (OSError, TimeoutError, ValueError) as error:
+        raise ClusterError(
+            f"The scheduler at {address} can't be reached: {error}. Is it running, and the port open?"
+        ) from error
+    with client:
+        if not client.scheduler_info(n_workers=-1)["workers"]:
+            raise ClusterError(
+                f"The scheduler at {address} has no workers. Start some (dask worker {address}) and try again."
+            )
+        yield client
+
+
+@contextmanager
+def _quiet_logging() -> Iterator[None]:
+    """Keep the coordinator's own `distributed` log lines for errors that nothing else tells."""
+    names = ("distributed", "distributed.nanny", "distributed.scheduler", "distributed.core", "tornado.application")
+    before = {name: logging.getLogger(name).level for name in names}
+    for name in names:
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        for name, level in before.items():
+            logging.getLogger(name).setLevel(level)
+
+
+@contextmanager
+def _main_not_run_again() -> Iterator[None]:
+    """Keep starting workers from running the user's script a second time.
+
+    A spawned process imports the parent's `__main__` first, which runs a script that has no `if __name__ ==
+    "__main__"` again, build and all. Nothing of ours is defined there, so workers start without it; it is back in
+    place afterwards.
+    """
+    main = sys.modules["__main__"]
+    stand_in = types.ModuleType("__main__")
+    stand_in.__dict__.update({key: value for key, value in vars(main).items() if key not in ("__file__", "__spec__")})
+    sys.modules["__main__"] = stand_in
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main

@@ -1,0 +1,165 @@
+"""The curvature stage: sums over the stored rows, one partial a group of shards, merged in order and decomposed.
+
+Groups are cut by the plan. Each partial is a file, so that a build that was interrupted sums only the groups it lacks;
+any number of workers gives the same bytes, because additions happen in the same order.
+"""
+
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from distributed import Client
+
+from influence.curvature.projected_fisher import FisherSums, ProjectedFisher
+from influence.errors import InfluenceError
+from influence.pipeline.plan import group_shards
+from influence.pipeline.progress import Stage
+from influence.pipeline.submit import run_tasks
+from influence.pipeline.tensors import load_tensors, save_tensors, saved_for
+from influence.recipe import Recipe
+from influence.store.manifest import Manifest, fingerprint_of
+from influence.store.reader import Store
+
+log = logging.getLogger(__name__)
+
+FOLDER = "curvature"
+BLOCK_ROWS = 1024
+
+
+@dataclass(frozen=True)
+class PartialTask:
+    """What a worker is sent: one group of shards to sum over."""
+
+    run_dir: Path
+    fingerprint: str
+    number: int
+    groups: int
+    start: int
+    stop: int
+
+    @property
+    def path(self) -> Path:
+        """The partial's file. Its name holds the number of groups: another cut gives other sums."""
+        return self.run_dir / FOLDER / f"partial-{self.number:03d}-of-{self.groups:03d}.safetensors"
+
+    @property
+    def name(self) -> str:
+        """The group and its rows, for messages."""
+        return f"curvature partial {self.number} of {self.groups} (rows {self.start} to {self.stop - 1})"
+
+
+def plan_partials(run_dir: Path, manifest: Manifest) -> tuple[PartialTask, ...]:
+    """Return the partial sums of a run, in the order they are merged."""
+    groups = group_shards(manifest.shards, manifest.modules)
+    return tuple(
+        PartialTask(run_dir, manifest.fingerprint, number, len(groups), group[0].start, group[-1].stop)
+        for number, group in enumerate(groups)
+    )
+
+
+def curvature_fingerprint(manifest: Manifest, recipe: Recipe) -> str | None:
+    """Return the fingerprint of a run's decomposed curvature; None for a recipe without one."""
+    if recipe.curvature.kind == "identity":
+        return None
+    damping = recipe.curvature.damping
+    return fingerprint_of(
+        {"rows": manifest.fingerprint, "damping": damping.value, "damping.kind": damping.kind, "kind": "fisher"}
+    )
+
+
+def curvature_stands(run_dir: Path, manifest: Manifest, recipe: Recipe) -> bool:
+    """Whether the recipe's curvature is there to be loaded."""
+    wanted = curvature_fingerprint(manifest, recipe)
+    return wanted is None or saved_for(_factors(run_dir), wanted)
+
+
+def missing_partials(run_dir: Path, manifest: Manifest) -> list[PartialTask]:
+    """Return the partial sums that are still to be computed."""
+    return [task for task in plan_partials(run_dir, manifest) if not saved_for(task.path, task.fingerprint)]
+
+
+def sum_missing(client: Client, todo: Sequence[PartialTask], stage: Stage) -> None:
+    """Compute partial sums on the cluster."""
+    for _ in run_tasks(client, run_partial, todo, lambda task: task.name):
+        stage.finished()
+
+
+def run_partial(task: PartialTask) -> int:
+    """Sum over one group and save it; the entry point of a task."""
+    try:
+        store = Store(task.run_dir)
+        sums = FisherSums(store.modules)
+        for _, gradients in gradient_blocks(store, task.start, task.stop):
+            sums.add(gradients)
+        save_tensors(task.path, sums.tensors(), task.fingerprint)
+    except InfluenceError as error:
+        raise type(error)(f"{task.name}: {error}") from error
+    return task.number
+
+
+def gradient_blocks(store: Store, start: int = 0, stop: int | None = None) -> Iterator[tuple[int, torch.Tensor]]:
+    """Yield (first row, gradients float32 [b, D]) of the stored rows, in order."""
+    for first, unit, norms in store.blocks(BLOCK_ROWS, start, stop):
+        yield first, torch.from_numpy(np.multiply(unit, norms[:, None], dtype=np.float32))
+
+
+def decompose(run_dir: Path, manifest: Manifest, recipe: Recipe) -> None:
+    """Merge the partial sums in their order, decompose them under the recipe's damping, and save the factors.
+
+    Raises:
+        CurvatureError: A module's sum isn't finite, or is singular and the damping is 0.
+    """
+    wanted = curvature_fingerprint(manifest, recipe)
+    assert wanted is not None, "a recipe without curvature has nothing to decompose"
+    merged: FisherSums | None = None
+    for task in plan_partials(run_dir, manifest):
+        sums = FisherSums.from_tensors(manifest.modules, load_tensors(task.path, task.fingerprint))
+        if merged is None:
+            merged = sums
+        else:
+            merged.merge(sums)
+    assert merged is not None, "a run has at least one shard"
+    fisher = ProjectedFisher.prepare(merged, recipe.curvature.damping)
+    for spectrum in fisher.spectra():
+        log.info(
+            "%s: largest eigenvalue %.3g, mean %.3g, damping %.3g; %.0f %% of the trace lies under the damping.",
+            spectrum.module,
+            spectrum.largest,
+            spectrum.mean,
+            spectrum.damping,
+            100 * spectrum.trace_share_under_damping,
+        )
+    save_tensors(_factors(run_dir), fisher.tensors(), wanted)
+
+
+def load_curvature(run_dir: Path, manifest: Manifest, recipe: Recipe) -> ProjectedFisher | None:
+    """Return the recipe's decomposed curvature, None where it has none.
+
+    Raises:
+        DigestMismatch: It is missing, damaged, or of another damping.
+    """
+    wanted = curvature_fingerprint(manifest, recipe)
+    if wanted is None:
+        return None
+    return ProjectedFisher.from_tensors(manifest.modules, load_tensors(_factors(run_dir), wanted))
+
+
+def _factors(run_dir: Path) -> Path:
+    return run_dir / FOLDER / "fisher.safetensors"
+
+
+__all__ = [
+    "PartialTask",
+    "curvature_fingerprint",
+    "curvature_stands",
+    "decompose",
+    "gradient_blocks",
+    "load_curvature",
+    "missing_partials",
+    "plan_partials",
+    "run_partial",
+    "sum_missing",
+]

@@ -1,0 +1,95 @@
+"""What decides the bytes of a run's rows, as flat named parts; two runs that differ can say in which setting."""
+
+import hashlib
+import json
+
+from pydantic import BaseModel, ConfigDict
+
+from influence.axes import ModuleColumns
+from influence.config import RunConfig
+from influence.data.dataset import Rows
+from influence.gradients.projection import PROJECTION_VERSION
+from influence.model.load import model_digest, tokeniser_digest
+from influence.store.digest import FORMAT_VERSION
+from influence.store.manifest import Part
+
+
+class Probed(BaseModel):
+    """What a worker found out about a run before it starts; small, and sent back to the coordinator.
+
+    Attributes:
+        modules: The tracked modules and their columns.
+        dims: D.
+        dtype: What the model computes in.
+        device: The kind of device.
+        device_name: In words.
+        model_bytes: Of the weights.
+        tokens_per_row: Mean over the rows looked at, after truncation.
+        tokens_per_second: Of one worker's capture; None unless it was measured.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    modules: tuple[ModuleColumns, ...]
+    dims: int
+    dtype: str
+    device: str
+    device_name: str
+    model_bytes: int
+    tokens_per_row: float
+    tokens_per_second: float | None = None
+
+
+def settled_parts(config: RunConfig, rows: Rows) -> dict[str, Part]:
+    """Return the parts that are known before a model is loaded. Reads the data, the weights and the tokeniser once.
+
+    `model.dtype`, `cluster.device` and `store.rows_per_shard` are among them only where the configuration decides them.
+    """
+    model, data, projection = config.model, config.data, config.recipe.projection
+    parts: dict[str, Part] = {
+        "format_version": FORMAT_VERSION,
+        "model": model_digest(model),
+        "model.kind": model.kind,
+        "model.layers": _json(model.layers),
+        "model.attention": model.attention,
+        "tokeniser": tokeniser_digest(model),
+        "data": rows.digest(),
+        "data.rows": len(rows),
+        "data.split": data.split,
+        "data.name": data.name,
+        "data.columns": _json(data.columns),
+        "data.max_tokens": data.max_tokens,
+        "data.long_rows": data.long_rows,
+        "data.append_eos": data.append_eos,
+        "task.reduction": config.task.reduction,
+        "recipe.gradient": config.recipe.gradient,
+        **{f"recipe.projection.{key}": value for key, value in projection.model_dump(mode="json").items()},
+        "projection_version": PROJECTION_VERSION,
+        "store.codec": config.store.codec,
+        "cluster.token_budget": config.cluster.token_budget,
+        "cluster.threads_per_worker": config.cluster.threads_per_worker,
+    }
+    if model.dtype != "auto":
+        parts["model.dtype"] = model.dtype
+    if config.cluster.device != "auto":
+        parts["cluster.device"] = config.cluster.device
+    if config.store.rows_per_shard is not None:
+        parts["store.rows_per_shard"] = config.store.rows_per_shard
+    return parts
+
+
+def all_parts(settled: dict[str, Part], probed: Probed, per_shard: int) -> dict[str, Part]:
+    """Return every part, with what only a worker could tell."""
+    modules = json.dumps([module.model_dump(mode="json") for module in probed.modules], sort_keys=True)
+    return {
+        **settled,
+        "model.dtype": probed.dtype,
+        "cluster.device": probed.device,
+        "store.rows_per_shard": per_shard,
+        "modules": hashlib.sha256(modules.encode()).hexdigest(),
+        "dims": probed.dims,
+    }
+
+
+def _json(settings: BaseModel) -> str:
+    return json.dumps(settings.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))

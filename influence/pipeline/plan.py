@@ -1,0 +1,138 @@
+"""How a data set is cut into shards, and what a run will take: pure functions of row counts and widths.
+
+The cut depends on the rows, their width and the settings, never on the workers, so that any number of workers writes
+the same files and an interrupted build finds its shards again.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from influence.axes import ModuleColumns
+from influence.errors import DataError
+from influence.store.manifest import ShardRange, StoreSettings
+
+SHARD_BYTES = 256 * 2**20
+MIN_ROWS, MAX_ROWS = 64, 65_536
+SPREAD = 32
+"""A small data set is cut into about this many shards, for workers to share and a progress bar to move."""
+SPREAD_ROWS = 256
+"""But not into shards under this many rows: batches are cut by length within a shard, and few rows pad badly."""
+GROUPS = 64
+PARTIAL_BYTES = 4 * 2**30
+"""What the curvature's partial sums may take on disk together, unless a single one takes more."""
+
+
+def rows_per_shard(rows: int, dims: int, settings: StoreSettings) -> int:
+    """Return how many rows a shard holds.
+
+    As set; or as many as make about 256 MB of float16 rows (64 to 65,536), fewer where the data set is so small that
+    it would make under 32 shards, down to 256.
+    """
+    if settings.rows_per_shard is not None:
+        return settings.rows_per_shard
+    by_size = max(MIN_ROWS, min(MAX_ROWS, SHARD_BYTES // (2 * max(dims, 1))))
+    by_spread = max(SPREAD_ROWS, -(-rows // SPREAD))
+    return min(by_size, by_spread)
+
+
+def plan_shards(rows: int, per_shard: int) -> tuple[ShardRange, ...]:
+    """Cut rows 0 … rows−1 into consecutive shards of `per_shard` rows, the last one shorter.
+
+    Raises:
+        DataError: There are no rows.
+    """
+    if rows < 1:
+        raise DataError("The data set has no rows: there is nothing to capture.")
+    if per_shard < 1:
+        raise ValueError(f"rows per shard must be at least 1, found {per_shard}")
+    starts = range(0, rows, per_shard)
+    return tuple(
+        ShardRange(shard=shard, start=start, stop=min(start + per_shard, rows)) for shard, start in enumerate(starts)
+    )
+
+
+def group_shards(shards: Sequence[ShardRange], modules: Sequence[ModuleColumns]) -> tuple[tuple[ShardRange, ...], ...]:
+    """Cut shards into consecutive groups, one partial sum of the curvature each.
+
+    At most 64 groups, and fewer where their partial sums would take more than 4 GiB of disk together; never by the
+    workers.
+    """
+    most = max(1, min(GROUPS, len(shards), PARTIAL_BYTES // max(1, fisher_bytes(modules))))
+    size = -(-len(shards) // most)
+    return tuple(tuple(shards[start : start + size]) for start in range(0, len(shards), size))
+
+
+def fisher_bytes(modules: Sequence[ModuleColumns]) -> int:
+    """Return the bytes of one set of Fisher sums: a float64 square a module."""
+    return sum(8 * (module.stop - module.start) ** 2 for module in modules)
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a run will take. Bytes are estimates for the stage's own arrays; the model comes on top where it says so.
+
+    Attributes:
+        rows: Rows of the data set.
+        dims: D, columns of a row.
+        shards: Files of rows.
+        rows_per_shard: Rows in each.
+        disk_rows: Bytes of all row vectors and norms (metadata comes on top: about the size of the text).
+        disk_curvature: Bytes of partial sums and merged factors.
+        disk_index: Bytes of the index file.
+        memory_capture: Bytes a worker holds while capturing, without the model and its activations.
+        memory_curvature: Bytes a worker holds while summing the curvature, and the coordinator while decomposing it.
+        memory_index: Bytes held while building the index, and while searching it.
+        memory_model: Bytes of the model's weights on each worker.
+    """
+
+    rows: int
+    dims: int
+    shards: int
+    rows_per_shard: int
+    disk_rows: int
+    disk_curvature: int
+    disk_index: int
+    memory_capture: int
+    memory_curvature: int
+    memory_index: int
+    memory_model: int = 0
+
+    @property
+    def disk(self) -> int:
+        """All bytes on disk together, metadata apart."""
+        return self.disk_rows + self.disk_curvature + self.disk_index
+
+
+def estimate(
+    rows: int,
+    modules: Sequence[ModuleColumns],
+    per_shard: int,
+    *,
+    curvature: Literal["identity", "fisher"],
+    index: Literal["exact", "flat"],
+    model_bytes: int = 0,
+) -> Estimate:
+    """Work out disk and memory from counts alone; see `Estimate` for what each number holds."""
+    dims = modules[-1].stop if modules else 0
+    shards = plan_shards(rows, per_shard)
+    in_shard = min(per_shard, rows)
+    sums = fisher_bytes(modules) if curvature == "fisher" else 0
+    groups = len(group_shards(shards, modules)) if sums else 0
+    widest = max((8 * (module.stop - module.start) ** 2 for module in modules), default=0) if sums else 0
+    flat = rows * dims * 4 if index == "flat" else 0
+    return Estimate(
+        rows=rows,
+        dims=dims,
+        shards=len(shards),
+        rows_per_shard=in_shard,
+        disk_rows=rows * (2 * dims + 4),
+        disk_curvature=groups * sums + sums // 2,
+        disk_index=flat,
+        # A shard being captured and the one before it being written.
+        memory_capture=2 * in_shard * (2 * dims + 4),
+        # Both sums of a merge, then one module's matrix, its eigenvectors and the solver's workspace.
+        memory_curvature=2 * sums + 3 * widest,
+        memory_index=flat,
+        memory_model=model_bytes,
+    )

@@ -1,0 +1,136 @@
+"""A look at a run before it starts, on a worker: what resolves to what, and whether gradients arrive at all."""
+
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from influence.axes import ModuleColumns
+from influence.data.example import Example, place_of
+from influence.data.tokenise import Part
+from influence.errors import CaptureError, ClusterError, DataError, ModelError
+from influence.pipeline.fingerprint import Probed
+from influence.pipeline.session import CaptureSpec, Session
+from influence.pipeline.worker import session_here
+
+log = logging.getLogger(__name__)
+
+ROWS = 16
+"""Rows that a probe captures."""
+SEARCHED = 1024
+"""Rows it looks through for some with a scored token."""
+TIMED_BATCHES = 8
+TIMED_SECONDS = 10.0
+
+
+@dataclass(frozen=True)
+class ProbeTask:
+    """What a worker is sent: a specification to open, and the file that shows it shares the coordinator's disk."""
+
+    spec: CaptureSpec
+    shared: Path | None
+    timed: bool = False
+
+
+def run_probe(task: ProbeTask) -> Probed:
+    """Probe in a worker's session; the entry point of a task."""
+    if task.shared is not None and not task.shared.exists():
+        raise ClusterError(
+            f"A worker does not see {task.shared}, which stands on the coordinator's disk. Workers write their shards "
+            "themselves: put the run directory (and the data and model) on a disk that all of them share."
+        )
+    return probe(session_here(task.spec), timed=task.timed)
+
+
+def probe(session: Session, *, timed: bool = False) -> Probed:
+    """Capture a few rows spread over the data set and look at them.
+
+    Args:
+        session: The run's.
+        timed: Also measure the speed, which takes some seconds.
+
+    Raises:
+        DataError: No row has a scored token.
+        ModelError: Every gradient is zero.
+        CaptureError: A gradient isn't finite; the row is named.
+    """
+    examples, parts = _scored_rows(session)
+    names = [place_of(example) for example in examples]
+    rows = torch.cat([_checked(piece.rows, piece.parts, names) for piece in session.losses(parts[:ROWS], names)])
+    silent = silent_modules(rows, session.modules)
+    if len(silent) == len(session.modules):
+        raise ModelError(
+            f"The gradient of {len(rows)} rows is zero in all {len(silent)} tracked layers "
+            f"({', '.join(silent[:5])}, …). Is the "
+            "model trained, and are these layers part of its forward pass? Choose others with model.layers."
+        )
+    if silent:
+        named = ", ".join(silent[:10]) + (", …" if len(silent) > 10 else "")
+        log.warning(
+            "%d of %d tracked layers had a zero gradient on every probed row: %s.",
+            len(silent),
+            len(session.modules),
+            named,
+        )
+    tokens = sum(len(part.input_ids) for part in parts)
+    return Probed(
+        modules=session.modules,
+        dims=session.dims,
+        dtype=str(session.spec.model.dtype),
+        device=session.device.type,
+        device_name=session.device_name,
+        model_bytes=sum(weight.nbytes for weight in session.model.parameters()),
+        tokens_per_row=tokens / len({part.position for part in parts}),
+        tokens_per_second=_speed(session, parts, names) if timed else None,
+    )
+
+
+def silent_modules(rows: torch.Tensor, modules: Sequence[ModuleColumns]) -> list[str]:
+    """Return the modules whose columns are zero in every row, [n, D]."""
+    used = rows.ne(0).any(dim=0)
+    return [module.name for module in modules if not bool(used[module.start : module.stop].any())]
+
+
+def _scored_rows(session: Session) -> tuple[list[Example], list[Part]]:
+    """Return rows spread evenly over the data set, and those of their parts that have scored tokens."""
+    count = len(session.rows)
+    step = max(1, count // ROWS)
+    nearest = list(range(0, count, step))[:ROWS]
+    for chosen in (nearest, range(0, count, max(1, count // SEARCHED))):
+        examples = [session.rows.example(row) for row in list(chosen)[:SEARCHED]]
+        parts = [part for part in session.tokenise(examples) if part.scored]
+        if parts:
+            return examples, parts
+    raise DataError(
+        f"None of {min(count, SEARCHED)} rows spread over {session.rows.place} has a scored token: they are empty, "
+        "or one token "
+        "long, or their completions are empty. There is nothing to capture."
+    )
+
+
+def _checked(rows: torch.Tensor, parts: Sequence[Part], names: Sequence[str]) -> torch.Tensor:
+    finite = torch.isfinite(rows).all(dim=1).tolist()
+    for part, good in zip(parts, finite, strict=True):
+        if not good:
+            raise CaptureError(
+                f"The gradient of {names[part.position]} is not finite. Look for inf or NaN in the model's outputs "
+                "on that text; "
+                "in float16 activations overflow where bfloat16 or float32 would not (model.dtype)."
+            )
+    return rows
+
+
+def _speed(session: Session, parts: Sequence[Part], names: Sequence[str]) -> float:
+    """Return the tokens a second of a few full batches, made of the probe's parts over and over."""
+    budget = TIMED_BATCHES * session.spec.token_budget
+    tokens = sum(len(part.input_ids) for part in parts)
+    repeated = [*parts] * max(1, budget // tokens)
+    began, captured = time.perf_counter(), 0
+    for piece in session.losses(repeated, names):
+        captured += sum(len(part.input_ids) for part in piece.parts)
+        if time.perf_counter() - began > TIMED_SECONDS:
+            break
+    return captured / (time.perf_counter() - began)

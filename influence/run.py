@@ -1,0 +1,364 @@
+"""A run directory, built or opened: what a user holds in a notebook.
+
+    run = influence.build("run.yaml", out="runs/x")       # or influence.open("runs/x")
+    hits = run.query(prompt="…", completion="…", k=10)    # Hits: .promoting, .opposing
+    scores = run.score([{"prompt": "…", "completion": "…"}])
+
+Queries run in the calling process, through the same session as the rows did.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, Self
+
+import numpy as np
+
+import index.persist
+import index.search
+from index.build import FlatIndex
+from index.errors import FaissMissing, GpuMissing, VectorIndexError
+from index.exact import exact_search
+from index.neighbours import Neighbours
+from influence.config import RunConfig, load_config, override_config
+from influence.data.dataset import open_rows
+from influence.data.example import QUERY_ROW, Example, TextContent, content_id
+from influence.errors import FingerprintMismatch, Incomplete, InfluenceError, MissingExtra, QueryError, StoreError
+from influence.model.load import model_digest, tokeniser_digest
+from influence.pipeline.build import CONFIG, build_run, probe_on
+from influence.pipeline.cluster import connect, resolve_device, worker_count
+from influence.pipeline.curvature_stage import curvature_stands, load_curvature
+from influence.pipeline.fingerprint import Probed
+from influence.pipeline.index_stage import FOLDER as INDEX_FOLDER
+from influence.pipeline.index_stage import compared_blocks, index_fingerprint, index_stands
+from influence.pipeline.plan import Estimate, estimate, rows_per_shard
+from influence.pipeline.progress import Report
+from influence.pipeline.session import CaptureSpec, Session
+from influence.pipeline.worker import install
+from influence.query.attribute import Queries, attribute, named, scores
+from influence.query.hits import Hits
+from influence.recipe import Recipe
+from influence.store.manifest import Manifest
+from influence.store.reader import Store, missing_shards
+from influence.store.shard import ShardFiles, ShardRecord
+from influence.vectors.whiten import Comparison
+
+Query = Example | Mapping[str, Any]
+"""An `Example`, or a mapping with prompt and completion, or with text (and for a classifier its label); id optional."""
+
+
+def build(
+    config: RunConfig | str | Path,
+    out: str | Path,
+    *,
+    overrides: Sequence[str] = (),
+    progress: Report | None = None,
+) -> "Run":
+    """Build a run, or what is missing of it, and open it.
+
+    Args:
+        config: A configuration, or the path of a run file.
+        out: The run directory.
+        overrides: `key=value` each, as `--set` takes them.
+        progress: Called with every `Step`; a `ProgressBar` shows them.
+
+    Raises:
+        InfluenceError: See `influence.pipeline.build.build_run`. `Incomplete` means: the same call goes on from there.
+    """
+    with _index_errors():
+        build_run(_configured(config, overrides), Path(out), progress)
+    return Run(out)
+
+
+def open(path: str | Path, *, device: Literal["auto", "cpu", "cuda"] = "auto") -> "Run":
+    """Open a finished run.
+
+    Args:
+        path: The run directory.
+        device: Where queries are computed; need not be where the rows were.
+
+    Raises:
+        StoreError: There is no run, or its files can't be used.
+        Incomplete: Something of it is missing; the same build makes it.
+    """
+    return Run(path, device=device)
+
+
+class Run:
+    """One run directory. Opening it loads no model; the first query does.
+
+    Attributes:
+        path: The run directory.
+        config: Its whole resolved configuration.
+        store: Its rows.
+    """
+
+    def __init__(self, path: str | Path, *, device: Literal["auto", "cpu", "cuda"] = "auto") -> None:
+        self.path = Path(path)
+        self._device: Literal["auto", "cpu", "cuda"] = device
+        self.store = Store(self.path)
+        self.config = load_config(self.path / CONFIG)
+        missing = _missing(self.path, self.manifest, self.config)
+        if missing:
+            raise Incomplete(f"{self.path} lacks its {' and its '.join(missing)}. Run the same build again to make it.")
+
+    @property
+    def manifest(self) -> Manifest:
+        """What the rows are."""
+        return self.store.manifest
+
+    @property
+    def recipe(self) -> Recipe:
+        """How rows are scored."""
+        return self.config.recipe
+
+    @property
+    def rows(self) -> int:
+        """N, the rows of the data set."""
+        return self.store.rows
+
+    @cached_property
+    def comparison(self) -> Comparison:
+        """The recipe with its curvature, loaded when first needed."""
+        return Comparison(self.recipe, load_curvature(self.path, self.manifest, self.recipe), self.rows)
+
+    @cached_property
+    def session(self) -> Session:
+        """The model under capture, loaded when first needed, in this process.
+
+        Raises:
+            FingerprintMismatch: The model or its tokeniser has changed since the rows were captured.
+        """
+        parts = self.manifest.fingerprint_parts
+        for what, found in (
+            ("model", model_digest(self.config.model)),
+            ("tokeniser", tokeniser_digest(self.config.model)),
+        ):
+            if found != parts[what]:
+                raise FingerprintMismatch(
+                    f"The {what} of {self.config.model.path} has changed since {self.path} was built: its digest is "
+                    f"{found}, "
+                    f"the manifest expects {parts[what]}. Put the old one back, or build another run."
+                )
+        session = Session(CaptureSpec.of(self.config).model_copy(update={"device": self._device}))
+        if session.modules != self.manifest.modules:
+            raise FingerprintMismatch(
+                f"The model's tracked layers come to {session.dims} columns, {self.path} has {self.manifest.dims} "
+                "or other "
+                "layers: this is another version of transformers or of this package than the run was built with."
+            )
+        return session
+
+    def query(self, prompt: str = "", completion: str = "", *, k: int = 10, id: str | None = None) -> Hits:
+        """Ask which rows made the model say `completion` after `prompt`.
+
+        Returns:
+            The k rows that promote it most and the k that oppose it most.
+
+        Raises:
+            QueryError: Nothing in the completion is scored, or there are fewer than k rows.
+        """
+        return self.query_many([Example.query(prompt, completion, id=id)], k=k)[0]
+
+    def query_many(self, queries: Sequence[Query], *, k: int = 10) -> list[Hits]:
+        """Answer several queries from one pass over them; see `query`."""
+        if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= self.rows:
+            raise QueryError(
+                f"k is {k!r}, but {self.path} has {self.rows} rows: k must be a number from 1 to {self.rows}."
+            )
+        captured = self.capture(queries)
+        with _index_errors():
+            return attribute(captured, self.store, self.comparison, self._search, k)
+
+    def score(self, queries: Sequence[Query]) -> np.ndarray:
+        """Score every row for every query.
+
+        Returns:
+            float32 [queries, rows], in the recipe's unit; positive promotes. For more rows than fit, see
+            `score_blocks`.
+        """
+        out = np.empty((len(queries), self.rows), dtype=np.float32)
+        for first, block in self.score_blocks(queries):
+            out[:, first : first + block.shape[1]] = block
+        return out
+
+    def score_blocks(self, queries: Sequence[Query]) -> Iterator[tuple[int, np.ndarray]]:
+        """Yield (first row, scores float32 [queries, b]) for consecutive blocks of rows, read as they come."""
+        captured = self.capture(queries)
+        yield from scores(captured, self.comparison, compared_blocks(self.store, self.comparison))
+
+    def capture(self, queries: Sequence[Query]) -> Queries:
+        """Capture queries: their gradients −∇m, projected as the rows are, and what the model makes of them."""
+        examples = named([as_example(query) for query in queries])
+        gradients, measured = self.session.query_gradients(examples)
+        return Queries(examples, gradients, measured)
+
+    def vectors(self, rows: Sequence[int]) -> np.ndarray:
+        """Return the projected gradients of some rows, float32 [n, D], on the scale of the summed loss."""
+        return self.store.vectors(rows)
+
+    def meta(self, rows: Sequence[int]) -> list[dict[str, Any]]:
+        """Return the metadata of some rows: row, id, source, uri, label, tokens, loss, norm, text."""
+        return self.store.meta(rows)
+
+    def status(self) -> dict[str, Any]:
+        """Return how far the run is; see `status`."""
+        return status(self.path)
+
+    def close(self) -> None:
+        """Let go of the model and the index; they come back when needed."""
+        if "session" in self.__dict__:
+            self.session.close()
+        for name in ("session", "comparison", "_index"):
+            self.__dict__.pop(name, None)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"Run({str(self.path)!r}, {self.rows:,} rows × {self.store.dims:,} columns, {self.recipe.summary})"
+
+    @cached_property
+    def _index(self) -> FlatIndex:
+        folder, wanted = self.path / INDEX_FOLDER, index_fingerprint(self.manifest, self.recipe)
+        return index.persist.load(folder, wanted, self.config.index.device)
+
+    def _search(self, vectors: np.ndarray, k: int) -> Neighbours:
+        if self.config.index.kind == "exact":
+            return exact_search(vectors, compared_blocks(self.store, self.comparison), k)
+        return index.search.search(self._index, vectors, k)
+
+
+def as_example(query: Query) -> Example:
+    """Return a query given as a mapping as an `Example`.
+
+    Raises:
+        QueryError: It has neither prompt and completion nor text, or keys that mean nothing here.
+    """
+    if isinstance(query, Example):
+        return query
+    known = {"prompt", "completion", "text", "label", "id"}
+    if not isinstance(query, Mapping) or set(query) - known:
+        found = sorted(set(query) - known) if isinstance(query, Mapping) else type(query).__name__
+        raise QueryError(f"A query is a mapping with prompt and completion, or with text; found {found!r}.")
+    name = query.get("id")
+    if "completion" in query and "text" not in query:
+        return Example.query(query.get("prompt", ""), query["completion"], id=name)
+    text = query.get("text")
+    if not isinstance(text, str) or "prompt" in query or "completion" in query:
+        raise QueryError(f"A query has prompt and completion, or text alone; found the keys {sorted(query)}.")
+    content = TextContent(text)
+    given = content_id(content) if name is None else str(name)
+    return Example(row=QUERY_ROW, id=given, text=text, content=content, label=query.get("label"))
+
+
+def status(path: str | Path) -> dict[str, Any]:
+    """Return how far a run is, whether or not it is finished.
+
+    Returns:
+        path, rows, dims, fingerprint, recipe; `shards` and `shards_done`, `rows_done`, `bytes` of those done, `tokens`,
+        `zero_rows`; `curvature` and `index`, each `done`, `missing` or `not needed`; `complete`.
+
+    Raises:
+        StoreError: There is no run.
+    """
+    run_dir = Path(path)
+    manifest, config = Manifest.load(run_dir), load_config(run_dir / CONFIG)
+    absent = set(missing_shards(run_dir, manifest))
+    records = [ShardRecord.load(ShardFiles(run_dir, span)) for span in manifest.shards if span.shard not in absent]
+    missing = _missing(run_dir, manifest, config)
+    parts = {"curvature": config.recipe.curvature.kind != "identity", "index": config.index.kind != "exact"}
+    return {
+        "path": str(run_dir),
+        "complete": not absent and not missing,
+        "rows": manifest.rows,
+        "dims": manifest.dims,
+        "shards": len(manifest.shards),
+        "shards_done": len(records),
+        "rows_done": sum(record.stop - record.start for record in records),
+        "bytes": sum(record.size for record in records),
+        "tokens": sum(record.tokens for record in records),
+        "zero_rows": sum(len(record.zero_rows) for record in records),
+        **{
+            name: "not needed" if not needed else "missing" if name in missing else "done"
+            for name, needed in parts.items()
+        },
+        "fingerprint": manifest.fingerprint,
+        "recipe": config.recipe.summary,
+    }
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a build would take.
+
+    Attributes:
+        estimate: Disk and memory.
+        probed: What a worker found: dtype, device, layers, speed.
+        workers: How many would share the work.
+        hours: Of capture on these workers, from a short measurement; other stages and start-up come on top.
+    """
+
+    estimate: Estimate
+    probed: Probed
+    workers: int
+    hours: float
+
+
+def plan(config: RunConfig | str | Path, *, overrides: Sequence[str] = ()) -> Plan:
+    """Say what a build would take, from the data's size and a short measurement on one worker. Writes nothing.
+
+    Raises:
+        InfluenceError: What the build itself would trip over in the settings, the data or the model.
+    """
+    config = _configured(config, overrides)
+    rows = open_rows(config.data)
+    rows.check(config.model.kind)
+    with connect(config.cluster, 1) as client:
+        install(client, config.cluster.threads_per_worker, local=config.cluster.kind == "local")
+        probed = probe_on(client, CaptureSpec.of(config), timed=True)
+        there = len(client.scheduler_info(n_workers=-1)["workers"])
+    per_shard = rows_per_shard(len(rows), probed.dims, config.store)
+    kinds: dict[str, Any] = {"curvature": config.recipe.curvature.kind, "index": config.index.kind}
+    needs = estimate(len(rows), probed.modules, per_shard, model_bytes=probed.model_bytes, **kinds)
+    workers = there
+    if config.cluster.kind == "local":
+        workers = worker_count(config.cluster, resolve_device(config.cluster), needs.shards)
+    speed = (probed.tokens_per_second or 0) * workers
+    hours = len(rows) * probed.tokens_per_row / speed / 3600 if speed else float("inf")
+    return Plan(needs, probed, workers, hours)
+
+
+def _configured(config: RunConfig | str | Path, overrides: Sequence[str]) -> RunConfig:
+    return override_config(config, overrides) if isinstance(config, RunConfig) else load_config(config, overrides)
+
+
+def _missing(run_dir: Path, manifest: Manifest, config: RunConfig) -> list[str]:
+    """Return which of curvature and index the recipe needs and the run lacks."""
+    missing = [] if curvature_stands(run_dir, manifest, config.recipe) else ["curvature"]
+    return missing if index_stands(run_dir, manifest, config.recipe, config.index) else [*missing, "index"]
+
+
+@contextmanager
+def _index_errors() -> Iterator[None]:
+    """Turn errors of the index package, which knows nothing of this one, into ours; the messages stay."""
+    try:
+        yield
+    except VectorIndexError as error:
+        kind: Callable[[str], InfluenceError] = StoreError
+        if isinstance(error, FaissMissing | GpuMissing):
+            kind = MissingExtra
+        elif error.exit_code == Incomplete.exit_code:
+            kind = Incomplete
+        raise kind(str(error)) from error
+
+
+__all__ = ["Plan", "Run", "as_example", "build", "open", "plan", "status"]

@@ -1,0 +1,207 @@
+"""The manifest: what the rows of a run are, how they are cut into shards, and the fingerprint they all carry.
+
+The fingerprint is a digest of flat parts (model digest, data digest, projection seed, …). The parts are kept beside it,
+so that two runs that differ can say in which part, and with which values.
+"""
+
+import hashlib
+import json
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from influence.axes import ModuleColumns
+from influence.errors import FingerprintMismatch, StoreError
+from influence.store.digest import FORMAT_VERSION, seal, unseal
+from influence.store.partial import write_whole
+
+MANIFEST = "manifest.json"
+
+Part = str | int | float | bool | None
+"""One value of a fingerprint."""
+
+log = logging.getLogger(__name__)
+
+
+class StoreSettings(BaseModel):
+    """How rows are kept.
+
+    Attributes:
+        rows_per_shard: Rows in a shard; None makes shards of about 256 MB, between 64 and 65,536 rows.
+        codec: How a unit vector is stored: two bytes a coordinate.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    rows_per_shard: int | None = Field(default=None, ge=1)
+    codec: Literal["float16"] = "float16"
+
+
+class ShardRange(BaseModel):
+    """Rows `start` up to, not including, `stop` of the data set: the work of one task, the content of one shard."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    shard: int = Field(ge=0)
+    start: int = Field(ge=0)
+    stop: int
+
+    @model_validator(mode="after")
+    def _holds_rows(self) -> Self:
+        if self.stop <= self.start:
+            raise ValueError(f"shard {self.shard} spans rows {self.start} to {self.stop}: it must hold at least one")
+        return self
+
+    @property
+    def rows(self) -> int:
+        """How many rows."""
+        return self.stop - self.start
+
+    @property
+    def name(self) -> str:
+        """The stem of its files: `shard-00007`."""
+        return f"shard-{self.shard:05d}"
+
+
+class Manifest(BaseModel):
+    """What every shard of a run has in common. Frozen, saved once, before the first shard.
+
+    Attributes:
+        format_version: The version of the files.
+        fingerprint: Digest of `fingerprint_parts`; see `fingerprint_of`.
+        fingerprint_parts: Everything that decides the bytes of a row, flat.
+        modules: The tracked modules and their columns, covering [0, dims) in order.
+        dims: D, the columns of a row.
+        rows: Rows of the data set.
+        codec: How a unit vector is stored.
+        shards: The plan, in order: it covers [0, rows) without gaps.
+        meta: What people want to know but no row depends on: paths, software versions.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    format_version: int = FORMAT_VERSION
+    fingerprint: str
+    fingerprint_parts: dict[str, Part]
+    modules: tuple[ModuleColumns, ...]
+    dims: int = Field(ge=1)
+    rows: int = Field(ge=0)
+    codec: Literal["float16"] = "float16"
+    shards: tuple[ShardRange, ...]
+    meta: dict[str, Any] = {}
+
+    @model_validator(mode="after")
+    def _covers_rows_and_columns(self) -> Self:
+        row = 0
+        for number, span in enumerate(self.shards):
+            if (span.shard, span.start) != (number, row):
+                raise ValueError(
+                    f"shard {number} must start at row {row}, found shard {span.shard} starting at row {span.start}"
+                )
+            row = span.stop
+        if row != self.rows:
+            raise ValueError(f"the shards end at row {row}, there are {self.rows} rows")
+        column = 0
+        for module in self.modules:
+            if module.start != column:
+                raise ValueError(f"module {module.name!r} starts at column {module.start}, expected {column}")
+            column = module.stop
+        if column != self.dims:
+            raise ValueError(f"the modules end at column {column}, a row has {self.dims}")
+        return self
+
+    def save(self, run_dir: Path) -> None:
+        """Write `manifest.json`, or agree with the one that is there.
+
+        A run that is resumed keeps its first manifest; a `meta` that has changed since, other software, is logged.
+
+        Raises:
+            FingerprintMismatch: The directory belongs to another run; the message names the parts that differ.
+            StoreError: The manifest there is damaged, or has the same fingerprint and other rows, modules or shards.
+            Incomplete: The disk is full.
+        """
+        path = run_dir / MANIFEST
+        if path.exists():
+            self._agree(Manifest.load(run_dir), path)
+            return
+        run_dir.mkdir(parents=True, exist_ok=True)
+        write_whole(path, seal(self.model_dump(mode="json")))
+
+    @classmethod
+    def load(cls, run_dir: Path) -> Self:
+        """Read `manifest.json`.
+
+        Raises:
+            StoreError: There is none, or it can't be used.
+            FormatVersionMismatch: Another version of the format wrote it.
+            DigestMismatch: A byte of it changed.
+        """
+        path = run_dir / MANIFEST
+        if not path.is_file():
+            raise StoreError(
+                f"{run_dir} holds no run: there is no {MANIFEST} in it. Build one, or name another directory."
+            )
+        document = unseal(path, "Delete it and run the same build again: it is written anew and the shards are kept.")
+        try:
+            return cls.model_validate(document)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(step) for step in first["loc"])
+            raise StoreError(f"{path} can't be used: {where}: {first['msg']}.") from None
+
+    def _agree(self, there: "Manifest", path: Path) -> None:
+        check_fingerprint(
+            str(path), there.fingerprint, there.fingerprint_parts, self.fingerprint, self.fingerprint_parts
+        )
+        for field in ("dims", "rows", "codec", "modules", "shards"):
+            if getattr(there, field) != getattr(self, field):
+                raise StoreError(
+                    f"{path} has the same fingerprint as this run and other {field}. "
+                    "Build into another directory, or delete this one."
+                )
+        changed = sorted(key for key in {*there.meta, *self.meta} if there.meta.get(key) != self.meta.get(key))
+        if changed:
+            values = "; ".join(f"{key}: {there.meta.get(key)!r}, now {self.meta.get(key)!r}" for key in changed)
+            log.warning("%s was written under other circumstances and is kept: %s", path, values)
+
+
+def fingerprint_of(parts: Mapping[str, Part]) -> str:
+    """Return the fingerprint of a set of parts: 32 hex digits, the same for any order of the keys."""
+    canonical = json.dumps(dict(parts), sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(canonical.encode()).hexdigest()[:32]
+
+
+def check_fingerprint(
+    where: str, found: str, found_parts: Mapping[str, Part], expected: str, expected_parts: Mapping[str, Part]
+) -> None:
+    """Refuse rows of another run.
+
+    Args:
+        where: The file that carries the fingerprint `found`.
+        found: Its fingerprint.
+        found_parts: The parts of that fingerprint.
+        expected: This run's fingerprint.
+        expected_parts: The parts of this run's fingerprint.
+
+    Raises:
+        FingerprintMismatch: They differ; the message names every part that does, with both values.
+    """
+    if found == expected:
+        return
+    differing = [
+        f"{part} is {_shown(found_parts, part)} there and {_shown(expected_parts, part)} in this run"
+        for part in sorted({*found_parts, *expected_parts})
+        if _shown(found_parts, part) != _shown(expected_parts, part)
+    ]
+    reason = "; ".join(differing) or "no part that was recorded differs"
+    raise FingerprintMismatch(
+        f"{where} has fingerprint {found}, this run has {expected}: {reason}. Rows of two runs can't be compared: "
+        "open the run they belong to, or build into another directory."
+    )
+
+
+def _shown(parts: Mapping[str, Part], part: str) -> str:
+    return repr(parts[part]) if part in parts else "absent"

@@ -1,0 +1,254 @@
+"""Read the rows of a finished run: in blocks from first to last, or by row number.
+
+Opening lists one directory and reads the manifest. A shard's record and digests are checked the first time the process
+touches the shard. What is held in memory is a block, never a shard: 100 million rows cost a few arrays of shard starts.
+"""
+
+import os
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from influence.axes import ModuleColumns
+from influence.errors import DigestMismatch, Incomplete, StoreError
+from influence.store.digest import verify
+from influence.store.manifest import Manifest, ShardRange, check_fingerprint
+from influence.store.shard import METADATA, ROW_GROUP, ROWS, ShardFiles, ShardRecord, read_vectors
+
+
+class Store:
+    """The rows of a run. Opening it reads no row.
+
+    Attributes:
+        run_dir: The run.
+        manifest: What the rows are.
+    """
+
+    def __init__(self, run_dir: Path) -> None:
+        """Open a finished run.
+
+        Raises:
+            StoreError: There is no run, or its manifest can't be used.
+            Incomplete: Shards are missing; the message lists them.
+        """
+        self.run_dir = Path(run_dir)
+        self.manifest = Manifest.load(self.run_dir)
+        missing = missing_shards(self.run_dir, self.manifest)
+        if missing:
+            named = ", ".join(str(shard) for shard in missing[:10]) + (", …" if len(missing) > 10 else "")
+            raise Incomplete(
+                f"{self.run_dir} lacks {len(missing):,} of {len(self.manifest.shards):,} shards: {named}. "
+                "Run the same build again: it computes what is missing."
+            )
+        self._starts = np.array([span.start for span in self.manifest.shards], dtype=np.int64)
+        # Digest and size of each file whose record this object has read.
+        self._promised: dict[str, tuple[str, int]] = {}
+
+    @property
+    def rows(self) -> int:
+        """Rows of the data set."""
+        return self.manifest.rows
+
+    @property
+    def dims(self) -> int:
+        """D, the columns of a row."""
+        return self.manifest.dims
+
+    @property
+    def modules(self) -> tuple[ModuleColumns, ...]:
+        """The tracked modules and their columns."""
+        return self.manifest.modules
+
+    def blocks(
+        self, size: int = 4096, start: int = 0, stop: int | None = None
+    ) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+        """Yield rows [start, stop) in order, `size` at a time, across shard boundaries; the last block may be shorter.
+
+        Yields:
+            The block's first row; unit vectors, float16 [b, D]; norms, float32 [b]. The arrays are the caller's own.
+
+        Raises:
+            StoreError: The range lies outside the store, or a shard can't be used.
+            DigestMismatch: A file isn't the one that was committed.
+        """
+        stop = self.rows if stop is None else stop
+        if size < 1 or not 0 <= start <= stop <= self.rows:
+            raise StoreError(
+                f"Rows {start} to {stop} in blocks of {size} were asked of {self.run_dir}, "
+                f"which holds rows 0 to {self.rows}, in blocks of 1 or more."
+            )
+        for first in range(start, stop, size):
+            unit, norms = self._arrays(min(size, stop - first))
+            self._fill(first, unit, norms)
+            yield first, unit, norms
+
+    def vectors(self, rows: Sequence[int] | np.ndarray) -> np.ndarray:
+        """Return the gradients of some rows: unit vector times norm, on the scale of the summed loss.
+
+        Args:
+            rows: Row numbers, in any order, repeats allowed.
+
+        Returns:
+            float32 [len(rows), D], in the order asked.
+
+        Raises:
+            StoreError: A row isn't in the store, or a shard can't be used.
+            DigestMismatch: A file isn't the one that was committed.
+        """
+        wanted, back = np.unique(self._check_rows(rows), return_inverse=True)
+        gradients = np.empty((len(wanted), self.dims), dtype=np.float32)
+        for first, run in _runs(wanted):
+            for offset in range(0, run, ROW_GROUP):
+                unit, norms = self._arrays(min(ROW_GROUP, run - offset))
+                at = first + offset
+                self._fill(int(wanted[at]), unit, norms)
+                np.multiply(unit, norms[:, None], out=gradients[at : at + len(unit)], dtype=np.float32)
+        return gradients if np.array_equal(back, np.arange(len(wanted))) else gradients[back]
+
+    def meta(
+        self, rows: Sequence[int] | np.ndarray, columns: Sequence[str] = tuple(METADATA.names)
+    ) -> list[dict[str, Any]]:
+        """Return the metadata of some rows, one dictionary each, in the order asked; repeats allowed.
+
+        Raises:
+            StoreError: A row or a column isn't in the store, or a shard can't be used.
+            DigestMismatch: A file isn't the one that was committed.
+        """
+        unknown = [name for name in columns if name not in METADATA.names]
+        if unknown:
+            raise StoreError(f"There is no metadata column {unknown[0]!r}; there are {', '.join(METADATA.names)}.")
+        wanted, back = np.unique(self._check_rows(rows), return_inverse=True)
+        found: list[dict[str, Any]] = []
+        shards = self._shards_of(wanted)
+        for shard in np.unique(shards):
+            span = self.manifest.shards[shard]
+            found += self._lines(span, wanted[shards == shard] - span.start, columns)
+        return [found[place] for place in back]
+
+    def norms(self) -> Iterator[tuple[int, np.ndarray]]:
+        """Yield each shard's first row and the norms of its rows, float32 [n], from the metadata: no vector is read."""
+        for span in self.manifest.shards:
+            with pq.ParquetFile(self._metadata(span)) as file:
+                yield span.start, file.read(columns=["norm"]).column("norm").to_numpy()
+
+    def zero_rows(self) -> np.ndarray:
+        """Return the rows whose gradient is zero, int64, ascending. Reads every commit record."""
+        records = (self._record(span).zero_rows for span in self.manifest.shards)
+        return np.concatenate([np.empty(0, np.int64), *(np.array(rows, dtype=np.int64) for rows in records)])
+
+    def metadata_files(self) -> list[Path]:
+        """Return the parquet files in row order, each checked, for a question over all rows."""
+        return [self._metadata(span) for span in self.manifest.shards]
+
+    def verify(self) -> None:
+        """Read every file of every shard and check its digest.
+
+        Raises:
+            StoreError: A commit record can't be used, or belongs to another run.
+            DigestMismatch: Files aren't those that were committed; the message lists them, ten at most.
+        """
+        damaged: list[str] = []
+        for span in self.manifest.shards:
+            files = ShardFiles(self.run_dir, span)
+            for path in (files.vectors, files.metadata):
+                try:
+                    self._check_file(path, span, files, again=True)
+                except DigestMismatch as error:
+                    damaged.append(str(error))
+        if damaged:
+            more = f"\n… and {len(damaged) - 10} more." if len(damaged) > 10 else ""
+            raise DigestMismatch("\n".join(damaged[:10]) + more)
+
+    def _arrays(self, rows: int) -> tuple[np.ndarray, np.ndarray]:
+        return np.empty((rows, self.dims), dtype=np.float16), np.empty(rows, dtype=np.float32)
+
+    def _fill(self, first: int, unit: np.ndarray, norms: np.ndarray) -> None:
+        """Fill arrays with consecutive rows from `first` on, from as many shards as hold them."""
+        filled = 0
+        while filled < len(unit):
+            row = first + filled
+            span = self.manifest.shards[int(self._shards_of(np.array([row]))[0])]
+            count = min(len(unit) - filled, span.stop - row)
+            files = ShardFiles(self.run_dir, span)
+            self._check_file(files.vectors, span, files)
+            taken = slice(filled, filled + count)
+            read_vectors(files.vectors, span.rows, row - span.start, unit[taken], norms[taken])
+            filled += count
+
+    def _lines(self, span: ShardRange, places: np.ndarray, columns: Sequence[str]) -> list[dict[str, Any]]:
+        """Return the metadata of ascending places within one shard; only the row groups that hold them are read."""
+        lines: list[dict[str, Any]] = []
+        with pq.ParquetFile(self._metadata(span)) as file:
+            for group in np.unique(places // ROW_GROUP):
+                inside = places[places // ROW_GROUP == group] - group * ROW_GROUP
+                table = file.read_row_group(int(group), columns=list(columns))
+                lines += table.take(pa.array(inside)).select(list(columns)).to_pylist()
+        return lines
+
+    def _metadata(self, span: ShardRange) -> Path:
+        files = ShardFiles(self.run_dir, span)
+        self._check_file(files.metadata, span, files)
+        return files.metadata
+
+    def _check_file(self, path: Path, span: ShardRange, files: ShardFiles, *, again: bool = False) -> None:
+        if again or path.name not in self._promised:
+            record = self._record(span)
+            for name, digest in record.digests.items():
+                self._promised[name] = (digest, record.sizes[name])
+        digest, size = self._promised[path.name]
+        verify(path, digest, size, files.remedy, again=again)
+
+    def _record(self, span: ShardRange) -> ShardRecord:
+        files = ShardFiles(self.run_dir, span)
+        record = ShardRecord.load(files)
+        check_fingerprint(
+            str(files.record),
+            record.fingerprint,
+            record.fingerprint_parts,
+            self.manifest.fingerprint,
+            self.manifest.fingerprint_parts,
+        )
+        found = (record.start, record.stop, record.dims, set(record.digests), set(record.sizes))
+        names = {files.vectors.name, files.metadata.name}
+        if found != (span.start, span.stop, self.dims, names, names):
+            raise StoreError(
+                f"{files.record} commits rows {record.start} to {record.stop} of {record.dims} columns in "
+                f"{', '.join(sorted(record.digests))}; the manifest expects rows {span.start} to {span.stop} of "
+                f"{self.dims} columns in {', '.join(sorted(names))}. {files.remedy}"
+            )
+        return record
+
+    def _shards_of(self, rows: np.ndarray) -> np.ndarray:
+        return np.searchsorted(self._starts, rows, side="right") - 1
+
+    def _check_rows(self, rows: Sequence[int] | np.ndarray) -> np.ndarray:
+        wanted = np.asarray(rows)
+        if wanted.size == 0:
+            return np.empty(0, dtype=np.int64)
+        if wanted.ndim != 1 or wanted.dtype.kind not in "iu":
+            raise StoreError(f"Rows are asked for by number, found {wanted.dtype} {list(wanted.shape)}.")
+        outside = wanted[(wanted < 0) | (wanted >= self.rows)]
+        if outside.size:
+            raise StoreError(f"Row {outside[0]} was asked of {self.run_dir}, which holds rows 0 to {self.rows - 1}.")
+        return wanted.astype(np.int64)
+
+
+def missing_shards(run_dir: Path, manifest: Manifest) -> list[int]:
+    """Return the planned shards that aren't committed, by listing one directory; no record is read."""
+    folder = run_dir / ROWS
+    present = set(os.listdir(folder)) if folder.is_dir() else set()
+    return [span.shard for span in manifest.shards if f"{span.name}.json" not in present]
+
+
+def _runs(rows: np.ndarray) -> Iterator[tuple[int, int]]:
+    """Yield (place, length) of each stretch of consecutive numbers in an ascending array without repeats."""
+    breaks = np.flatnonzero(np.diff(rows) != 1) + 1
+    edges = [0, *breaks.tolist(), len(rows)]
+    for first, last in pairwise(edges):
+        if last > first:
+            yield first, last - first

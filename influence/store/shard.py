@@ -1,0 +1,201 @@
+"""The three files of one shard: vectors, metadata, commit record.
+
+    shard-00007.safetensors   "norms" float32 [n], "vectors" float16 [n, D]: unit gradients of the summed loss, or zeros
+    shard-00007.parquet       one line a row: row, id, source, uri, label, tokens, loss, norm, text
+    shard-00007.json          the commit record, written last: without it there is no shard
+
+The safetensors layout is written and read here rather than through the library, for two measured reasons: the library
+maps the whole file, so that a shard becomes resident when a block of it is read; and its writer loses the errno of a
+full disk. The library reads these files as any others. Our reader takes only the header it would have written itself,
+so nothing in a file decides where we read.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+import pyarrow as pa
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from influence.errors import StoreError
+from influence.store.digest import FORMAT_VERSION, seal, unseal
+from influence.store.manifest import Part, ShardRange
+
+ROWS = "rows"
+"""The folder of a run that holds the shards."""
+
+ROW_GROUP = 1024
+"""Rows of a parquet row group: what is read to answer a question about one row."""
+
+METADATA = pa.schema(
+    [
+        pa.field("row", pa.int64(), nullable=False),
+        pa.field("id", pa.string(), nullable=False),
+        pa.field("source", pa.string()),
+        pa.field("uri", pa.string()),
+        pa.field("label", pa.string()),
+        pa.field("tokens", pa.int32(), nullable=False),
+        pa.field("loss", pa.float32(), nullable=False),
+        pa.field("norm", pa.float32(), nullable=False),
+        # Large: the texts of a shard may come to more than the 2 GB that 32-bit offsets reach.
+        pa.field("text", pa.large_string(), nullable=False),
+    ]
+)
+
+
+@dataclass(frozen=True, slots=True)
+class RowMeta:
+    """What is known of each row of a shard besides its gradient; every column has the shard's length n.
+
+    Attributes:
+        id: Given, or a digest of the content.
+        source: Where the row comes from, for people.
+        uri: A link to it.
+        label: A classifier's label; kept as text.
+        tokens: Scored tokens, int32 [n].
+        loss: Summed over the scored tokens, in nats, float32 [n].
+        text: What people read.
+    """
+
+    id: Sequence[str]
+    source: Sequence[str | None]
+    uri: Sequence[str | None]
+    label: Sequence[int | str | None]
+    tokens: np.ndarray
+    loss: np.ndarray
+    text: Sequence[str]
+
+    def table(self, span: ShardRange, norms: np.ndarray) -> pa.Table:
+        """Return the parquet table of a shard, adding the columns `row` and `norm` (float32 [n])."""
+        columns = {
+            "row": np.arange(span.start, span.stop, dtype=np.int64),
+            "id": self.id,
+            "source": self.source,
+            "uri": self.uri,
+            "label": [None if label is None else str(label) for label in self.label],
+            "tokens": np.asarray(self.tokens, dtype=np.int32),
+            "loss": np.asarray(self.loss, dtype=np.float32),
+            "norm": norms,
+            "text": self.text,
+        }
+        for name, values in columns.items():
+            if len(values) != span.rows:
+                raise StoreError(f"{span.name} holds {span.rows} rows, column {name!r} has {len(values)} values.")
+        return pa.table(columns, schema=METADATA)
+
+
+class ShardFiles:
+    """The paths of one shard's files."""
+
+    def __init__(self, run_dir: Path, span: ShardRange) -> None:
+        stem = run_dir / ROWS / span.name
+        self.vectors = stem.with_suffix(".safetensors")
+        self.metadata = stem.with_suffix(".parquet")
+        self.record = stem.with_suffix(".json")
+
+    @property
+    def remedy(self) -> str:
+        """What to do when one of them is damaged."""
+        return f"Delete {self.record} and run the same build again: only this shard is recomputed."
+
+
+class ShardRecord(BaseModel):
+    """The commit record. It holds nothing that differs between two computations of the same rows, such as a duration.
+
+    Attributes:
+        format_version: The version of the files.
+        shard: The shard's number.
+        start: Its first row.
+        stop: One past its last row.
+        fingerprint: The run's.
+        fingerprint_parts: The run's, where the writer knew them.
+        dims: D, the columns of a row.
+        digests: Hex SHA-256 by file name.
+        sizes: Bytes by file name.
+        zero_rows: Rows, counted over the data set, whose gradient is zero.
+        tokens: Scored tokens of the shard.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    format_version: int = FORMAT_VERSION
+    shard: int
+    start: int
+    stop: int
+    fingerprint: str
+    fingerprint_parts: dict[str, Part] = {}
+    dims: int
+    digests: dict[str, str]
+    sizes: dict[str, int]
+    zero_rows: tuple[int, ...]
+    tokens: int
+
+    @property
+    def size(self) -> int:
+        """Bytes of the shard on the disk, without this record."""
+        return sum(self.sizes.values())
+
+    def dump(self) -> bytes:
+        """Return the bytes of the record's file."""
+        return seal(self.model_dump(mode="json"))
+
+    @classmethod
+    def load(cls, files: ShardFiles) -> Self:
+        """Read a commit record.
+
+        Raises:
+            StoreError: There is none, or it can't be used.
+            FormatVersionMismatch: Another version of the format wrote it.
+            DigestMismatch: A byte of it changed.
+        """
+        document = unseal(files.record, files.remedy)
+        try:
+            return cls.model_validate(document)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(step) for step in first["loc"])
+            raise StoreError(f"{files.record} can't be used: {where}: {first['msg']}. {files.remedy}") from None
+
+
+def vectors_header(rows: int, dims: int) -> bytes:
+    """Return the safetensors header of a shard: its length, then JSON padded to eight bytes; norms, then vectors."""
+    norms, vectors = 4 * rows, 2 * rows * dims
+    layout = {
+        "norms": {"dtype": "F32", "shape": [rows], "data_offsets": [0, norms]},
+        "vectors": {"dtype": "F16", "shape": [rows, dims], "data_offsets": [norms, norms + vectors]},
+    }
+    text = json.dumps(layout, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
+
+
+def read_vectors(path: Path, rows: int, start: int, unit: np.ndarray, norms: np.ndarray) -> None:
+    """Read consecutive rows of one shard into arrays; only their bytes are read.
+
+    Args:
+        path: The shard's vectors.
+        rows: How many rows the shard holds.
+        start: The first one wanted, counted within the shard.
+        unit: Filled with unit vectors; float16 [b, D], C-contiguous.
+        norms: Filled with norms; float32 [b], contiguous.
+
+    Raises:
+        StoreError: The file isn't laid out as this version of the format lays it out, or ends too soon.
+    """
+    header = vectors_header(rows, unit.shape[1])
+    with path.open("rb", buffering=0) as file:
+        if file.read(len(header)) != header:
+            raise StoreError(
+                f"{path} isn't laid out as {rows} rows of {unit.shape[1]} float16 columns and their norms."
+            )
+        for array, offset in ((norms, 4 * start), (unit, 4 * rows + 2 * start * unit.shape[1])):
+            file.seek(len(header) + offset)
+            rest = array.data.cast("B")
+            while rest:
+                count = file.readinto(rest)
+                if not count:
+                    raise StoreError(f"{path} ends {len(rest):,} bytes too soon.")
+                rest = rest[count:]

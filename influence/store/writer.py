@@ -1,0 +1,208 @@
+"""Write shards, each whole or not at all, and let one build at a time write into a run.
+
+A task owns a whole shard. The order is: both data files as `.partial`, flushed; both renamed; the commit record, last.
+Kill the writer between any two steps and there is no shard, only files that the next attempt replaces.
+"""
+
+import json
+import logging
+import os
+import socket
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from filelock import FileLock, Timeout
+
+from influence.errors import DigestMismatch, RunLocked, StoreError
+from influence.store.manifest import Manifest, Part, ShardRange, check_fingerprint
+from influence.store.partial import PartialFile, disk_errors, remove_partials, sync_folder, write_whole
+from influence.store.shard import ROW_GROUP, ROWS, RowMeta, ShardFiles, ShardRecord, vectors_header
+
+LOCK = ".lock"
+HOLDER = ".lock.json"
+
+log = logging.getLogger(__name__)
+
+
+def write_shard(
+    run_dir: Path,
+    span: ShardRange,
+    unit: np.ndarray,
+    norms: np.ndarray,
+    meta: RowMeta,
+    fingerprint: str,
+    parts: Mapping[str, Part] | None = None,
+) -> ShardRecord:
+    """Write one shard and commit it. The same rows give the same bytes, in all three files.
+
+    Args:
+        run_dir: The run.
+        span: Which rows these are.
+        unit: Unit gradients of the summed loss, float16 [n, D]; a row of zeros where the gradient is zero.
+        norms: The gradients' lengths, float32 [n]; zero where the gradient is zero.
+        meta: The rows' metadata.
+        fingerprint: The run's fingerprint.
+        parts: The run's fingerprint parts; a later mismatch can then say which part differs.
+
+    Returns:
+        The commit record.
+
+    Raises:
+        StoreError: Shapes, types or values that can't be stored, or a directory that can't be written to.
+        Incomplete: The disk is full; nothing half-written is left.
+    """
+    _check_rows(span, unit, norms)
+    files = ShardFiles(run_dir, span)
+    written = _write_data(files, span, unit, norms, meta.table(span, norms))
+    record = ShardRecord(
+        shard=span.shard,
+        start=span.start,
+        stop=span.stop,
+        fingerprint=fingerprint,
+        fingerprint_parts=dict(parts or {}),
+        dims=unit.shape[1],
+        digests={file.path.name: file.digest for file in written},
+        sizes={file.path.name: file.size for file in written},
+        zero_rows=tuple(int(row) for row in span.start + np.flatnonzero(norms == 0)),
+        tokens=int(np.asarray(meta.tokens, dtype=np.int64).sum()),
+    )
+    write_whole(files.record, record.dump())
+    return record
+
+
+def committed(
+    run_dir: Path, span: ShardRange, fingerprint: str, parts: Mapping[str, Part] | None = None
+) -> ShardRecord | None:
+    """Return the commit record of a shard that needn't be computed again, or None.
+
+    A damaged record, and a file that is missing or has another length, count as no shard: they are logged, and the
+    build computes the shard again. Digests aren't read here, so ten thousand shards are asked about in seconds.
+
+    Raises:
+        FingerprintMismatch: The shard belongs to another run; the message names the parts that differ.
+        FormatVersionMismatch: Another version of the format wrote the record.
+        StoreError: The shard holds other rows than the plan says.
+    """
+    files = ShardFiles(run_dir, span)
+    if not files.record.exists():
+        return None
+    try:
+        record = ShardRecord.load(files)
+    except DigestMismatch as error:
+        log.warning("%s is computed again: %s", span.name, error)
+        return None
+    if record.fingerprint != fingerprint:
+        # Only now, because reading the manifest once a shard would make resuming a large run quadratic.
+        ours = Manifest.load(run_dir).fingerprint_parts if parts is None else parts
+        check_fingerprint(str(files.record), record.fingerprint, record.fingerprint_parts, fingerprint, ours)
+    if (record.start, record.stop) != (span.start, span.stop):
+        raise StoreError(
+            f"{files.record} commits rows {record.start} to {record.stop}, the plan says {span.start} to {span.stop}. "
+            "Build into another directory, or delete this one."
+        )
+    for name, size in record.sizes.items():
+        path = files.record.with_name(name)
+        found = path.stat().st_size if path.exists() else None
+        if found != size:
+            log.warning("%s is computed again: %s has %s bytes, its record expects %d", span.name, path, found, size)
+            return None
+    return record
+
+
+@contextmanager
+def lock_run(run_dir: Path) -> Iterator[None]:
+    """Hold a run directory for writing, and remove what a killed build left half-written.
+
+    The operating system frees the lock when its holder dies, however it dies.
+
+    Raises:
+        RunLocked: Another process holds it; the message names its host and process id.
+        StoreError: The directory can't be made or written to.
+    """
+    with disk_errors(run_dir, "the lock", 0):
+        run_dir.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(run_dir / LOCK)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise RunLocked(
+                f"{run_dir} is being written by {_holder(run_dir)}. "
+                "Wait for it, or stop it: two builds can't share a run."
+            ) from None
+    try:
+        since = datetime.now(UTC).isoformat(timespec="seconds")
+        write_whole(
+            run_dir / HOLDER, json.dumps({"host": socket.gethostname(), "pid": os.getpid(), "since": since}).encode()
+        )
+        for folder in (run_dir, run_dir / ROWS):
+            left = remove_partials(folder)
+            if left:
+                log.info("removed %d half-written files that a killed build left in %s", left, folder)
+        yield
+    finally:
+        (run_dir / HOLDER).unlink(missing_ok=True)
+        lock.release()
+
+
+def _write_data(
+    files: ShardFiles, span: ShardRange, unit: np.ndarray, norms: np.ndarray, table: pa.Table
+) -> list[PartialFile]:
+    """Write and publish the two data files; return them for their names, digests and sizes."""
+    folder = files.record.parent
+    header = vectors_header(*unit.shape)
+    written: list[PartialFile] = []
+    with disk_errors(folder, span.name, len(header) + norms.nbytes + unit.nbytes + table.nbytes):
+        folder.mkdir(parents=True, exist_ok=True)
+        # A shard that is written again must not be vouched for by its old record while its files are replaced.
+        files.record.unlink(missing_ok=True)
+        try:
+            for path in (files.vectors, files.metadata):
+                written.append(PartialFile(path))
+            for piece in (header, norms.data.cast("B"), unit.data.cast("B")):
+                written[0].write(piece)
+            # The row group's size and the codec are part of the format: they decide the bytes.
+            pq.write_table(table, written[1], row_group_size=ROW_GROUP, compression="zstd")
+            for file in written:
+                file.finish()
+            for file in written:
+                file.publish()
+            sync_folder(folder)
+        finally:
+            for file in written:
+                file.discard()
+    return written
+
+
+def _holder(run_dir: Path) -> str:
+    try:
+        holder = json.loads((run_dir / HOLDER).read_bytes())
+        return f"process {holder['pid']} on {holder['host']} (since {holder['since']})"
+    except (OSError, ValueError, KeyError, TypeError):
+        # The holder has the lock and hasn't yet signed, or is about to leave.
+        return "another process"
+
+
+def _check_rows(span: ShardRange, unit: np.ndarray, norms: np.ndarray) -> None:
+    if unit.ndim != 2 or unit.dtype != np.float16 or not unit.flags.c_contiguous or len(unit) != span.rows:
+        raise StoreError(
+            f"{span.name} takes contiguous float16 [{span.rows}, D] unit vectors, "
+            f"found {unit.dtype} {list(unit.shape)}."
+        )
+    if norms.shape != (span.rows,) or norms.dtype != np.float32 or not norms.flags.c_contiguous:
+        raise StoreError(
+            f"{span.name} takes contiguous float32 [{span.rows}] norms, found {norms.dtype} {list(norms.shape)}."
+        )
+    finite = np.isfinite(norms) & (norms >= 0)
+    for start in range(0, span.rows, ROW_GROUP):
+        finite[start : start + ROW_GROUP] &= np.isfinite(unit[start : start + ROW_GROUP]).all(axis=1)
+    if not finite.all():
+        rows = span.start + np.flatnonzero(~finite)
+        raise StoreError(
+            f"{span.name} was given {len(rows)} rows with non-finite entries or a negative norm, the first is row "
+            f"{rows[0]}. A row of the store is finite: check the model's weights and the loss of that row."
+        )

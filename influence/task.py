@@ -1,0 +1,195 @@
+"""A task: what is differentiated.
+
+A task has one duty, `example_loss(model, batch) -> Tensor[N]`, the loss of each example in nats, summed over its scored
+positions (all but the first token, or the completion's). Optionally it has `measurement(model, batch) -> Tensor[N]`,
+what is asked of a query; without one it is minus the loss, the log-likelihood.
+
+The causal language model's loss never holds the logits of a whole batch: the unembedding runs in chunks of positions,
+and the gradient with respect to the hidden states is computed in the same pass (`log p` of a chunk gives `onehot −
+p`), so a vocabulary of 128k costs time but not memory. Only scored positions reach the unembedding.
+"""
+
+import logging
+from typing import Any, Literal, Protocol, runtime_checkable
+from weakref import WeakKeyDictionary
+
+import torch
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from influence.axes import PerExample
+from influence.errors import TaskError
+
+log = logging.getLogger(__name__)
+
+LOGIT_BYTES = {"cpu": 4 * 2**20, "cuda": 256 * 2**20}
+"""The size a chunk of float32 logits is cut to: on a CPU it should stay in the cache, on a GPU fill the device."""
+
+
+class TaskSettings(BaseModel):
+    """How an example's loss is reduced over its scored tokens: `sum`, or `mean` where asked for by name."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    reduction: Literal["sum", "mean"] = "sum"
+
+
+@runtime_checkable
+class Task(Protocol):
+    """Anything with an `example_loss`; see the module's docstring for the optional `measurement`."""
+
+    def example_loss(self, model: Any, batch: Any) -> PerExample:
+        """Return the loss of each example, [N], in nats, summed over its scored positions."""
+        ...
+
+
+def measurement(task: Task, model: Any, batch: Any) -> PerExample:
+    """Return what is asked of each query, [N]: the task's own measurement, or minus its loss."""
+    own = getattr(task, "measurement", None)
+    return own(model, batch) if own is not None else -task.example_loss(model, batch)
+
+
+def task_for(kind: Literal["causal_lm", "sequence_classification"], settings: TaskSettings = TaskSettings()) -> Task:
+    """Return the task of a kind of model."""
+    return CausalLM(settings) if kind == "causal_lm" else SequenceClassification()
+
+
+class CausalLM:
+    """Next-token prediction with any transformers causal language model.
+
+    Batches have `input_ids`, `attention_mask` and `labels`, each [N, S]; the token at s is predicted from s−1 and
+    scored where its label isn't −100.
+    """
+
+    def __init__(self, settings: TaskSettings = TaskSettings()) -> None:
+        self.settings = settings
+        self._plain_head: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
+
+    def example_loss(self, model: Any, batch: Any) -> PerExample:
+        """Return −Σ log p of the scored tokens of each example, [N] (their mean where the settings say so)."""
+        total = -self.measurement(model, batch)
+        if self.settings.reduction == "sum":
+            return total
+        return total / (batch.labels[:, 1:] != -100).sum(dim=1).clamp(min=1)
+
+    def measurement(self, model: Any, batch: Any) -> PerExample:
+        """Return log p(scored tokens | the tokens before), [N], in nats, always summed."""
+        return self.token_log_likelihood(model, batch).sum(dim=1)
+
+    def token_log_likelihood(self, model: Any, batch: Any) -> Tensor:
+        """Return log p of the token at each position s ≥ 1, [N, S−1]; positions that aren't scored hold 0."""
+        targets = batch.labels[:, 1:]
+        inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
+        if targets.shape[1] == 0:
+            raise TaskError(
+                "A batch of one-token examples has nothing to predict: leave examples without scored tokens out."
+            )
+        body, head = split_head(model)
+        if body is None or head is None or not self._head_is_plain(model, body, head, batch.input_ids):
+            return _gathered(model(**inputs, use_cache=False).logits[:, :-1], targets)
+        hidden = body(**inputs, use_cache=False).last_hidden_state[:, :-1]
+        if head._forward_hooks or any(parameter.requires_grad for parameter in head.parameters()):
+            return _checkpointed(head, hidden, targets)
+        weight, bias = head.weight, getattr(head, "bias", None)
+        found: Tensor = _ChunkedLogLikelihood.apply(hidden, weight, bias, targets)  # type: ignore[assignment]
+        return found
+
+    def _head_is_plain(self, model: Any, body: Any, head: nn.Module, input_ids: Tensor) -> bool:
+        """Whether logits = head(hidden), found out once a model: some models cap or scale their logits afterwards."""
+        if model not in self._plain_head:
+            with torch.no_grad():
+                probe = input_ids[:1, :8]
+                ours = head(body(input_ids=probe, use_cache=False).last_hidden_state)
+                theirs = model(input_ids=probe, use_cache=False).logits
+            same = type(head) is nn.Linear and bool(torch.allclose(ours, theirs, rtol=1e-3, atol=1e-3))
+            if not same:
+                log.info(
+                    "%s changes its logits after the unembedding: logits are computed whole.", type(model).__name__
+                )
+            self._plain_head[model] = same
+        return self._plain_head[model]
+
+
+class SequenceClassification:
+    """A classifier of whole sequences; batches have `input_ids`, `attention_mask` [N, S] and `label` [N]."""
+
+    def example_loss(self, model: Any, batch: Any) -> PerExample:
+        """Return −log p(label | text), [N], in nats."""
+        if batch.label is None:
+            raise TaskError("A classifier's examples need labels: the batch has none.")
+        logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
+        if logits.ndim != 2 or logits.shape[1] < 2:
+            raise TaskError(
+                f"Expected logits [N, classes] with at least 2 classes; found {tuple(logits.shape)} (a regression?)."
+            )
+        return nn.functional.cross_entropy(_wide(logits), batch.label, reduction="none")
+
+
+def split_head(model: Any) -> tuple[Any, Any]:
+    """Return a causal LM's body (ids → last hidden state) and its unembedding; (None, None) if it has none."""
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    head = inner.get_output_embeddings() if hasattr(inner, "get_output_embeddings") else None
+    body = getattr(inner, "base_model", None)
+    if head is None or body is None or body is inner or not hasattr(head, "weight"):
+        return None, None
+    return body, head
+
+
+class _ChunkedLogLikelihood(torch.autograd.Function):
+    """log p of the targets from hidden states, [N, S], and d log p / d hidden, in one pass over the chunks."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> Tensor:
+        flat, wanted = hidden.reshape(-1, hidden.shape[-1]), targets.reshape(-1)
+        scored = (wanted != -100).nonzero().squeeze(1)
+        found = torch.zeros(
+            len(flat), dtype=torch.float64 if hidden.dtype == torch.float64 else torch.float32, device=hidden.device
+        )
+        grads = hidden.new_zeros(flat.shape)
+        step = _chunk(weight.shape[0], hidden)
+        for chunk in scored.split(step):
+            target = wanted[chunk].unsqueeze(1)
+            states = flat[chunk]
+            log_p = torch.log_softmax(_wide(nn.functional.linear(states, weight, bias)), dim=1)
+            found[chunk] = log_p.gather(1, target).squeeze(1)
+            p = log_p.exp_()
+            p.scatter_add_(1, target, torch.full_like(target, -1, dtype=p.dtype))
+            grads[chunk] = -(p.to(weight.dtype) @ weight)
+        ctx.save_for_backward(grads)
+        return found.view(targets.shape)
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, None, None, None]:
+        (grads,) = ctx.saved_tensors
+        scale = upstream[0].reshape(-1, 1)
+        return (grads * scale.to(grads.dtype)).view(*upstream[0].shape, -1), None, None, None
+
+
+def _checkpointed(head: nn.Module, hidden: Tensor, targets: Tensor) -> Tensor:
+    """The same through autograd, for a tracked unembedding: each chunk's logits are computed twice."""
+    step = _chunk(hidden.shape[0] * int(head.weight.shape[0]), hidden)  # type: ignore[arg-type]
+
+    def chunk(states: Tensor, wanted: Tensor) -> Tensor:
+        return _gathered(head(states), wanted)
+
+    starts = range(0, hidden.shape[1], step)
+    pieces = [
+        checkpoint(chunk, hidden[:, start : start + step], targets[:, start : start + step], use_reentrant=False)
+        for start in starts
+    ]
+    return torch.cat(pieces, dim=1)  # type: ignore[arg-type]
+
+
+def _gathered(logits: Tensor, targets: Tensor) -> Tensor:
+    log_p = torch.log_softmax(_wide(logits), dim=-1)
+    return log_p.gather(-1, targets.clamp(min=0).unsqueeze(-1)).squeeze(-1) * (targets != -100)
+
+
+def _chunk(numbers: int, like: Tensor) -> int:
+    """How many positions a chunk takes when one position has this many logits."""
+    return max(1, LOGIT_BYTES.get(like.device.type, LOGIT_BYTES["cuda"]) // (4 * numbers))
+
+
+def _wide(logits: Tensor) -> Tensor:
+    return logits if logits.dtype == torch.float64 else logits.float()

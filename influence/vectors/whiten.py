@@ -1,0 +1,56 @@
+"""What is compared: queries and rows on their way from gradients to vectors whose plain inner product is the score.
+
+With u the query's gradient −∇m, r the row's gradient ∇ℓ, F the curvature and λ its damping:
+
+    dot, identity      u · r
+    dot, fisher        (1/N) (F+λ)⁻¹u · r                    nats per extra copy of the row
+    cosine, identity   u/|u| · r/|r|
+    cosine, fisher     unit((F+λ)^-½ u) · unit((F+λ)^-½ r)    half the curvature on each side, then length
+
+Curvature always comes before length, and this is the only place where either is applied to a query or a row. A zero
+vector stays zero and scores 0.
+
+Source: methods: Koh & Liang 2017 for the sign and 1/N; Chang et al. 2024 (TrackStar) for the halves under cosine.
+"""
+
+from dataclasses import dataclass
+
+from influence.axes import ND
+from influence.curvature.projected_fisher import ProjectedFisher
+from influence.errors import RecipeError
+from influence.recipe import Recipe
+from influence.vectors.unit_norm import unit_norm
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The comparison part of a recipe with its curvature in hand.
+
+    Attributes:
+        recipe: Its curvature and comparison decide what is done.
+        fisher: The prepared curvature; None where the recipe has none.
+        rows: N, the rows of the whole training set, for the 1/N of a score in nats per extra copy.
+    """
+
+    recipe: Recipe
+    fisher: ProjectedFisher | None
+    rows: int
+
+    def __post_init__(self) -> None:
+        """Refuse a recipe whose curvature isn't there, and a curvature that no recipe asked for."""
+        if (self.recipe.curvature.kind == "fisher") != (self.fisher is not None):
+            found = "no curvature was given" if self.fisher is None else "a Fisher was given"
+            raise RecipeError(f"The recipe's curvature is {self.recipe.curvature.kind}, and {found}.")
+
+    def query_vectors(self, gradients: ND) -> ND:
+        """Turn queries' gradients −∇m, [m, D], into vectors to search with, same shape and dtype."""
+        if self.recipe.comparison == "cosine":
+            return self.row_vectors(gradients)
+        return gradients if self.fisher is None else self.fisher.apply(gradients) / self.rows
+
+    def row_vectors(self, gradients: ND) -> ND:
+        """Turn rows' gradients ∇ℓ, [n, D], into vectors to search among, same shape and dtype."""
+        if self.recipe.comparison == "dot":
+            return gradients
+        halved = gradients if self.fisher is None else self.fisher.apply(gradients, power=-0.5)
+        return unit_norm(halved)[0]

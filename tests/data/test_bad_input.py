@@ -1,0 +1,295 @@
+"""What can be wrong with a data set, and that the message says what, where and what to do."""
+
+import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from influence.data.columns import Columns
+from influence.data.dataset import DataSettings, open_rows
+from influence.data.example import Example
+from influence.errors import DataError
+
+
+def complaint(path, **settings) -> str:
+    with pytest.raises(DataError) as caught:
+        list(open_rows(DataSettings(path=str(path), **settings)).examples())
+    return str(caught.value)
+
+
+def complaint_of_check(path, kind="causal_lm", **settings) -> str:
+    rows = open_rows(DataSettings(path=str(path), **settings))
+    with pytest.raises(DataError) as caught:
+        rows.check(kind)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.csv"])
+@pytest.mark.parametrize("content", ["", "\n\n"])
+def test_an_empty_file_is_named(textfile, name, content):
+    message = complaint(textfile(name, content))
+    assert name in message
+    assert "is empty" in message
+
+
+def test_a_header_or_schema_alone_is_no_data(textfile, tmp_path):
+    assert "columns but no rows" in complaint(textfile("rows.csv", "text,id\n"))
+    pq.write_table(pa.table({"text": pa.array([], pa.string())}), tmp_path / "rows.parquet")
+    assert "columns but no rows" in complaint(tmp_path / "rows.parquet")
+    datasets.Dataset.from_dict({"text": []}).save_to_disk(tmp_path / "saved")
+    assert "has no rows" in complaint(tmp_path / "saved")
+
+
+def test_a_missing_file_is_named_with_where_it_was_looked_for(tmp_path):
+    message = complaint(tmp_path / "absent.jsonl")
+    assert f"nothing at {tmp_path / 'absent.jsonl'}" in message
+    assert "check data.path" in message
+    assert "absent" in complaint(tmp_path / "absent*.csv")
+
+
+def test_a_folder_that_datasets_did_not_write_is_refused_with_the_pattern_to_give(tmp_path):
+    message = complaint(tmp_path)
+    assert "save_to_disk did not write" in message
+    assert str(tmp_path / "*.jsonl") in message
+
+
+def test_a_saved_data_set_without_the_split_lists_those_it_has(tmp_path):
+    datasets.DatasetDict({"test": datasets.Dataset.from_dict({"text": ["a"]})}).save_to_disk(tmp_path / "saved")
+    message = complaint(tmp_path / "saved")
+    assert "no split 'train'" in message
+    assert "test" in message
+
+
+def test_a_broken_saved_data_set_is_named(tmp_path):
+    datasets.Dataset.from_dict({"text": ["a"]}).save_to_disk(tmp_path / "saved")
+    next((tmp_path / "saved").glob("*.arrow")).unlink()
+    assert f"{tmp_path / 'saved'} looks like a saved data set but can't be opened" in complaint(tmp_path / "saved")
+
+
+def test_a_hub_that_cannot_be_reached_says_what_was_looked_for(monkeypatch):
+    def unreachable(*_, **__):
+        raise ConnectionError("Couldn't reach the hub")
+
+    monkeypatch.setattr(datasets, "load_dataset", unreachable)
+    message = complaint("somebody/some-corpus", name="en", split="test")
+    assert "'somebody/some-corpus', configuration 'en', split 'test'" in message
+    assert "Couldn't reach the hub" in message
+
+
+def test_a_hub_data_set_is_read_like_a_saved_one(monkeypatch):
+    hub = datasets.Dataset.from_dict({"text": ["a", "b"], "extra": [1, 2]})
+    monkeypatch.setattr(datasets, "load_dataset", lambda path, name, split: hub if path == "corpus" else None)
+    rows = open_rows(DataSettings(path="corpus"))
+    assert [e.text for e in rows.examples()] == ["a", "b"]
+    assert rows.digest() == hub._fingerprint
+
+
+def test_an_unknown_suffix_asks_for_the_format(textfile):
+    message = complaint(textfile("rows.txt", "hello"))
+    assert "rows.txt" in message
+    assert "data.format" in message
+    assert complaint(textfile("more.txt", '{"text": 1}'), format="jsonl").endswith("int 1, expected a string.")
+
+
+def test_a_malformed_json_line_is_named_by_file_and_line(textfile):
+    message = complaint(textfile("rows.jsonl", '{"text": "a"}\n\n{"text": "b"\n'))
+    assert "rows.jsonl, line 3: malformed JSON" in message
+    assert "Expected one JSON object a line" in message
+
+
+def test_a_json_array_is_told_to_be_lines(textfile):
+    message = complaint(textfile("rows.json", '[{"text": "a"}]'))
+    assert "line 1" in message
+    assert "one JSON array" in message
+
+
+def test_half_a_surrogate_pair_is_named_by_line(textfile):
+    path = textfile("rows.jsonl", '{"text": "\\ud83d\\ude00 is whole"}\n{"text": "\\ud83d"}\n')
+    assert "rows.jsonl, line 2: a \\u escape is half of a surrogate pair" in complaint(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"), [("rows.jsonl", b'{"text": "a"}\n{"text": "caf\xe9"}\n'), ("rows.csv", b"text\ncaf\xe9\n")]
+)
+def test_invalid_utf8_is_named_by_file_and_line(textfile, name, content):
+    message = complaint(textfile(name, content))
+    assert f"{name}, line 2: byte" in message
+    assert "0xe9" in message
+    assert "not valid UTF-8" in message
+
+
+def test_a_ragged_csv_row_is_named_by_the_line_it_starts_on(textfile):
+    long = complaint(textfile("rows.csv", 'text,id\n"two\nlines",1\nb,2,3\n'))
+    assert "rows.csv, line 4: found 3 cells, expected 2" in long
+    assert "rows.csv, line 3: found 1 cells, expected 2" in complaint(textfile("rows.csv", "text,id\na,1\nb\n"))
+
+
+def test_an_unclosed_csv_quote_is_named_by_its_line(textfile):
+    assert "rows.csv, line 3: malformed CSV" in complaint(textfile("rows.csv", 'text,id\na,1\n"b,2\n'))
+
+
+def test_a_csv_header_with_a_name_twice_is_refused(textfile):
+    assert "'text' twice" in complaint(textfile("rows.csv", "text,text\na,b\n"))
+
+
+def test_csv_cannot_hold_lists(textfile):
+    assert "CSV can't hold" in complaint(textfile("rows.csv", 'input_ids\n"[1, 2]"\n'))
+
+
+def test_a_file_that_is_no_parquet_is_named(textfile):
+    assert "rows.parquet is not a Parquet file" in complaint(textfile("rows.parquet", "text\n"))
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "csv", "parquet", "saved"])
+def test_missing_columns_list_those_found(kind, tmp_path, jsonl, textfile):
+    path = tmp_path / f"rows.{kind}"
+    if kind == "jsonl":
+        jsonl([{"body": "a", "title": "b"}])
+    elif kind == "csv":
+        textfile("rows.csv", "body,title\na,b\n")
+    elif kind == "parquet":
+        pq.write_table(pa.table({"body": ["a"], "title": ["b"]}), path)
+    else:
+        datasets.Dataset.from_dict({"body": ["a"], "title": ["b"]}).save_to_disk(path)
+    message = complaint(path)
+    assert "Columns found: 'body', 'title'" in message
+    assert "data.columns" in message
+
+
+def test_a_prompt_alone_is_no_shape(jsonl):
+    message = complaint(jsonl([{"prompt": "a"}]))
+    assert "'prompt' and 'completion'" in message
+
+
+def test_columns_of_two_shapes_ask_which_is_meant(jsonl):
+    message = complaint(jsonl([{"text": "a", "input_ids": [1]}]))
+    assert "text, input_ids" in message
+    assert "data.columns.input_ids: null" in message
+
+
+@pytest.mark.parametrize(
+    ("record", "said"),
+    [
+        ({"text": None}, "'text' is null"),
+        ({}, "'text' is missing"),
+        ({"text": 3}, "'text' is int 3, expected a string"),
+        ({"text": ["a"]}, "'text' is list ['a'], expected a string"),
+        ({"text": "a", "source": {"file": 1}}, "'source' is dict"),
+        ({"text": "a", "label": 1.5}, "'label' is float 1.5"),
+        ({"text": "a", "label": True}, "'label' is bool True"),
+    ],
+)
+def test_a_value_that_is_no_text_is_named_by_file_and_line(jsonl, record, said):
+    assert f"rows.jsonl, line 2: {said}" in complaint(jsonl([{"text": "a"}, record]))
+
+
+def test_a_null_prompt_or_completion_is_named(jsonl):
+    whole = {"prompt": "a", "completion": "b"}
+    assert "line 2: 'prompt' is null" in complaint(jsonl([whole, {**whole, "prompt": None}]))
+    assert "line 2: 'completion' is null" in complaint(jsonl([whole, {**whole, "completion": None}]))
+
+
+@pytest.mark.parametrize(
+    ("record", "said"),
+    [
+        ({"input_ids": "1 2"}, "expected a list of token numbers"),
+        ({"input_ids": [1, 2.0]}, "float 2.0, expected integers"),
+        ({"input_ids": [1, True]}, "bool True, expected integers"),
+        ({"input_ids": [1, -1]}, "holds -1"),
+        ({"input_ids": [1, 2**31]}, "holds 2147483648"),
+        ({"input_ids": [1, 2], "labels": [1]}, "1 entries for 2 input_ids"),
+        ({"input_ids": [1, 2], "labels": [1, -7]}, "holds -7"),
+    ],
+)
+def test_tokens_that_are_none_are_named_by_file_and_line(jsonl, record, said):
+    message = complaint(jsonl([{"input_ids": [1]}, record]))
+    assert "rows.jsonl, line 2" in message
+    assert said in message
+
+
+@pytest.mark.parametrize(
+    "messages", ["hello", [], ["hello"], [{"role": "user"}], [{"content": "hello"}], [{"role": 1, "content": "a"}]]
+)
+def test_messages_that_are_none_are_named_by_file_and_line(jsonl, messages):
+    good = [{"role": "user", "content": "a"}]
+    assert "rows.jsonl, line 2" in complaint(jsonl([{"messages": good}, {"messages": messages}]))
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "csv", "parquet", "saved"])
+def test_an_id_given_twice_is_named_with_both_rows(kind, tmp_path, jsonl, textfile):
+    path = tmp_path / f"rows.{kind}"
+    if kind == "jsonl":
+        jsonl([{"text": "a", "id": 1}, {"text": "b", "id": "it's"}, {"text": "c", "id": "it's"}])
+    elif kind == "csv":
+        textfile("rows.csv", "text,id\na,1\nb,it's\nc,it's\n")
+    elif kind == "parquet":
+        pq.write_table(pa.table({"text": list("abc"), "id": ["1", "it's", "it's"]}), path)
+    else:
+        datasets.Dataset.from_dict({"text": list("abc"), "id": ["1", "it's", "it's"]}).save_to_disk(path)
+    message = complaint_of_check(path)
+    assert "rows 1 and 2 (counted from 0)" in message
+    assert '"it\'s"' in message
+    open_rows(DataSettings(path=str(path), columns=Columns(id=None))).check("causal_lm")
+
+
+def test_duplicates_are_found_across_blocks_of_rows(jsonl):
+    records = ({"text": "a", "id": row % 2500} for row in range(2501))
+    assert "rows 0 and 2500" in complaint_of_check(jsonl(records))
+
+
+@pytest.mark.parametrize("second", [{"text": "b"}, {"text": "b", "id": None}, {"text": "b", "id": ""}])
+def test_a_row_without_an_id_where_others_have_one_is_named(jsonl, second):
+    assert "line 2: 'id' is null, empty or missing" in complaint(jsonl([{"text": "a", "id": "1"}, second]))
+
+
+def test_an_id_that_only_later_rows_have_is_named(jsonl):
+    assert "line 2: 'id' is 'x', but the first row has none" in complaint(
+        jsonl([{"text": "a"}, {"text": "b", "id": "x"}])
+    )
+
+
+def test_a_saved_data_sets_nulls_are_named_by_row(tmp_path):
+    rows = datasets.Dataset.from_dict({"text": ["a", None], "id": ["1", "2"]})
+    rows.save_to_disk(tmp_path / "text")
+    assert "row 1 (counted from 0): 'text' is null" in complaint_of_check(tmp_path / "text")
+    assert "row 1 (counted from 0): 'text' is null" in complaint(tmp_path / "text")
+    datasets.Dataset.from_dict({"text": ["a", "b"], "id": [None, 2]}).save_to_disk(tmp_path / "id")
+    assert "row 0 (counted from 0): 'id' is null" in complaint_of_check(tmp_path / "id")
+
+
+def test_a_null_far_into_a_saved_data_set_is_named_by_its_row(tmp_path):
+    texts = ["a"] * 2345
+    texts[2222] = None
+    datasets.Dataset.from_dict({"text": texts}).save_to_disk(tmp_path / "saved")
+    assert "row 2222 (counted from 0): 'text' is null" in complaint_of_check(tmp_path / "saved")
+
+
+def test_a_classifier_needs_a_label_in_every_row(jsonl):
+    message = complaint_of_check(jsonl([{"text": "a", "id": "1"}]), "sequence_classification")
+    assert "no label column" in message
+    assert "'text', 'id'" in message
+    path = jsonl([{"text": "a", "label": 1}, {"text": "b", "label": None}])
+    assert "row 1 (counted from 0): 'label' is null" in complaint_of_check(path, "sequence_classification")
+
+
+def test_a_classifier_reads_no_prompts(jsonl):
+    path = jsonl([{"prompt": "a", "completion": "b", "label": 1}])
+    assert "shape 'prompt'" in complaint_of_check(path, "sequence_classification")
+
+
+def test_a_cache_that_cannot_be_written_is_named_with_the_variable_to_set(jsonl, monkeypatch, textfile):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", textfile("no-folder", ""))
+    assert "HF_DATASETS_CACHE" in complaint(jsonl([{"text": "unwritten"}]))
+
+
+def test_a_query_must_be_text_that_utf8_holds():
+    with pytest.raises(DataError, match="completion is int 3, expected a string"):
+        Example.query("a", 3)  # type: ignore[arg-type]
+    with pytest.raises(DataError, match="half of a surrogate pair at character 1"):
+        Example.query("a\ud83d", "b")
+
+
+def test_a_query_without_an_id_is_named_by_its_content():
+    assert Example.query("a", "b").id == Example.query("a", "b").id != Example.query("ab", "").id
+    assert Example.query("a", "b", id="mine").id == "mine"
+    assert Example.query("a", "b").row == -1

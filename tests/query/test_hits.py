@@ -1,0 +1,293 @@
+import csv
+import io
+import json
+import math
+import re
+from html.parser import HTMLParser
+
+import pyarrow.parquet as pq
+import pytest
+
+from influence.errors import QueryError
+from influence.query.hits import COLUMNS, FORMATS, Hit, Hits, MeasuredQuery, encode, snippet, write
+from influence.query.page import Scale, Section, link, probability, render_page
+from influence.recipe import SIGN_RULE
+
+
+def hit(rank=1, row=7, score=0.5, **changed):
+    values = {"id": f"doc-{row}", "source": "json", "uri": "lib/json.py:3", "tokens": 12, "snippet": "some text"}
+    return Hit(rank=rank, row=row, score=score, exact=True, **(values | changed))
+
+
+def hits(promoting=None, opposing=None, **query):
+    asked = {"id": "q1", "prompt": "The lamp was lit by", "completion": " beetles.", "log_likelihood": -1.25} | query
+    return Hits(
+        query=MeasuredQuery(**asked),
+        recipe="logra: all of its parts",
+        unit="nats per extra copy of the row",
+        fingerprint="abc123",
+        promoting=(hit(), hit(2, 8, 0.25, source=None, uri=None)) if promoting is None else promoting,
+        opposing=(hit(1, 9, -0.125),) if opposing is None else opposing,
+    )
+
+
+class Page(HTMLParser):
+    """What a browser would build: elements with attributes, and the text outside of style."""
+
+    def __init__(self, html):
+        super().__init__(convert_charrefs=True)
+        self.elements, self.text, self._open = [], "", []
+        self.feed(html)
+        self.close()
+
+    def handle_starttag(self, tag, attrs):
+        self.elements.append((tag, dict(attrs)))
+        if tag not in {"meta", "br", "link", "img"}:
+            self._open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self._open.pop() == tag, f"</{tag}> closes another element"
+
+    def handle_data(self, data):
+        if "style" not in self._open:
+            self.text += data
+
+
+def test_json_of_one_answer_is_an_object_with_exactly_the_promised_fields():
+    document = json.loads(encode([hits()], "json"))
+    assert list(document) == ["query", "recipe", "unit", "sign", "fingerprint", "promoting", "opposing"]
+    assert document["sign"] == SIGN_RULE
+    assert document["query"] == {
+        "id": "q1",
+        "prompt": "The lamp was lit by",
+        "completion": " beetles.",
+        "log_likelihood": -1.25,
+    }
+    assert document["promoting"][1] == {
+        "rank": 2,
+        "row": 8,
+        "id": "doc-8",
+        "score": 0.25,
+        "source": None,
+        "uri": None,
+        "tokens": 12,
+        "snippet": "some text",
+        "exact": True,
+    }
+
+
+def test_json_of_several_answers_is_a_list_and_jsonl_a_line_each():
+    answers = [hits(id="a"), hits(id="b", completion="two\nlines")]
+    listed = json.loads(encode(answers, "json"))
+    lines = [json.loads(line) for line in encode(answers, "jsonl").decode().splitlines()]
+    assert listed == lines == [answer.to_dict() for answer in answers]
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_a_number_that_json_cannot_hold_is_refused(value):
+    with pytest.raises(QueryError, match="NaN or infinite"):
+        hits(log_likelihood=value).to_json()
+
+
+def test_csv_is_a_flat_record_a_hit_and_keeps_the_text_as_it_is():
+    nasty = '=1+1, "quoted"\nnew line'
+    read = list(csv.DictReader(io.StringIO(encode([hits(promoting=(hit(snippet=nasty),))], "csv").decode())))
+    assert tuple(read[0]) == COLUMNS
+    assert [(r["query_id"], r["side"], r["row"], r["score"]) for r in read] == [
+        ("q1", "promoting", "7", "0.5"),
+        ("q1", "opposing", "9", "-0.125"),
+    ]
+    assert read[0]["snippet"] == nasty
+    assert read[0]["unit"] == "nats per extra copy of the row"
+
+
+def test_parquet_holds_the_records_of_every_answer_with_types_and_the_sign_rule():
+    answers = [hits(id="a"), hits(id="b")]
+    table = pq.read_table(io.BytesIO(encode(answers, "parquet")))
+    assert table.to_pylist() == [record for answer in answers for record in answer.rows()]
+    assert table.schema.metadata[b"sign"].decode() == SIGN_RULE
+
+
+def test_an_answer_without_hits_keeps_columns_and_types():
+    nothing = hits(promoting=(), opposing=())
+    table = pq.read_table(io.BytesIO(encode([nothing], "parquet")))
+    assert table.column_names == list(COLUMNS)
+    assert table.schema == pq.read_table(io.BytesIO(encode([hits()], "parquet"))).schema
+    assert list(nothing.to_pandas().columns) == list(COLUMNS)
+    assert encode([nothing], "csv").decode() == ",".join(COLUMNS) + "\n"
+
+
+def test_a_dataframe_has_the_flat_records_and_carries_the_sign_rule():
+    frame = hits().to_pandas()
+    assert frame["side"].tolist() == ["promoting", "promoting", "opposing"]
+    assert frame["score"].tolist() == [0.5, 0.25, -0.125]
+    assert frame.attrs["sign"] == SIGN_RULE
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_half_a_surrogate_pair_from_a_command_line_breaks_no_format(form):
+    content = encode([hits(prompt="caf\udce9")], form)
+    assert content
+    if form == "json":
+        assert json.loads(content)["query"]["prompt"] == "caf\udce9"
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_written_files_hold_the_encoded_bytes_and_leave_nothing_beside_them(form, tmp_path):
+    path = tmp_path / f"hits.{form}"
+    path.write_text("an older answer")
+    write([hits()], form, path)
+    assert path.read_bytes() == encode([hits()], form)
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_failed_write_leaves_the_older_answer_standing(tmp_path):
+    path = tmp_path / "hits.json"
+    path.write_text("an older answer")
+    with pytest.raises(QueryError):
+        write([hits(log_likelihood=math.nan)], "json", path)
+    assert path.read_text() == "an older answer"
+
+
+def test_an_unknown_format_lists_the_known_ones():
+    with pytest.raises(QueryError, match=r"no output format 'xml'\. The formats are json, jsonl, csv, parquet, html"):
+        encode([hits()], "xml")  # type: ignore[arg-type]
+
+
+def test_a_folder_given_as_the_file_is_refused_with_a_name_to_use(tmp_path):
+    with pytest.raises(QueryError, match=r"is a folder; name a file .*hits\.json"):
+        write([hits()], "json", tmp_path)
+
+
+def test_a_file_in_a_folder_that_does_not_exist_is_refused(tmp_path):
+    with pytest.raises(QueryError, match="nowhere doesn't exist; make it"):
+        write([hits()], "json", tmp_path / "nowhere" / "hits.json")
+
+
+def test_a_snippet_is_one_line_cut_between_words():
+    assert snippet("  one\n\ttwo   three ") == "one two three"
+    assert snippet("one two three", width=9) == "one two…"
+    assert snippet("x" * 500) == "x" * 239 + "…"
+    assert snippet("語" * 500, width=10) == "語" * 9 + "…"
+    assert snippet("") == ""
+
+
+def test_a_snippet_escapes_nothing_but_cannot_command_a_terminal():
+    assert snippet("<b>&amp;") == "<b>&amp;"
+    assert snippet("a\x1b[2Jb\x00c\x9bd") == "a�[2Jb�c�d"
+
+
+HOSTILE = '</style></p><script>alert(1)</script><img src=x onerror="alert(2)">\'"{{ 7*7 }}{% raw %}\u202e&lt;'
+
+
+def hostile_page():
+    evil = hit(id=HOSTILE, source=HOSTILE, uri="javascript:alert(3)//" + HOSTILE, snippet=HOSTILE)
+    answer = hits(promoting=(evil,), prompt=HOSTILE, completion=HOSTILE, id=HOSTILE)
+    section = Section(answer, heading=HOSTILE, note=HOSTILE, marks={7: HOSTILE})
+    return render_page(
+        HOSTILE, HOSTILE, [section, Section(answer)], figures={HOSTILE: HOSTILE}, facts={HOSTILE: HOSTILE}
+    )
+
+
+@pytest.mark.parametrize("html", [hostile_page(), hits(promoting=(hit(snippet=HOSTILE),))._repr_html_()])
+def test_hostile_text_is_shown_and_never_becomes_markup(html):
+    page = Page(html)
+    assert HOSTILE in page.text
+    tags = {tag for tag, _ in page.elements}
+    assert not tags & {"script", "img", "iframe", "object", "embed", "link", "svg", "form", "base"}
+    attributes = [(name, value or "") for _, attrs in page.elements for name, value in attrs.items()]
+    assert not [name for name, _ in attributes if name.startswith("on") or name == "src"]
+    assert not [value for name, value in attributes if name == "href" and not value.startswith("#")]
+    assert "49" not in page.text.replace("7*7", "")
+
+
+def test_only_web_addresses_become_links():
+    assert link("https://example.org/a?b=1") == "https://example.org/a?b=1"
+    for unsafe in ("javascript:alert(1)", "data:text/html,x", "lib/json.py:3", "//example.org", "http://[", "", None):
+        assert link(unsafe) is None
+    page = Page(encode([hits(promoting=(hit(uri="https://example.org/a?b=1&c"),))], "html").decode())
+    assert [attrs["href"] for tag, attrs in page.elements if tag == "a"] == ["https://example.org/a?b=1&c"]
+
+
+def test_the_page_fetches_nothing_and_follows_light_and_dark():
+    html = encode([hits()], "html").decode()
+    assert "default-src 'none'" in html
+    assert "prefers-color-scheme: dark" in html
+    assert "url(" not in html
+    assert "@import" not in html
+
+
+def test_the_page_shows_the_question_every_hit_the_unit_and_the_sign_rule():
+    page = Page(encode([hits()], "html").decode())
+    for expected in (
+        "The lamp was lit by",
+        "beetles.",
+        "−1.25 nats",
+        "probability 28.7 %",
+        "+0.5000",
+        "−0.1250",
+        "doc-8",
+        "lib/json.py:3",
+        "12 tokens",
+        "row 9",
+        SIGN_RULE,
+        "Scores are in nats per extra copy of the row.",
+        "logra: all of its parts",
+        "abc123",
+    ):
+        assert expected in page.text
+
+
+def test_a_notebook_shows_the_unit_and_the_sign_rule_too():
+    text = Page(hits()._repr_html_()).text
+    assert SIGN_RULE in text
+    assert "nats per extra copy of the row" in text
+
+
+def test_bars_of_both_sides_share_one_scale():
+    page = Page(encode([hits()], "html").decode())
+    bars = [(attrs["class"], attrs["style"]) for tag, attrs in page.elements if tag == "i"]
+    assert bars == [("up", "width: 100.0%"), ("up", "width: 50.0%"), ("down", "width: 25.0%")]
+
+
+def test_marks_stand_beside_their_rows_only_and_estimates_are_named():
+    answer = hits(promoting=(hit(), hit(2, 8, 0.25), hit(3, 11, 0.1)), opposing=())
+    page = Page(render_page("t", "", [Section(answer, marks={8: "planted", 99: "elsewhere"})]))
+    assert page.text.count("planted") == 1
+    assert "elsewhere" not in page.text
+    assert "estimate" not in page.text
+    assert "No row opposes it." in page.text
+    guessed = Hit(1, 7, "doc-7", 0.5, None, None, 1, "", exact=False)
+    text = Page(encode([hits(promoting=(guessed,))], "html").decode()).text
+    assert "estimate" in text
+    assert "(empty text)" in text
+    assert re.search(r"\b1 token\b", text)
+
+
+def test_several_questions_are_listed_and_lead_to_their_answers():
+    page = Page(render_page("t", "one\n\ntwo", [Section(hits(id="a"), heading="First"), Section(hits(id="b"))]))
+    targets = [attrs["href"] for tag, attrs in page.elements if tag == "a"]
+    ids = [attrs["id"] for tag, attrs in page.elements if tag == "section"]
+    assert targets == [f"#{name}" for name in ids] == ["#question-1", "#question-2"]
+    assert page.text.count("logra: all of its parts") == 1
+
+
+@pytest.mark.parametrize(
+    ("largest", "score", "written"),
+    [
+        (0.3124, 0.05, "+0.0500"),
+        (0.3124, -0.3124, "−0.3124"),
+        (1234.5, 1.0, "+1"),
+        (3.124e-6, 8e-7, "+0.800 × 10⁻⁶"),
+        (2.5e9, -2.5e9, "−2.500 × 10⁹"),
+        (0.0, 0.0, "+0.000"),
+    ],
+)
+def test_scores_are_written_to_the_fourth_digit_of_the_largest(largest, score, written):
+    assert Scale(largest).written(score) == written
+
+
+def test_a_probability_too_small_to_picture_is_left_out():
+    assert probability(math.log(0.5)) == "50 %"
+    assert probability(-40.0) == ""
+    assert probability(1e-9) == "100 %"

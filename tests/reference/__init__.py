@@ -1,0 +1,1 @@
+"""Obviously correct twins of the fast paths: slow, short and in float64."""
