@@ -42,7 +42,7 @@ def test_every_problem_gets_a_line_of_its_own(tmp_path):
 @pytest.mark.parametrize("text", ["model: [1\ndata: x", "model: {path: a}\n\tdata: {}", "a: b: c"])
 def test_broken_yaml_is_named_by_file_and_line(tmp_path, text):
     path = write(tmp_path, text)
-    with pytest.raises(ConfigError, match=rf"run\.yaml:\d+: not valid YAML"):
+    with pytest.raises(ConfigError, match=r"run\.yaml:\d+: not valid YAML"):
         load_config(path)
 
 

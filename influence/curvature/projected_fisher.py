@@ -123,8 +123,8 @@ class ProjectedFisher:
             singular = float(found[0]) <= float(found[-1]) * len(found) * torch.finfo(torch.float64).eps
             if damp == 0 and singular:
                 raise CurvatureError(
-                    f"The Fisher of {module.name} ({len(found)} columns, {sums.count} rows) is singular and the damping "
-                    "is 0: set a damping above 0, or use more rows than columns."
+                    f"The Fisher of {module.name} ({len(found)} columns, {sums.count} rows) is singular and the "
+                    "damping is 0: set a damping above 0, or use more rows than columns."
                 )
             values.append(found)
             vectors.append(basis.to(dtype))

@@ -1,11 +1,12 @@
-"""Attention kernels for capture, and which one is used where nobody names one.
+"""The attention kernel for capture in bfloat16 on a CPU, where nobody names one.
 
-On a CPU torch's fused attention runs its bfloat16 backward pass several times slower than its float32 one.
+Torch's fused attention runs its bfloat16 backward pass several times slower than its float32 one on a CPU.
 `sdpa_float32` is transformers' own fused attention with the queries, keys and values widened to float32 for this one
 operation and the result narrowed again: the same function, at least as exact, registered with transformers under that
 name.
 """
 
+import logging
 from typing import Any
 
 import torch
@@ -14,18 +15,23 @@ from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
+log = logging.getLogger(__name__)
+
 FLOAT32_ATTENTION = "sdpa_float32"
 
 
-def register() -> None:
-    """Make `sdpa_float32` known to transformers; calling it twice changes nothing."""
+def use_default_attention(model: Any, device: torch.device, dtype: torch.dtype) -> None:
+    """Give a model that transformers would run on `sdpa` the float32 kernel, in bfloat16 on a CPU only."""
+    if device.type != "cpu" or dtype != torch.bfloat16:
+        return
+    if getattr(model.config, "_attn_implementation", None) != "sdpa":
+        return
     AttentionInterface.register(FLOAT32_ATTENTION, _sdpa_float32)
     AttentionMaskInterface.register(FLOAT32_ATTENTION, sdpa_mask)
-
-
-def default_attention(device: torch.device, dtype: torch.dtype) -> str | None:
-    """Return the attention for a device and dtype; None leaves the choice to transformers."""
-    return FLOAT32_ATTENTION if device.type == "cpu" and dtype == torch.bfloat16 else None
+    try:
+        model.set_attn_implementation(FLOAT32_ATTENTION)
+    except ValueError as error:
+        log.debug("%s keeps transformers' sdpa: %s", type(model).__name__, error)
 
 
 def _sdpa_float32(

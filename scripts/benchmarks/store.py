@@ -1,14 +1,13 @@
 """Measure the store against a plain copy of the same bytes, as ratios of one run.
 
 Everything is measured on one disk, steps taking turns, and the median of the repeats is printed. `fsync` is part of
-every write, the copy's included; the copy also reads its bytes, from the page cache. Reads come from the page cache too,
-as they do right after a build: what is measured is our own work, not the disk.
+every write, the copy's included; the copy also reads its bytes, from the page cache. Reads come from the page cache
+too, as they do right after a build: what is measured is our own work, not the disk. Peak memory needs Linux.
 """
 
 import argparse
 import multiprocessing
 import os
-import resource
 import tempfile
 import time
 from collections.abc import Callable
@@ -47,7 +46,7 @@ def measure(folder: Path, args: argparse.Namespace) -> None:
     manifest = plan(args.rows, args.dims, args.rows_per_shard)
     run = folder / "run"
     manifest.save(run)
-    writes, copies = [], []
+    writes, copies, written = [], [], []
     for _ in range(args.repeats):
         writes.append(write(run, manifest, args.text))
         written = sorted((run / "rows").iterdir())
@@ -93,7 +92,7 @@ def read_afresh(run: Path, block: int, written: list[Path]) -> tuple[float, floa
     """Read in a process of its own, which knows no digest and whose peak memory is that of reading.
 
     Returns:
-        Seconds to read the files whole, in blocks with digests, in blocks again; MB by which the blocks raised the peak.
+        Seconds to read the files whole, in blocks with digests, in blocks again; MB by which blocks raised the peak.
     """
     slurping = clock(lambda: slurp(written))
     store = Store(run)
@@ -172,8 +171,12 @@ def clock(work: Callable[[], object]) -> float:
 
 
 def peak_mb() -> float:
-    """Return the process's peak resident memory."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    """Return the process's peak resident memory.
+
+    Not `ru_maxrss`, which a child process takes over from its parent.
+    """
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0]) / 1024
 
 
 def line(what: str, rows: int, mb: float, seconds: float, base: float | None, of: str) -> None:

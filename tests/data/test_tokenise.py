@@ -281,3 +281,25 @@ def test_examples_of_all_shapes_are_tokenised_as_each_is_alone(tokenizer):
         assert part.position == position
         np.testing.assert_array_equal(part.input_ids, alone.input_ids)
         np.testing.assert_array_equal(part.labels, alone.labels)
+
+
+@pytest.fixture
+def enclosing(tokenizer):
+    """A tokeniser that puts a token of its own before and after every text, as BERT's does."""
+    own = copy.deepcopy(tokenizer)
+    own.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<|end|> $A <|pad|>", special_tokens=[("<|end|>", own.eos_token_id), ("<|pad|>", own.pad_token_id)]
+    )
+    return own
+
+
+@pytest.mark.parametrize("prompt", ["", "the ice"])
+def test_a_completion_after_a_token_of_the_tokenisers_own_is_scored_whole(enclosing, prompt):
+    (part,) = tokenise([Example.query(prompt, " breaks")], enclosing, data())
+    assert scored_text(part, enclosing) == " breaks<|pad|>"
+
+
+def test_cutting_a_classified_row_keeps_the_tokens_around_it(enclosing):
+    (part,) = tokenise([text("a list keeps", label=1)], enclosing, data(max_tokens=4), "sequence_classification")
+    assert len(part.input_ids) == 4
+    assert (part.input_ids[0], part.input_ids[-1]) == (enclosing.eos_token_id, enclosing.pad_token_id)

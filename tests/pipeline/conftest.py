@@ -1,0 +1,78 @@
+"""Small configurations, and a cluster of threads in the test's own process for what needs no separate workers."""
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import dask
+import pytest
+from distributed import Client, LocalCluster
+
+from influence.config import RunConfig, parse_config
+from influence.pipeline import build as build_module
+from influence.pipeline import cluster
+
+SETTINGS = {
+    "recipe": {"name": "logra", "projection": {"p": 2, "q": 3}},
+    "store": {"rows_per_shard": 8},
+    "cluster": {"token_budget": 128, "workers": 1, "device": "cpu"},
+}
+
+
+@pytest.fixture
+def configured(model_folder: Any, corpus_file: Path) -> Callable[..., RunConfig]:
+    """`configured("data.limit=5", family="llama", data=path)`: a tiny run, with some settings changed."""
+
+    def make(*overrides: str, family: str = "llama", data: Path = corpus_file, **sections: Any) -> RunConfig:
+        model = {"path": str(model_folder(family)), "dtype": "float32"}
+        if family == "bert":
+            model["kind"] = "sequence_classification"
+        settings = {"model": model, "data": {"path": str(data), "max_tokens": 64}, **SETTINGS, **sections}
+        return parse_config(settings, overrides)
+
+    return make
+
+
+@pytest.fixture
+def written(tmp_path: Path) -> Callable[..., Path]:
+    """`written({"text": "a"}, …)`: a jsonl file of these records."""
+
+    def write(*records: dict[str, Any]) -> Path:
+        path = tmp_path / "rows.jsonl"
+        path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+        return path
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def thread_client() -> Iterator[Client]:
+    """A cluster of one worker that lives in this process."""
+    with (
+        dask.config.set(cluster.QUIET),
+        LocalCluster(
+            n_workers=1, threads_per_worker=2, processes=False, dashboard_address=None, silence_logs=50
+        ) as local,
+        Client(local, set_as_default=False) as client,
+    ):
+        yield client
+
+
+@pytest.fixture
+def in_process(thread_client: Client, monkeypatch: pytest.MonkeyPatch) -> Client:
+    """Make builds use the cluster of threads."""
+
+    @contextmanager
+    def connect(*_: Any) -> Iterator[Client]:
+        yield thread_client
+
+    monkeypatch.setattr(build_module, "connect", connect)
+    return thread_client
+
+
+def contents(run_dir: Path) -> dict[str, bytes]:
+    """Every file of a run but its lock and its configuration, which names the workers."""
+    files = [path for path in run_dir.rglob("*") if path.is_file() and not path.name.startswith(".lock")]
+    return {str(path.relative_to(run_dir)): path.read_bytes() for path in files if path.name != "config.yaml"}

@@ -1,0 +1,121 @@
+"""One capture for rows and queries: batches, memory and lengths decide nothing but the time."""
+
+import logging
+
+import numpy as np
+import pytest
+import torch
+
+from influence.data.example import Example, TextContent
+from influence.errors import CaptureError, DataError, QueryError
+from influence.pipeline.session import CaptureSpec, Session
+
+
+def text(row: int, words: str) -> Example:
+    return Example(row=row, id=f"r{row}", text=words, content=TextContent(words))
+
+
+@pytest.fixture
+def opened(configured):
+    sessions = []
+
+    def make(*overrides, **kinds):
+        session = Session(CaptureSpec.of(configured(*overrides, **kinds)))
+        sessions.append(session)
+        return session
+
+    yield make
+    for session in sessions:
+        session.close()
+
+
+def losses(session, examples):
+    parts = [part for part in session.tokenise(examples) if part.scored]
+    rows, values = torch.zeros(len(examples), session.dims), np.zeros(len(examples))
+    for piece in session.losses(parts, [example.id for example in examples]):
+        for part, row, value in zip(piece.parts, piece.rows, piece.values, strict=True):
+            rows[part.position] += row
+            values[part.position] += float(value)
+    return rows, values
+
+
+def test_the_token_budget_does_not_change_the_rows(opened):
+    session, wide = opened("cluster.token_budget=2"), opened("cluster.token_budget=4096")
+    examples = list(session.rows.examples(0, 9))
+    torch.testing.assert_close(losses(session, examples)[0], losses(wide, examples)[0], rtol=1e-4, atol=1e-5)
+
+
+def test_running_out_of_memory_halves_the_budget_and_keeps_the_rows(opened, monkeypatch, caplog):
+    session = opened("cluster.token_budget=256")
+    examples = list(session.rows.examples(0, 9))
+    expected, _ = losses(session, examples)
+    captured, sizes = session._captured, []
+
+    def short_of_memory(measure, chosen):
+        padded = len(chosen) * max(len(part.input_ids) for part in chosen)
+        sizes.append(padded)
+        if padded > 100:
+            raise RuntimeError(
+                "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"
+            )
+        return captured(measure, chosen)
+
+    monkeypatch.setattr(session, "_captured", short_of_memory)
+    with caplog.at_level(logging.WARNING):
+        found, _ = losses(session, examples)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    assert max(sizes) > 100 >= sizes[-1]
+    assert "the token budget is now" in caplog.text
+
+
+def test_a_row_that_never_fits_into_memory_is_named(opened, monkeypatch):
+    session = opened()
+
+    def no_memory(measure, chosen):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(session, "_captured", no_memory)
+    with pytest.raises(CaptureError, match=r"r5 has \d+ tokens and does not fit"):
+        losses(session, [text(5, "a list keeps its items")])
+
+
+def test_other_errors_of_the_model_are_not_taken_for_a_lack_of_memory(opened, monkeypatch):
+    session = opened()
+
+    def broken(measure, chosen):
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+    monkeypatch.setattr(session, "_captured", broken)
+    with pytest.raises(RuntimeError, match="shapes"):
+        losses(session, [text(0, "a list")])
+
+
+def test_rows_longer_than_the_model_has_positions_are_named(opened):
+    session = opened("data.max_tokens=4096", family="gpt2")
+    with pytest.raises(DataError, match=r"Row 3 .*has \d+ tokens, and the model has 512 positions.*max_tokens to 512"):
+        session.tokenise([text(3, "word " * 600)])
+
+
+def test_a_query_is_never_truncated(opened):
+    session = opened("data.max_tokens=8")
+    whole = Example.query("A list keeps its items in order and a set keeps", " each of them once")
+    short = Example.query("", "A list keeps its items in order and a set keeps each of them once")
+    gradients, measured = session.query_gradients([whole, short])
+    assert measured[1] < measured[0] < 0
+    assert gradients.abs().sum(dim=1).min() > 0
+    with pytest.raises(DataError, match="Query 'far' has more tokens, and the model has 512 positions. Shorten it"):
+        session.query_gradients([Example.query("word " * 600, "end", id="far")])
+
+
+def test_a_query_with_nothing_to_score_is_named(opened):
+    with pytest.raises(QueryError, match="Query 'mute' has no scored token"):
+        opened().query_gradients([Example.query("The river", "", id="mute")])
+
+
+def test_a_query_is_minus_the_row_of_its_log_likelihood(opened):
+    session = opened()
+    example = text(0, "The river was named after a cartographer.")
+    row, loss = losses(session, [example])
+    gradient, measured = session.query_gradients([example])
+    torch.testing.assert_close(gradient, row, rtol=1e-4, atol=1e-5)
+    assert measured == pytest.approx(-loss)
