@@ -36,7 +36,7 @@ class ClusterSettings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     kind: Literal["local", "address"] = "local"
-    address: str | None = None
+    address: Annotated[str, Field(pattern=r"^\w+://\S+:\d+$")] | None = None
     """The scheduler to use, `tcp://host:8786`; workers started by someone else, with the run directory in reach."""
     workers: Annotated[int, Field(ge=1)] | None = None
     """Local worker processes; unset, one a GPU, or one for every `threads_per_worker` cores."""

@@ -29,7 +29,7 @@ from influence.data.example import QUERY_ROW, Example, TextContent, content_id
 from influence.errors import FingerprintMismatch, Incomplete, InfluenceError, MissingExtra, QueryError, StoreError
 from influence.model.load import model_digest, tokeniser_digest
 from influence.pipeline.build import CONFIG, build_run, probe_on
-from influence.pipeline.cluster import connect, resolve_device, worker_count
+from influence.pipeline.cluster import connect, list_workers, resolve_device, worker_count
 from influence.pipeline.curvature_stage import curvature_stands, load_curvature
 from influence.pipeline.fingerprint import Probed
 from influence.pipeline.index_stage import FOLDER as INDEX_FOLDER
@@ -325,7 +325,7 @@ def plan(config: RunConfig | str | Path, *, overrides: Sequence[str] = ()) -> Pl
     with connect(config.cluster, 1) as client:
         install(client, config.cluster.threads_per_worker, local=config.cluster.kind == "local")
         probed = probe_on(client, CaptureSpec.of(config), timed=True)
-        there = len(client.scheduler_info(n_workers=-1)["workers"])
+        there = len(list_workers(client))
     per_shard = rows_per_shard(len(rows), probed.dims, config.store)
     kinds: dict[str, Any] = {"curvature": config.recipe.curvature.kind, "index": config.index.kind}
     needs = estimate(len(rows), probed.modules, per_shard, model_bytes=probed.model_bytes, **kinds)

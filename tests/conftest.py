@@ -5,11 +5,12 @@ Nothing is downloaded. Models are float64 unless asked otherwise, so that a fast
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pytest
 import torch
 import transformers
@@ -34,6 +35,17 @@ VOCABULARY = 300
 
 TinyModel = Callable[..., Any]
 ModelFolder = Callable[[str], Path]
+
+
+@pytest.fixture(autouse=True, scope="session")
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The folder that stands in for the user's cache of `datasets`, here and in every subprocess."""
+    folder = tmp_path_factory.mktemp("datasets-cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(datasets.config, "HF_DATASETS_CACHE", folder)
+        patch.setenv("HF_DATASETS_CACHE", str(folder))
+        patch.setenv("HF_HUB_OFFLINE", "1")
+        yield folder
 
 
 @pytest.fixture(scope="session")

@@ -138,6 +138,11 @@ def test_a_recipe_of_parts_alone_needs_no_preset_name():
     assert (config.recipe.name, config.recipe.curvature.kind) == ("custom", "identity")
 
 
+def test_an_address_without_scheme_and_port_is_refused():
+    with pytest.raises(ConfigError, match=r"cluster\.address: .*found 'somewhere'"):
+        parse_config({**SMALLEST, "cluster": {"kind": "address", "address": "somewhere"}})
+
+
 def test_an_address_without_its_kind_is_refused():
     with pytest.raises(ConfigError, match=r"^configuration: cluster: kind 'address' needs an address"):
         parse_config({**SMALLEST, "cluster": {"address": "tcp://host:8786"}})

@@ -76,6 +76,8 @@ def train(data: DataSettings, folder: Path, settings: TrainSettings = TrainSetti
     examples = list(rows.examples(0, len(rows)))
     tokeniser = train_tokeniser([example.text for example in examples], settings.vocabulary)
     parts = [part for part in tokenise(examples, tokeniser, data) if part.scored]
+    # Rows of one length are batched in the order they come: shuffled, or a batch would be one module's docstrings.
+    random.Random(settings.seed).shuffle(parts)
     groups = cut_batches([len(part.input_ids) for part in parts], settings.token_budget)
     batches = [collate([parts[index] for index in group], int(tokeniser.pad_token_id)) for group in groups]
     folder.parent.mkdir(parents=True, exist_ok=True)

@@ -76,8 +76,9 @@ def _capture(config: RunConfig, run_dir: Path, rows: Rows, settled: dict[str, Pa
         install(client, config.cluster.threads_per_worker, local=config.cluster.kind == "local")
         if manifest is None or todo:
             probed = probe_on(client, CaptureSpec.of(config), shared=run_dir / LOCK)
+            first = manifest is None
             manifest = _write_manifest(config, run_dir, rows, settled, probed)
-            todo, zeros = capture_stage.missing(run_dir, manifest)
+            todo, zeros = capture_stage.missing(run_dir, manifest) if first else (todo, zeros)
         _settle(config, run_dir, manifest)
         zeros = sorted(zeros + _capture_shards(client, config, run_dir, manifest, todo, report))
         capture_stage.report_zero_rows(zeros, manifest.rows)

@@ -27,6 +27,8 @@ TASK_SLOTS = 2
 ALLOWED_FAILURES = 3
 """How many workers may die on a task before it is given up."""
 START_TIMEOUT = 120
+REACH_TIMEOUT = 30
+"""Seconds that a scheduler has to answer: it may only just be starting."""
 
 QUIET = {
     "distributed.scheduler.allowed-failures": ALLOWED_FAILURES,
@@ -71,6 +73,12 @@ def worker_count(settings: ClusterSettings, device: str, tasks: int | None = Non
     return max(1, wanted if tasks is None else min(wanted, tasks))
 
 
+def list_workers(client: Client) -> list[str]:
+    """Return the addresses of the workers that are there now."""
+    found: Any = client.nthreads()
+    return list(found)
+
+
 @contextmanager
 def connect(settings: ClusterSettings, tasks: int | None = None) -> Iterator[Client]:
     """Yield a client of the cluster, and close what was started.
@@ -100,7 +108,7 @@ def _local(settings: ClusterSettings, tasks: int | None) -> LocalCluster:
     options: dict[str, Any] = {
         "n_workers": count,
         "threads_per_worker": TASK_SLOTS,
-        "dashboard_address": None,
+        "dashboard_address": "127.0.0.1:0",
         "silence_logs": logging.CRITICAL,
     }
     if device == "cuda" and count > 1:
@@ -120,13 +128,13 @@ def _local(settings: ClusterSettings, tasks: int | None) -> LocalCluster:
 @contextmanager
 def _remote(address: str) -> Iterator[Client]:
     try:
-        client = Client(address, timeout=START_TIMEOUT // 4, set_as_default=False)
+        client = Client(address, timeout=REACH_TIMEOUT, set_as_default=False)
     except (OSError, TimeoutError, ValueError) as error:
         raise ClusterError(
             f"The scheduler at {address} can't be reached: {error}. Is it running, and the port open?"
         ) from error
     with client:
-        if not client.scheduler_info(n_workers=-1)["workers"]:
+        if not list_workers(client):
             raise ClusterError(
                 f"The scheduler at {address} has no workers. Start some (dask worker {address}) and try again."
             )

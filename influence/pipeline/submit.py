@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from distributed import Client, Future, KilledWorker, as_completed
 
 from influence.errors import ClusterError, InfluenceError
+from influence.pipeline.cluster import list_workers
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +52,7 @@ def run_tasks(client: Client, function: Callable[[T], R], tasks: Iterable[T], na
             return
 
     try:
-        for _ in range(AHEAD * max(1, len(client.scheduler_info(n_workers=-1)["workers"]))):
+        for _ in range(AHEAD * max(1, len(list_workers(client)))):
             submit_next()
         for future in finished:
             task, attempt = running.pop(future)

@@ -1,8 +1,8 @@
 """What a worker process holds: one session, opened when its first task asks for it."""
 
-import logging
 import os
 import signal
+import sys
 import threading
 from typing import Any
 
@@ -26,7 +26,8 @@ class SessionPlugin(WorkerPlugin):
 
         Args:
             threads: What torch computes with in this process; decides the order of additions, so the same everywhere.
-            local: The process is ours alone: Ctrl-C is the coordinator's business, and libraries keep quiet.
+            local: The process is ours alone: Ctrl-C and standard output, which it shares with the coordinator, are the
+                coordinator's business.
         """
         self.threads = threads
         self.local = local
@@ -35,11 +36,11 @@ class SessionPlugin(WorkerPlugin):
         """Prepare the process; the model waits for the first task, whose caller then hears of its errors."""
         self._opening = threading.Lock()
         self._session: Session | None = None
+        # A worker that is a thread of the coordinator (in tests) must leave its process as it is.
         if self.local and threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGINT, signal.SIG_IGN)
-        if self.local:
-            os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-            logging.getLogger("transformers").setLevel(logging.ERROR)
+            sys.stdout.flush()
+            os.dup2(2, 1)
 
     def teardown(self, worker: Worker) -> None:
         """Let go of the model."""

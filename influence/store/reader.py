@@ -1,7 +1,8 @@
 """Read the rows of a finished run: in blocks from first to last, or by row number.
 
 Opening lists one directory and reads the manifest. A shard's record and digests are checked the first time the process
-touches the shard. What is held in memory is a block, never a shard: 100 million rows cost a few arrays of shard starts.
+touches the shard. What is held in memory is a block (two, while the next one is read), never a shard: 100 million rows
+cost the plan of their shards.
 """
 
 import os

@@ -1,23 +1,13 @@
-"""Data files written on the spot, and a cache of `datasets` that tests own."""
+"""Data files written on the spot."""
 
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-import datasets
 import pytest
 
 WriteJsonl = Callable[..., Path]
-
-
-@pytest.fixture(autouse=True, scope="session")
-def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The folder that stands in for the user's cache of `datasets`."""
-    folder = tmp_path_factory.mktemp("datasets-cache")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(datasets.config, "HF_DATASETS_CACHE", folder)
-        yield folder
 
 
 @pytest.fixture

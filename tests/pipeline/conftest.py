@@ -53,7 +53,7 @@ def thread_client() -> Iterator[Client]:
     with (
         dask.config.set(cluster.QUIET),
         LocalCluster(
-            n_workers=1, threads_per_worker=2, processes=False, dashboard_address=None, silence_logs=50
+            n_workers=1, threads_per_worker=2, processes=False, dashboard_address="127.0.0.1:0", silence_logs=False
         ) as local,
         Client(local, set_as_default=False) as client,
     ):
@@ -72,7 +72,12 @@ def in_process(thread_client: Client, monkeypatch: pytest.MonkeyPatch) -> Client
     return thread_client
 
 
-def contents(run_dir: Path) -> dict[str, bytes]:
-    """Every file of a run but its lock and its configuration, which names the workers."""
-    files = [path for path in run_dir.rglob("*") if path.is_file() and not path.name.startswith(".lock")]
-    return {str(path.relative_to(run_dir)): path.read_bytes() for path in files if path.name != "config.yaml"}
+@pytest.fixture(scope="session")
+def contents() -> Callable[[Path], dict[str, bytes]]:
+    """`contents(run_dir)`: every file of a run but its lock and its configuration, which names the workers."""
+
+    def read(run_dir: Path) -> dict[str, bytes]:
+        files = [path for path in run_dir.rglob("*") if path.is_file() and not path.name.startswith(".lock")]
+        return {str(path.relative_to(run_dir)): path.read_bytes() for path in files if path.name != "config.yaml"}
+
+    return read

@@ -103,7 +103,7 @@ def test_a_query_is_never_truncated(opened):
     gradients, measured = session.query_gradients([whole, short])
     assert measured[1] < measured[0] < 0
     assert gradients.abs().sum(dim=1).min() > 0
-    with pytest.raises(DataError, match="Query 'far' has more tokens, and the model has 512 positions. Shorten it"):
+    with pytest.raises(DataError, match=r"Query 'far' has more tokens, and the model has 512 positions\. Shorten it"):
         session.query_gradients([Example.query("word " * 600, "end", id="far")])
 
 

@@ -1,6 +1,7 @@
 """Damaged, foreign and missing files: what a reader refuses, and what its message says."""
 
 import json
+import os
 from hashlib import sha256
 
 import pytest
@@ -83,6 +84,17 @@ def test_verify_lists_every_damaged_file_even_those_read_before(run, flip):
     assert "shard-00000.parquet is missing" in str(caught.value)
     assert "shard-00002.safetensors has 0 bytes" in str(caught.value)
     assert "shard-00001" not in str(caught.value)
+
+
+def test_verify_finds_a_byte_that_rotted_without_changing_the_files_time(run, flip):
+    store = run.write_all()
+    store.verify()
+    path = run.files(1).vectors
+    stat = path.stat()
+    flip(path, stat.st_size - 1)
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    with pytest.raises(DigestMismatch, match=r"shard-00001\.safetensors has sha256"):
+        store.verify()
 
 
 def test_an_undamaged_shard_is_still_read_beside_a_damaged_one(run):

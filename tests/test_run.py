@@ -1,0 +1,236 @@
+"""A run answers queries as the definition says, and refuses what it can't answer."""
+
+import json
+import shutil
+from contextlib import contextmanager
+from pathlib import Path
+
+import dask
+import numpy as np
+import pytest
+import torch
+from distributed import Client, LocalCluster
+from safetensors.torch import load_file, save_file
+
+import influence.run as runs
+from influence.config import parse_config, save_config
+from influence.data.batch import collate
+from influence.data.example import Example
+from influence.errors import DataError, FingerprintMismatch, Incomplete, QueryError, StoreError
+from influence.pipeline import build as build_module
+from influence.pipeline.cluster import QUIET
+from influence.query.pairwise import pairwise
+from influence.task import CausalLM
+
+QUERIES = [
+    {"prompt": "The river was named after", "completion": " a cartographer who never saw it.", "id": "river"},
+    {"prompt": "", "completion": "In winter the harbour freezes"},
+]
+
+
+@pytest.fixture(scope="module")
+def built(model_folder, corpus_file, tmp_path_factory):
+    """`built(preset, *overrides)`: a run of 40 rows, each made once."""
+    made = {}
+
+    @contextmanager
+    def connect(*_):
+        yield client
+
+    def make(preset="logra", *overrides):
+        key = (preset, *overrides)
+        if key not in made:
+            settings = {
+                "model": {"path": str(model_folder("llama")), "dtype": "float32"},
+                "data": {"path": str(corpus_file), "max_tokens": 64},
+                "recipe": {"name": preset, "projection": {"p": 4, "q": 4}},
+                "store": {"rows_per_shard": 16},
+                "cluster": {"token_budget": 256, "device": "cpu"},
+            }
+            folder = tmp_path_factory.mktemp("runs") / "run"
+            made[key] = runs.build(parse_config(settings, overrides), folder)
+        return made[key]
+
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        dask.config.set(QUIET),
+        LocalCluster(
+            1, threads_per_worker=2, processes=False, dashboard_address="127.0.0.1:0", silence_logs=False
+        ) as cluster,
+        Client(cluster, set_as_default=False) as client,
+    ):
+        patch.setattr(build_module, "connect", connect)
+        yield make
+
+
+def defined(run) -> np.ndarray:
+    """The scores of QUERIES by definition, from in-memory gradients of the same model."""
+    session = run.session
+    rows = session.tokenise(list(session.rows.examples()))
+    asked = session.tokenise([runs.as_example(query) for query in QUERIES], whole=True)
+    batches = [[collate([part], 0) for part in parts] for parts in (rows, asked)]
+    session.close()
+    try:
+        found = pairwise(session.model, CausalLM(), *batches, recipe=run.recipe)
+    finally:
+        run.close()
+    return found.numpy()
+
+
+@pytest.mark.parametrize("preset", ["graddot", "gradcos", "logra"])
+def test_scores_are_those_of_the_definition(built, preset):
+    run = built(preset)
+    found, expected = run.score(QUERIES), defined(run)
+    assert found.dtype == np.float32
+    assert found == pytest.approx(expected, rel=2e-2, abs=2e-3 * float(np.abs(expected).max()))
+
+
+@pytest.mark.parametrize("preset", ["graddot", "gradcos", "logra"])
+def test_hits_are_the_ends_of_the_ranking_of_all_scores(built, preset):
+    run = built(preset)
+    scores = run.score(QUERIES)
+    for hits, row in zip(run.query_many(QUERIES, k=5), scores, strict=True):
+        down, up = np.lexsort((np.arange(40), -row)), np.lexsort((np.arange(40), row))
+        assert [hit.row for hit in hits.promoting] == [place for place in down[:5] if row[place] > 0]
+        assert [hit.row for hit in hits.opposing] == [place for place in up[:5] if row[place] < 0]
+        assert [hit.score for hit in hits.promoting] == pytest.approx([row[hit.row] for hit in hits.promoting])
+        assert [hit.rank for hit in hits.promoting] == list(range(1, len(hits.promoting) + 1))
+
+
+def test_a_row_promotes_its_own_text_most(built):
+    run = built("gradcos")
+    text = run.meta([3])[0]["text"]
+    hits = run.query(completion=text, k=1)
+    assert (hits.promoting[0].row, hits.promoting[0].id) == (3, "row-3")
+    assert hits.promoting[0].score == pytest.approx(1, abs=1e-3)
+    assert hits.promoting[0].source == "shelf-0"
+    assert hits.promoting[0].snippet == text
+
+
+def test_a_scan_and_an_index_give_the_same_hits(built):
+    flat, scan = built("logra"), built("logra", "index.kind=exact")
+    assert not (scan.path / "index").exists()
+    for one, other in zip(flat.query_many(QUERIES, k=7), scan.query_many(QUERIES, k=7), strict=True):
+        assert one.promoting == other.promoting
+        assert one.opposing == other.opposing
+
+
+def test_an_answer_says_what_was_asked_how_and_in_which_unit(built):
+    hits = built("logra").query("The river was named after", " a cartographer", k=2, id="q7")
+    told = json.loads(hits.to_json())
+    assert told["query"]["id"] == "q7"
+    assert told["query"]["log_likelihood"] < 0
+    assert told["unit"] == "nats per extra copy of the row"
+    assert told["recipe"].startswith("logra")
+    assert told["fingerprint"] == built("logra").manifest.fingerprint
+
+
+@pytest.mark.parametrize("k", [0, 41, True, 2.5])
+def test_k_beyond_the_data_names_both(built, k):
+    with pytest.raises(QueryError, match=rf"k is {k}, but .* has 40 rows"):
+        built().query(completion="The river", k=k)
+
+
+@pytest.mark.parametrize(
+    ("query", "told"),
+    [
+        ({"prompt": "The river"}, "prompt and completion, or text alone"),
+        ({"text": "a", "completion": "b"}, "prompt and completion, or text alone"),
+        ({"promt": "a", "completion": "b"}, "'promt'"),
+        ("The river", "found 'str'"),
+        ({"prompt": "The river", "completion": ""}, "no scored token"),
+    ],
+)
+def test_a_query_that_cannot_be_asked_says_why(built, query, told):
+    with pytest.raises(QueryError, match=told):
+        built().query_many([query], k=1)
+
+
+def test_no_queries_and_a_completion_that_is_no_text_are_refused(built):
+    with pytest.raises(QueryError, match="There are no queries"):
+        built().query_many([], k=1)
+    with pytest.raises(DataError, match="completion is int"):
+        built().query_many([{"prompt": "a", "completion": 3}], k=1)
+
+
+def test_a_text_alone_is_scored_after_its_first_token(built):
+    run = built()
+    text, completion = run.query_many([{"text": "The river was"}, {"prompt": "", "completion": "The river was"}], k=1)
+    assert text.query.log_likelihood == pytest.approx(completion.query.log_likelihood, rel=1e-4)
+
+
+def test_queries_may_be_examples(built):
+    run = built()
+    examples = [Example.query(query["prompt"], query["completion"]) for query in QUERIES]
+    assert np.array_equal(run.score(examples), run.score(QUERIES))
+
+
+def test_status_counts_what_stands(built):
+    status = built().status()
+    assert (status["complete"], status["shards"], status["shards_done"], status["rows_done"]) == (True, 3, 3, 40)
+    assert (status["curvature"], status["index"], status["zero_rows"]) == ("done", "done", 0)
+    json.dumps(status)
+
+
+def copy_of(run, folder: Path) -> Path:
+    shutil.copytree(run.path, folder / "copy")
+    return folder / "copy"
+
+
+def test_an_unfinished_run_cannot_be_opened_but_has_a_status(built, tmp_path):
+    there = copy_of(built(), tmp_path)
+    (there / "index" / "index.json").unlink()
+    with pytest.raises(Incomplete, match="lacks its index"):
+        runs.open(there)
+    (there / "rows" / "shard-00001.json").unlink()
+    with pytest.raises(Incomplete, match="1 of 3 shards"):
+        runs.open(there)
+    status = runs.status(there)
+    assert (status["complete"], status["shards_done"], status["index"]) == (False, 2, "missing")
+
+
+def test_a_damaged_index_or_curvature_is_refused_at_the_first_query(built, tmp_path):
+    there = copy_of(built(), tmp_path)
+    vectors = there / "index" / "index.faiss"
+    content = bytearray(vectors.read_bytes())
+    content[-1] ^= 1
+    vectors.write_bytes(bytes(content))
+    with pytest.raises(StoreError, match=r"index\.faiss: found sha256"):
+        runs.open(there).query(completion="The river was", k=1)
+    factors = there / "curvature" / "fisher.safetensors"
+    content = bytearray(factors.read_bytes())
+    content[-1] ^= 1
+    factors.write_bytes(bytes(content))
+    with pytest.raises(StoreError, match=r"fisher\.safetensors has sha256"):
+        runs.open(there).query(completion="The river was", k=1)
+
+
+def test_a_model_that_has_changed_since_is_refused(built, model_folder, tmp_path):
+    there = copy_of(built(), tmp_path)
+    model = shutil.copytree(model_folder("llama"), tmp_path / "model")
+    run = runs.open(there)
+    moved = run.config.model_copy(update={"model": run.config.model.model_copy(update={"path": str(model)})})
+    save_config(moved, there / "config.yaml")
+    assert runs.open(there).query(completion="The river was", k=1)
+    weights = load_file(model / "model.safetensors")
+    save_file({name: weight + torch.ones(()) for name, weight in weights.items()}, model / "model.safetensors")
+    with pytest.raises(FingerprintMismatch, match=r"The model of .* has changed"):
+        runs.open(there).query(completion="The river was", k=1)
+
+
+def test_a_directory_without_a_run_is_named(tmp_path):
+    with pytest.raises(StoreError, match="holds no run"):
+        runs.open(tmp_path)
+    with pytest.raises(StoreError, match="holds no run"):
+        runs.status(tmp_path)
+
+
+@pytest.mark.slow
+def test_a_plan_measures_and_writes_nothing(built, tmp_path, monkeypatch):
+    run = built()
+    monkeypatch.chdir(tmp_path)
+    plan = runs.plan(run.config)
+    assert (plan.estimate.rows, plan.estimate.dims, plan.workers) == (40, run.store.dims, plan.workers)
+    assert plan.probed.tokens_per_second
+    assert 0 < plan.hours < 1
+    assert list(tmp_path.iterdir()) == []
