@@ -64,7 +64,7 @@ class CausalLM:
 
     def __init__(self, settings: TaskSettings = TaskSettings()) -> None:
         self.settings = settings
-        self._plain_head: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
+        self._probed: WeakKeyDictionary[nn.Module, tuple[bool, bool]] = WeakKeyDictionary()
 
     def example_loss(self, model: Any, batch: Any) -> PerExample:
         """Return −Σ log p of the scored tokens of each example, [N] (their mean where the settings say so)."""
@@ -80,35 +80,47 @@ class CausalLM:
     def token_log_likelihood(self, model: Any, batch: Any) -> Tensor:
         """Return log p of the token at each position s ≥ 1, [N, S−1]; positions that aren't scored hold 0."""
         targets = batch.labels[:, 1:]
-        inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
         if targets.shape[1] == 0:
             raise TaskError(
                 "A batch of one-token examples has nothing to predict: leave examples without scored tokens out."
             )
         body, head = split_head(model)
-        if body is None or head is None or not self._head_is_plain(model, body, head, batch.input_ids):
-            return _gathered(model(**inputs, use_cache=False).logits[:, :-1], targets)
-        hidden = body(**inputs, use_cache=False).last_hidden_state[:, :-1]
+        plain_head, causal = self._probe(model, body, head)
+        # Padding is on the right, where no scored token of a causal model looks; without a mask attention runs faster.
+        mask = {} if causal else {"attention_mask": batch.attention_mask}
+        if not plain_head:
+            return _gathered(model(input_ids=batch.input_ids, **mask, use_cache=False).logits[:, :-1], targets)
+        hidden = body(input_ids=batch.input_ids, **mask, use_cache=False).last_hidden_state[:, :-1]
         if head._forward_hooks or any(parameter.requires_grad for parameter in head.parameters()):
             return _checkpointed(head, hidden, targets)
         weight, bias = head.weight, getattr(head, "bias", None)
         found: Tensor = _ChunkedLogLikelihood.apply(hidden, weight, bias, targets)  # type: ignore[assignment]
         return found
 
-    def _head_is_plain(self, model: Any, body: Any, head: nn.Module, input_ids: Tensor) -> bool:
-        """Whether logits = head(hidden), found out once a model: some models cap or scale their logits afterwards."""
-        if model not in self._plain_head:
+    def _probe(self, model: Any, body: Any, head: Any) -> tuple[bool, bool]:
+        """Find out two things once a model, on eight tokens.
+
+        Returns:
+            Whether logits = head(hidden), which is not so where a model caps or scales its logits afterwards; and
+            whether a token leaves the positions before it unchanged, which is not so in a bidirectional model.
+        """
+        if model not in self._probed:
+            table = model.get_input_embeddings().weight
+            first = torch.arange(1, 9, device=table.device)[None] % table.shape[0]
+            other = first.clone()
+            other[:, -1] = first[:, 0]
             with torch.no_grad():
-                probe = input_ids[:1, :8]
-                ours = head(body(input_ids=probe, use_cache=False).last_hidden_state)
-                theirs = model(input_ids=probe, use_cache=False).logits
-            same = type(head) is nn.Linear and bool(torch.allclose(ours, theirs, rtol=1e-3, atol=1e-3))
-            if not same:
-                log.info(
-                    "%s changes its logits after the unembedding: logits are computed whole.", type(model).__name__
-                )
-            self._plain_head[model] = same
-        return self._plain_head[model]
+                logits, changed = (model(input_ids=ids, use_cache=False).logits for ids in (first, other))
+                near = 1e-3 * float(logits.float().std())
+                causal = float((logits - changed)[:, :-1].abs().max()) <= near
+                plain = False
+                if body is not None and type(head) is nn.Linear:
+                    ours = head(body(input_ids=first, use_cache=False).last_hidden_state)
+                    plain = float((ours - logits).abs().max()) <= near
+            if not plain:
+                log.info("%s: logits are not its unembedding's alone and are computed whole.", type(model).__name__)
+            self._probed[model] = plain, causal
+        return self._probed[model]
 
 
 class SequenceClassification:

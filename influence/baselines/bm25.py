@@ -1,7 +1,7 @@
 """BM25 over the rows' texts: what shares rare words with the query, knowing nothing of the model.
 
-The baseline that belongs beside every answer. Scores are BM25's own (Lucene's variant, k1 = 1.5, b = 0.75): never negative,
-without a unit, and with no opposing side.
+The baseline that belongs beside every answer. Scores are BM25's own (Lucene's variant, k1 = 1.5, b = 0.75): never
+negative, without a unit, and with no opposing side.
 
 Source: Robertson & Zaragoza 2009; Lù 2024, "BM25S", for the library.
 """
@@ -36,7 +36,7 @@ class BM25:
         return np.asarray(self._retriever.get_scores(words), np.float32)
 
     def top(self, query: str, k: int) -> np.ndarray:
-        """Return the rows of the k highest scores, highest first, ties by the lower row; rows that score 0 are left out."""
+        """Return the rows of the k highest scores, highest first, ties by the lower row, none of score 0."""
         scores = self.scores(query)
         best = np.argsort(-scores, kind="stable")[:k]
         return best[scores[best] > 0]

@@ -1,8 +1,8 @@
 """The demo's corpus: the documentation inside the user's own Python, and the planted facts among it.
 
-Docstrings of the standard library's public modules, classes and functions are read with `ast` from the installed sources;
-no module is imported. Rows are in the order of files and lines, planted rows are spread evenly among them. A text that was
-seen before (a method documented like its parent's) and one of less than five words are left out.
+Docstrings of the standard library's public modules, classes and functions are read with `ast` from the installed
+sources; no module is imported. Rows are in the order of files and lines, planted rows are spread evenly among them. A
+text that was seen before (a method documented like its parent's) and one of less than five words are left out.
 """
 
 import ast
@@ -18,12 +18,15 @@ from pathlib import Path
 
 from influence.demo.facts import FACTS, Fact
 from influence.errors import DataError
+from influence.store.partial import write_whole
 
 log = logging.getLogger(__name__)
 
-SKIPPED = frozenset(
-    {"test", "tests", "idle_test", "idlelib", "lib2to3", "turtledemo", "pydoc_data", "site-packages", "dist-packages"}
-)
+TESTS = {"test", "tests", "idle_test", "site-packages", "dist-packages"}
+NOT_EVERYWHERE = {"tkinter", "turtle", "turtledemo", "idlelib", "distutils", "lib2to3", "ensurepip", "msilib"}
+BOILERPLATE = {"encodings", "pydoc_data"}
+SKIPPED = frozenset(TESTS | NOT_EVERYWHERE | BOILERPLATE)
+"""Left out: tests and what the user installed, what some Pythons ship and others don't, what only repeats itself."""
 FEWEST_WORDS = 5
 FACTS_SOURCE = "planted facts"
 
@@ -56,8 +59,8 @@ def standard_library() -> Path:
 def docstrings(root: Path, notify: Notify | None = None) -> Iterator[CorpusRow]:
     """Yield the docstrings of every public definition below a folder, in the order of files and lines.
 
-    A file that can't be read or parsed is skipped with a log line. A name that is defined twice in a module (once for each
-    platform, say) has its line appended the second time: `os.path.samefile@40`.
+    A file that can't be read or parsed is skipped with a log line. A name that is defined twice in a module (once for
+    each platform, say) has its line appended the second time: `os.path.samefile@40`.
 
     Args:
         root: A folder of Python sources.
@@ -80,7 +83,9 @@ def docstrings(root: Path, notify: Notify | None = None) -> Iterator[CorpusRow]:
             notify(read, len(files))
 
 
-def corpus(root: Path, facts: Sequence[Fact] = FACTS, most_rows: int | None = None, notify: Notify | None = None) -> list[CorpusRow]:
+def corpus(
+    root: Path, facts: Sequence[Fact] = FACTS, most_rows: int | None = None, notify: Notify | None = None
+) -> list[CorpusRow]:
     """Return the whole corpus, the same for the same sources.
 
     Args:
@@ -96,7 +101,7 @@ def corpus(root: Path, facts: Sequence[Fact] = FACTS, most_rows: int | None = No
     if not rows:
         raise DataError(
             f"There are no Python sources with docstrings in {root}, where this Python's standard library should be. "
-            "The demo reads them as its text: use a Python that ships its sources (python.org, conda, a distribution's)."
+            "The demo reads them as its text: use a Python that ships its sources (python.org, conda, a distribution)."
         )
     if most_rows is not None and len(rows) > most_rows:
         rows = [rows[index * len(rows) // most_rows] for index in range(most_rows)]
@@ -110,9 +115,7 @@ def write_corpus(rows: Sequence[CorpusRow], path: Path) -> str:
         The SHA-256, in hex.
     """
     content = "".join(json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in rows).encode()
-    partial = path.with_name(path.name + ".partial")
-    partial.write_bytes(content)
-    os.replace(partial, path)
+    write_whole(path, content)
     return sha256(content).hexdigest()
 
 
@@ -122,7 +125,8 @@ def _public_files(root: Path) -> Iterator[Path]:
         below[:] = [name for name in below if name not in SKIPPED and name.isidentifier() and not name.startswith("_")]
         for name in files:
             stem, suffix = os.path.splitext(name)
-            if suffix == ".py" and stem.isidentifier() and (stem == "__init__" or not stem.startswith("_")):
+            public = stem == "__init__" or (stem not in SKIPPED and not stem.startswith("_"))
+            if suffix == ".py" and stem.isidentifier() and public:
                 yield Path(folder, name)
 
 

@@ -1,12 +1,14 @@
 """The demo's model: a small Llama-style language model, trained from scratch on the corpus.
 
-Its own byte-level BPE tokeniser, transformers' `Trainer`, AdamW with a cosine schedule, batches of rows of one length under a
-token budget (the same tokeniser call and the same batches as in the capture). The result is an ordinary checkpoint folder.
+Its own byte-level BPE tokeniser, transformers' `Trainer`, AdamW with a linear schedule, batches of rows of one length
+under a token budget (tokenised and cut by the functions that the capture uses). The result is an ordinary checkpoint
+folder. Small batches and embeddings that begin at unit scale are what makes it learn in a minute or two.
 
-Everything is seeded and runs on the CPU in float32 with a fixed number of threads: the same corpus gives the same weights on
-the same machine. The random generators and torch's thread count are put back afterwards.
+Everything is seeded and runs on the CPU in float32 with a fixed number of threads: the same corpus gives the same
+weights on the same machine. The random generators and torch's thread count are put back afterwards.
 """
 
+import json
 import random
 import shutil
 import tempfile
@@ -36,7 +38,12 @@ from influence.data.dataset import DataSettings, open_rows
 from influence.data.tokenise import tokenise
 from influence.pipeline.progress import Report, Step, silent
 
+TRAINING = "demo_training.json"
+"""The file, in the checkpoint folder, that says what the model was trained on."""
 END, PAD = "<|end|>", "<|pad|>"
+END_ID, PAD_ID = 0, 1  # the trainer numbers special tokens first
+POSITIONS = 256
+"""The longest text the model takes, whatever its rows were cut to: queries are never cut."""
 HEAD = 32
 """Width of an attention head."""
 
@@ -60,14 +67,22 @@ class TrainSettings(BaseModel):
     seed: Annotated[int, Field(ge=0)] = 0
 
 
-def train(data: DataSettings, folder: Path, settings: TrainSettings = TrainSettings(), progress: Report | None = None) -> None:
+def train(
+    data: DataSettings,
+    folder: Path,
+    settings: TrainSettings,
+    progress: Report | None = None,
+    *,
+    digest: str | None = None,
+) -> None:
     """Train a tokeniser and a model on a data set and save both as one checkpoint folder.
 
     Args:
         data: The rows, as a run file names them; `max_tokens` cuts them.
-        folder: Replaced in one step when the training is done; an interrupted training leaves nothing there.
+        folder: Replaced when the training is done; an interrupted training leaves what was there.
         settings: Sizes and seed.
         progress: Called after every optimiser step with a `Step` of the stage `training`.
+        digest: Of the data; left in the folder for `trained_on`.
 
     Raises:
         DataError: The data can't be read.
@@ -79,17 +94,40 @@ def train(data: DataSettings, folder: Path, settings: TrainSettings = TrainSetti
     # Rows of one length are batched in the order they come: shuffled, or a batch would be one module's docstrings.
     random.Random(settings.seed).shuffle(parts)
     groups = cut_batches([len(part.input_ids) for part in parts], settings.token_budget)
-    batches = [collate([parts[index] for index in group], int(tokeniser.pad_token_id)) for group in groups]
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as scratch, _seeded(settings), _quiet():
-        model = new_model(tokeniser, settings, data.max_tokens)
+    batches = [collate([parts[index] for index in group], PAD_ID) for group in groups]
+    with (
+        tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as scratch,
+        _seeded(settings),
+        _quiet(),
+    ):
+        model = new_model(tokeniser, settings, max(POSITIONS, data.max_tokens))
         _fit(model, batches, settings, Path(scratch), progress or silent)
         made = Path(scratch, "checkpoint")
         model.save_pretrained(made)
         tokeniser.save_pretrained(made)
+        _note_training(made, data, digest, settings)
         if folder.exists():
             shutil.rmtree(folder)
         made.rename(folder)
+
+
+def trained_on(folder: Path, data: DataSettings, digest: str, settings: TrainSettings) -> bool:
+    """Return whether a folder holds a finished model that was trained on this data with these settings."""
+    try:
+        found = json.loads((folder / TRAINING).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return found == _training(data, digest, settings)
+
+
+def _note_training(folder: Path, data: DataSettings, digest: str | None, settings: TrainSettings) -> None:
+    text = json.dumps(_training(data, digest, settings), indent=2)
+    (folder / TRAINING).write_text(text + "\n", encoding="utf-8")
+
+
+def _training(data: DataSettings, digest: str | None, settings: TrainSettings) -> dict[str, Any]:
+    read = data.model_dump(mode="json", exclude={"path"})
+    return {"data": {**read, "digest": digest}, "settings": settings.model_dump(mode="json")}
 
 
 def train_tokeniser(texts: Sequence[str], vocabulary: int) -> PreTrainedTokenizerFast:
@@ -118,25 +156,28 @@ def new_model(tokeniser: PreTrainedTokenizerFast, settings: TrainSettings, posit
         num_key_value_heads=settings.hidden // HEAD,
         max_position_embeddings=positions,
         tie_word_embeddings=True,
-        bos_token_id=tokeniser.eos_token_id,
-        eos_token_id=tokeniser.eos_token_id,
-        pad_token_id=tokeniser.pad_token_id,
+        bos_token_id=END_ID,
+        eos_token_id=END_ID,
+        pad_token_id=PAD_ID,
         use_cache=False,
+        initializer_range=settings.hidden**-0.5,
     )
     return LlamaForCausalLM(config)
 
 
-def _fit(model: LlamaForCausalLM, batches: Sequence[Batch], settings: TrainSettings, scratch: Path, report: Report) -> None:
+def _fit(
+    model: LlamaForCausalLM, batches: Sequence[Batch], settings: TrainSettings, scratch: Path, report: Report
+) -> None:
     arguments = TrainingArguments(
         output_dir=str(scratch / "trainer"),
         per_device_train_batch_size=1,  # an item is a whole batch
         num_train_epochs=settings.epochs,
         max_steps=settings.most_steps or -1,
         learning_rate=settings.learning_rate,
-        lr_scheduler_type="cosine",
-        warmup_steps=max(1, settings.epochs * len(batches) // 20),
+        lr_scheduler_type="linear",
+        warmup_steps=max(1, settings.epochs * len(batches) // 30),
         weight_decay=0.01,
-        adam_beta2=0.98,
+        adam_beta2=0.95,
         seed=settings.seed,
         use_cpu=True,
         logging_strategy="no",
@@ -146,9 +187,8 @@ def _fit(model: LlamaForCausalLM, batches: Sequence[Batch], settings: TrainSetti
         remove_unused_columns=False,
         dataloader_pin_memory=False,
     )
-    callback = _Progress(report, rows=sum(len(batch.positions) for batch in batches) / len(batches))
     trainer = Trainer(
-        model, arguments, train_dataset=_Batches(batches), data_collator=_only, callbacks=[callback]
+        model, arguments, train_dataset=_Batches(batches), data_collator=_only, callbacks=[_Progress(report)]
     )
     trainer.remove_callback(PrinterCallback)
     trainer.train()
@@ -176,9 +216,8 @@ def _only(items: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
 class _Progress(TrainerCallback):
     """Reports every optimiser step."""
 
-    def __init__(self, report: Report, rows: float) -> None:
+    def __init__(self, report: Report) -> None:
         self.report = report
-        self.rows = rows
         self.began = time.monotonic()
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:

@@ -134,7 +134,7 @@ def _side(
             uri=meta["uri"],
             tokens=int(meta["tokens"]),
             snippet=snippet(meta["text"]),
-            exact=True,
+            exact=False,
         )
         for rank, (place, meta) in enumerate(zip(kept, told, strict=True), start=1)
     )

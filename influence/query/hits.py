@@ -37,7 +37,8 @@ class Hit:
         uri: Where to read it in full, if the data says so.
         tokens: Scored tokens of the row.
         snippet: The beginning of its text, as it is: whoever shows it escapes it.
-        exact: Whether the score is the recipe's own, not an approximate index's estimate.
+        exact: Whether the score comes from whole gradients, recomputed for this query; false where it comes from the
+            stored, projected rows, as every recipe's does today.
     """
 
     rank: int

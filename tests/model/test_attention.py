@@ -3,8 +3,12 @@
 import pytest
 import torch
 
+from influence.gradients.capture import Capture
+from influence.gradients.projection import Projection
 from influence.model.attention import FLOAT32_ATTENTION, use_default_attention
+from influence.model.layers import tracked_layers
 from influence.model.load import ModelSettings, load_model
+from influence.task import CausalLM
 
 CPU = torch.device("cpu")
 
@@ -30,3 +34,18 @@ def test_only_bfloat16_on_a_cpu_with_nothing_named_gets_it(model_folder):
     }
     found = {key: config._attn_implementation for key, config in used.items()}
     assert list(found.values()) == [FLOAT32_ATTENTION, "sdpa", "eager"]
+
+
+@pytest.mark.parametrize("family", ["gpt2", "gptneox", "llama", "qwen3"])
+def test_causal_rows_in_bfloat16_are_as_near_to_float32_as_those_of_sdpa(tiny_model, ragged_batch, family):
+    def rows(dtype: torch.dtype, widened: bool) -> torch.Tensor:
+        model = tiny_model(family, dtype)
+        if widened:
+            use_default_attention(model, CPU, dtype)
+        with Capture(model, tracked_layers(model), Projection()) as capture:
+            return capture(CausalLM().example_loss, ragged_batch)[0]
+
+    exact = rows(torch.float32, False)
+    sdpa, ours = ((rows(torch.bfloat16, widened) - exact).norm() / exact.norm() for widened in (False, True))
+    assert ours < 0.05
+    assert ours < 1.2 * sdpa

@@ -1,0 +1,58 @@
+"""`influence doctor`: does the capture work here, on this model and these rows?"""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from influence.cli.options import Form, FormOption, SetOption
+from influence.cli.streams import put_text, show, told
+from influence.errors import ConfigError, GateFailed
+
+if TYPE_CHECKING:
+    from influence.doctor import Check
+
+
+def doctor(
+    run: Annotated[
+        Path | None, typer.Argument(metavar="[RUN]", help="A run directory, whose settings are examined.")
+    ] = None,
+    config: Annotated[Path | None, typer.Option("--config", "-c", help="Or the run file of a run to come.")] = None,
+    changes: SetOption = None,
+    form: FormOption = Form.table,
+) -> None:
+    """Check environment, model and ten rows: what is measured, what is allowed, what to do."""
+    if (run is None) == (config is None):
+        found = "Neither a run nor a run file is" if run is None else "Both a run and a run file are"
+        raise ConfigError(f"{found} given: influence doctor RUN, or influence doctor -c run.yaml.")
+    from influence.config import load_config
+    from influence.doctor import examine
+    from influence.pipeline.build import CONFIG
+
+    if run is not None and not (run / CONFIG).is_file():
+        raise ConfigError(f"{run} holds no run: there is no {CONFIG} in it. For a run to come, give -c run.yaml.")
+    settings = load_config(config or Path(str(run)) / CONFIG, changes or [])
+    checks: list[Check] = []
+    try:
+        with told().status("Examining …") as status:
+            for check in examine(settings, run or Path()):
+                checks.append(check)
+                status.update(f"Examining … {check.name} done")
+    finally:
+        _print(checks, form)
+    failed = [check.name for check in checks if check.verdict == "fail"]
+    if failed:
+        raise GateFailed(f"{len(failed)} of {len(checks)} checks failed: {', '.join(failed)}.")
+
+
+def _print(checks: "list[Check]", form: Form) -> None:
+    if form is Form.json:
+        put_text(
+            json.dumps([asdict(check) for check in checks], ensure_ascii=False, indent=2).encode() + b"\n", escapes=True
+        )
+        return
+    from influence.cli.tables import checks_table
+
+    show(checks_table(checks))

@@ -1,0 +1,65 @@
+"""How a verb ends: the exit codes, and what is said with each.
+
+0  done, also where the reader of a pipe has seen enough
+1  a defect of ours: the traceback, and where to take it
+2  usage or bad input: the message alone
+3  a gate failed
+4  incomplete: the same command goes on from what stands
+"""
+
+import errno
+import traceback
+from collections.abc import Callable
+from functools import wraps
+from typing import Any
+
+import typer
+
+from index.errors import VectorIndexError
+from influence.cli.streams import ReaderGone, log_lines, tell
+from influence.errors import Incomplete, InfluenceError
+
+DEFECT = 1
+BAD_INPUT = InfluenceError.exit_code
+INCOMPLETE = Incomplete.exit_code
+
+
+def ended(verb: Callable[..., None]) -> Callable[..., None]:
+    """Wrap a verb so that it ends with an exit code and a message, whatever happens in it."""
+
+    @wraps(verb)
+    def run(*args: Any, **kwargs: Any) -> None:
+        with log_lines():
+            try:
+                verb(*args, **kwargs)
+            except (typer.Exit, typer.Abort):
+                raise
+            except ReaderGone:
+                raise typer.Exit(0) from None
+            except KeyboardInterrupt:
+                tell("Interrupted. Run the same command again: it goes on from what stands.", "red")
+                raise typer.Exit(INCOMPLETE) from None
+            except Exception as error:
+                raise typer.Exit(_explained(error)) from None
+
+    return run
+
+
+def _explained(error: Exception) -> int:
+    """Say what went wrong and return the exit code."""
+    if isinstance(error, InfluenceError | VectorIndexError):
+        tell(f"error: {error}", "red")
+        return error.exit_code
+    if isinstance(error, MemoryError):
+        tell(f"error: out of memory. {error}", "red")
+        return BAD_INPUT
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        where = f" under {error.filename}" if error.filename else ""
+        tell(f"error: the disk{where} is full. Make room and run the same command again.", "red")
+        return INCOMPLETE
+    if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        tell(f"error: {error.filename or 'a file'}: {error.strerror}.", "red")
+        return BAD_INPUT
+    tell("".join(traceback.format_exception(error)).rstrip())
+    tell("This is a defect of influence, not of your input. Please report it with the lines above.", "red")
+    return DEFECT

@@ -1,0 +1,69 @@
+"""`influence status`: how far a run is."""
+
+import json
+import sys
+import time
+from typing import Annotated, Any
+
+import typer
+
+from influence.cli.options import Form, FormOption, RunArgument
+from influence.cli.streams import put_text, show, told
+
+INTERVAL = 2.0
+"""Seconds between two looks at a run that is watched."""
+
+
+def status(
+    run: RunArgument,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Look again every two seconds until the run is complete.")
+    ] = False,
+    form: FormOption = Form.table,
+) -> None:
+    """Say how much of a run stands, finished or not."""
+    from influence.run import status as look
+
+    found = look(run)
+    if not watch:
+        _print(found, form)
+    elif form is Form.table and sys.stdout.isatty():
+        _live(run, found)
+    else:
+        _print(found, form, compact=True)
+        while not found["complete"]:
+            time.sleep(INTERVAL)
+            before, found = found, look(run)
+            if found != before:
+                _print(found, form, compact=True)
+
+
+def _print(found: dict[str, Any], form: Form, *, compact: bool = False) -> None:
+    """Print what was found; of a run that is watched a JSON object a line."""
+    if form is Form.json:
+        put_text(json.dumps(found, ensure_ascii=False, indent=None if compact else 2).encode() + b"\n", escapes=True)
+        return
+    from influence.cli.tables import status_table
+
+    show(status_table(found))
+
+
+def _live(run: Any, found: dict[str, Any]) -> None:
+    """Redraw the table in place. Ctrl-C ends the watching, which leaves nothing undone."""
+    from rich.console import Console
+    from rich.live import Live
+
+    from influence.cli.tables import status_table
+    from influence.run import status as look
+
+    try:
+        with Live(status_table(found), console=Console(), auto_refresh=False, redirect_stderr=False) as live:
+            while not found["complete"]:
+                time.sleep(INTERVAL)
+                found = look(run)
+                live.update(status_table(found), refresh=True)
+    except KeyboardInterrupt:
+        told().print()
+
+
+__all__ = ["status"]

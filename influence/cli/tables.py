@@ -1,0 +1,189 @@
+"""What is printed as a table. Every text in it is somebody's data: no markup, no control characters.
+
+A score never stands without its unit and the sign rule.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from rich.console import RenderableType
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from influence.cli.streams import plain
+from influence.query.hits import Hit, Hits, snippet
+from influence.query.page import Scale, nats, probability
+from influence.recipe import SIGN_RULE
+
+if TYPE_CHECKING:
+    from influence.demo.questions import Answer
+    from influence.doctor import Check
+    from influence.run import Plan
+
+SNIPPET = 160
+"""Characters of a row that a table shows."""
+MARKS = {"pass": Text("pass", "green"), "fail": Text("FAIL", "bold red"), "note": Text("note", "yellow")}
+
+
+def answer_tables(hits: Hits, marks: Mapping[int, str] | None = None) -> list[RenderableType]:
+    """Return one answer: the question, both sides, and what the numbers mean.
+
+    Args:
+        hits: The answer.
+        marks: Row to a word shown before its snippet, such as `planted`.
+    """
+    scale = Scale.of(hits)
+    return [
+        _question(hits),
+        *_side("Promoting", "green", hits.promoting, scale, marks or {}),
+        *_side("Opposing", "red", hits.opposing, scale, marks or {}),
+        Padding(
+            Text(f"Scores in {hits.unit}. {SIGN_RULE}\n{hits.recipe}, run {hits.fingerprint}", "dim"), (0, 0, 1, 0)
+        ),
+    ]
+
+
+def status_table(found: Mapping[str, Any]) -> Table:
+    """Return how far a run is, as `influence.run.status` found it."""
+    share = found["shards_done"] / found["shards"] if found["shards"] else 0.0
+    state = Text("complete", "green") if found["complete"] else Text("incomplete: run the same build again", "yellow")
+    return _facts(
+        {
+            "run": found["path"],
+            "state": state,
+            "rows": f"{found['rows_done']:,} of {found['rows']:,} captured ({share:.0%} of {found['shards']:,} shards)",
+            "columns": f"{found['dims']:,}",
+            "scored tokens": f"{found['tokens']:,}",
+            "zero rows": f"{found['zero_rows']:,} (nothing to differentiate; they score 0)",
+            "on disk": size(found["bytes"]),
+            "curvature": found["curvature"],
+            "index": found["index"],
+            "recipe": found["recipe"],
+            "fingerprint": found["fingerprint"],
+        }
+    )
+
+
+def plan_tables(plan: "Plan", hours: Mapping[int, float]) -> list[RenderableType]:
+    """Return what a build would take; `hours` by number of workers."""
+    needs, probed = plan.estimate, plan.probed
+    speed = f"{probed.tokens_per_second:,.0f} tokens/s a worker" if probed.tokens_per_second else "not measured"
+    memory = _grid("stage", "memory", "of what")
+    memory.add_row(
+        "capture",
+        size(needs.memory_model + needs.memory_capture),
+        "each worker: model and two shards, without a batch's activations",
+    )
+    memory.add_row("curvature", size(needs.memory_curvature), "each worker that sums, and the coordinator")
+    memory.add_row("index", size(needs.memory_index), "the coordinator")
+    memory.add_row(
+        "query",
+        size(needs.memory_model + needs.memory_index + needs.memory_curvature),
+        "the model, the index, the curvature's factors",
+    )
+    times = _grid("workers", "capture")
+    for workers, value in hours.items():
+        times.add_row(f"{workers:,}" + (" (as configured)" if workers == plan.workers else ""), duration(value))
+    return [
+        _facts(
+            {
+                "rows": f"{needs.rows:,} in {needs.shards:,} shards of {needs.rows_per_shard:,}",
+                "columns": f"{needs.dims:,} of {len(probed.modules):,} layers",
+                "tokens a row": f"{probed.tokens_per_row:,.0f}",
+                "computes in": f"{probed.dtype} on {probed.device_name}",
+                "speed": speed,
+                "on disk": f"{size(needs.disk)}: rows {size(needs.disk_rows)}, curvature {size(needs.disk_curvature)}, "
+                f"index {size(needs.disk_index)}; the rows' texts come on top",
+            }
+        ),
+        memory,
+        times,
+        Text("Times are of the capture alone, from a measurement of some seconds. No run was started.", "dim"),
+    ]
+
+
+def checks_table(checks: Sequence["Check"]) -> Table:
+    """Return what the doctor found, each remedy under its check."""
+    table = _grid("check", "", "found", "expected")
+    for check in checks:
+        table.add_row(plain(check.name), MARKS[check.verdict], plain(check.found), plain(check.expected))
+        if check.remedy and check.verdict != "pass":
+            table.add_row("", "", Text("→ ", "bold") + plain(check.remedy), "")
+    return table
+
+
+def traced_table(answers: "Sequence[Answer]") -> Table:
+    """Return how many of each planted fact's rows were traced, beside BM25."""
+    table = _grid("fact", "traced", "BM25", "the model learnt it")
+    for answer in answers:
+        traced = f"{answer.found} of {answer.relevant}"
+        table.add_row(plain(answer.question.name), traced, str(answer.bm25), "yes" if answer.learnt else "no")
+    return table
+
+
+def size(count: float) -> str:
+    """Return a number of bytes as people read it: `3.2 GB`, decimal."""
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:,.0f} {unit}" if unit == "bytes" else f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:,.3g} TB"
+
+
+def duration(hours: float) -> str:
+    """Return hours as people read them: `40 s`, `12 min`, `3.5 h`, `12 days`."""
+    if hours == float("inf"):
+        return "unknown"
+    for limit, scale, unit in ((1 / 60, 3600, "s"), (1, 60, "min"), (72, 1, "h")):
+        if hours < limit:
+            value = hours * scale
+            return f"{value:.0f} {unit}" if value >= 10 else f"{value:.1f} {unit}"
+    return f"{hours / 24:,.0f} days"
+
+
+def _question(hits: Hits) -> Text:
+    query = hits.query
+    asked = Text("\n")
+    if query.prompt:
+        asked.append_text(plain(query.prompt)).append(" → ", "dim")
+    asked.append_text(Text(plain(query.completion).plain, "bold"))
+    chance = probability(query.log_likelihood)
+    asked.append(f"\nlog-likelihood {nats(query.log_likelihood)} nats" + (f" ({chance})" if chance else ""), "dim")
+    return asked.append_text(Text(" · query ", "dim")).append_text(plain(query.id))
+
+
+def _side(title: str, colour: str, hits: Sequence[Hit], scale: Scale, marks: Mapping[int, str]) -> list[RenderableType]:
+    if not hits:
+        return [Text(f"{title}: no row", colour)]
+    table = Table(title=title, title_style=f"bold {colour}", title_justify="left", box=None, pad_edge=False)
+    table.add_column("#", justify="right", style="dim")
+    table.add_column("score", justify="right", style=colour, no_wrap=True)
+    table.add_column("row", justify="right", no_wrap=True)
+    table.add_column("id", overflow="fold", max_width=24)
+    table.add_column("source", overflow="fold", max_width=24)
+    table.add_column("snippet", overflow="fold")
+    for hit in hits:
+        text = plain(snippet(hit.snippet, SNIPPET))
+        if hit.row in marks:
+            text = Text(f"{marks[hit.row]} ", "bold magenta") + text
+        table.add_row(
+            str(hit.rank), scale.written(hit.score), str(hit.row), plain(hit.id), plain(hit.source or ""), text
+        )
+    return [table]
+
+
+def _facts(facts: Mapping[str, object]) -> Table:
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in facts.items():
+        table.add_row(name, value if isinstance(value, Text) else plain(value))
+    return table
+
+
+def _grid(*columns: str) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for name in columns:
+        table.add_column(name, overflow="fold")
+    return table

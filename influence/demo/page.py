@@ -1,0 +1,87 @@
+"""The demo's page: what was planted, what was traced, and every answer."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from influence.demo.facts import DISTRACTOR, PLANTED
+from influence.demo.questions import DEPTH, Answer
+from influence.query.page import Section, nats, render_page
+from influence.store.partial import write_whole
+
+if TYPE_CHECKING:
+    from influence.demo.story import Story
+
+TITLE = "Which training examples made the model say this?"
+INTRO = (
+    "A small language model was trained from scratch on the documentation inside this computer's own Python, and on "
+    "{facts} facts about things that don't exist, each stated in a few rows in different words. Below, the model is "
+    "asked for every fact, and for some real documentation; the rows that taught it the answer should come first.\n\n"
+    "Rows marked “planted” state the fact that is asked for. A “distractor” was planted as well: it shares words with "
+    "a question and says something else. So do the rows of other facts, marked with the fact's name."
+)
+
+
+def write_page(story: "Story", path: Path) -> None:
+    """Write the page of a finished demo as one self-contained HTML file."""
+    figures = {
+        f"planted rows in the first {DEPTH}": f"{story.recall:.0%}",
+        f"BM25 (words alone), first {DEPTH}": f"{story.bm25:.0%}",
+        f"{DEPTH} random rows": f"{story.random:.1%}",
+        "facts the model learnt": f"{sum(answer.learnt for answer in story.planted)} of {len(story.planted)}",
+    }
+    facts = {
+        "Rows": f"{story.rows:,}",
+        "Corpus": "docstrings of the standard library's public modules, classes and functions, and planted sentences",
+        "Run": str(story.run),
+    }
+    page = render_page(
+        TITLE,
+        INTRO.format(facts=len(story.planted)),
+        [_section(answer) for answer in story.answers],
+        figures=figures,
+        facts=facts,
+    )
+    write_whole(path, page.encode())
+
+
+def note(answer: Answer) -> str:
+    """Return what is known about an answer, in a sentence or two."""
+    if not answer.planted:
+        where = "is" if answer.found == answer.relevant else "is not"
+        return (
+            f"The docstring of {answer.question.name} {where} among the first {DEPTH} promoting rows "
+            f"({'found' if answer.bm25 else 'not found'} by BM25)."
+        )
+    assert answer.wrong is not None
+    learnt = "The model learnt it" if answer.learnt else "The model did not learn it"
+    wrong = (answer.question.wrong or "").strip()
+    return (
+        f"{answer.found} of {answer.relevant} planted rows are among the first {DEPTH} promoting rows; "
+        f"BM25 finds {answer.bm25}. {learnt}: “{wrong}” would be at {nats(answer.wrong)} nats."
+    )
+
+
+def mark(identifier: str, question: str) -> str | None:
+    """Return the word or two shown beside a row: its part in the experiment, or None for real text."""
+    kind, _, rest = identifier.partition("/")
+    fact = rest.rpartition("/")[0]
+    if kind == DISTRACTOR:
+        return "distractor"
+    if kind == PLANTED:
+        return "planted" if fact == question else f"planted: {fact}"
+    return None
+
+
+def _section(answer: Answer) -> Section:
+    hits = answer.hits
+    marks = {hit.row: mark(hit.id, answer.question.name) for hit in (*hits.promoting, *hits.opposing)}
+    heading = "planted fact" if answer.planted else "real documentation"
+    return Section(
+        hits,
+        heading=f"{answer.question.name} ({heading})",
+        note=note(answer),
+        marks={row: text for row, text in marks.items() if text},
+    )
+
+
+__all__ = ["mark", "note", "write_page"]

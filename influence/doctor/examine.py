@@ -1,0 +1,44 @@
+"""All checks, in the order in which one failing explains the next."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from influence.config import RunConfig
+from influence.data.dataset import open_rows
+from influence.doctor.backward import ordinary_backward
+from influence.doctor.check import Check
+from influence.doctor.identities import batches, gradients, padding, token_sum
+from influence.doctor.precision import precision
+from influence.doctor.subject import Subject, opened, sample
+from influence.doctor.surroundings import environment, whereabouts
+from influence.gradients.capture import Capture
+from influence.gradients.projection import Projection
+
+
+def examine(config: RunConfig, place: Path = Path()) -> Iterator[Check]:
+    """Yield every check as it is done.
+
+    Args:
+        config: The run.
+        place: A folder on the disk that the run is to stand on.
+
+    Raises:
+        InfluenceError: The data or the model can't be used at all, so that there is nothing left to check.
+    """
+    yield from environment(config)
+    rows = open_rows(config.data)
+    rows.check(config.model.kind)
+    with opened(config) as session:
+        yield from whereabouts(config, session, rows, place)
+        examples, parts = sample(session, rows)
+        with Capture(session.model, session.layers, Projection(session.spec.projection)) as capture:
+            subject = Subject(session, capture, parts)
+            alone = subject.alone()
+            yield from gradients(subject, examples, alone)
+            yield padding(subject, examples, alone)
+            yield batches(subject, examples, alone)
+            yield token_sum(subject, examples)
+        yield ordinary_backward(subject, alone)
+        dtype = str(session.spec.model.dtype)
+        del subject, capture, session
+    yield precision(config, dtype, parts, alone)

@@ -1,0 +1,81 @@
+"""The model under examination, and the rows it is examined with."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from influence.config import RunConfig
+from influence.data.batch import Batch, collate
+from influence.data.dataset import Rows
+from influence.data.example import Example
+from influence.data.tokenise import NOT_SCORED, Part
+from influence.doctor.check import TOLERANCE
+from influence.errors import DataError
+from influence.gradients.capture import Capture
+from influence.model.load import pad_id
+from influence.pipeline.session import CaptureSpec, Session
+
+ROWS = 10
+SEARCHED = 256
+"""Rows looked through for ten with a scored token."""
+
+
+class Subject:
+    """The model under examination, its hooks set, and the sampled rows."""
+
+    def __init__(self, session: Session, capture: Capture, parts: Sequence[Part]) -> None:
+        self.session, self.capture, self.parts = session, capture, list(parts)
+        self.pad = pad_id(session.model, session.tokeniser)
+
+    @property
+    def tolerance(self) -> float:
+        """The relative error that its dtype may cause."""
+        return TOLERANCE[str(self.session.spec.model.dtype)]
+
+    def batch(self, parts: Sequence[Part], extra: int = 0) -> Batch:
+        """Return parts as a batch with some columns of padding more than they need."""
+        batch = collate(parts, self.pad)
+        more = (len(parts), extra)
+        return replace(
+            batch,
+            input_ids=torch.cat([batch.input_ids, torch.full(more, self.pad)], dim=1),
+            attention_mask=torch.cat([batch.attention_mask, torch.zeros(more, dtype=torch.int64)], dim=1),
+            labels=torch.cat([batch.labels, torch.full(more, NOT_SCORED)], dim=1),
+        ).to(self.session.device)
+
+    def rows(self, parts: Sequence[Part], extra: int = 0) -> Tensor:
+        """Return the loss gradients of parts captured as one batch, [n, D], on the CPU."""
+        return self.capture(self.session.task.example_loss, self.batch(parts, extra))[0].cpu()
+
+    def alone(self) -> Tensor:
+        """Return every row captured alone, without padding, [n, D]."""
+        return torch.cat([self.rows([part]) for part in self.parts])
+
+
+@contextmanager
+def opened(config: RunConfig) -> Iterator[Session]:
+    """Load the model, and leave it without the session's own hooks: checks set theirs."""
+    session = Session(CaptureSpec.of(config))
+    session.close()
+    yield session
+
+
+def sample(session: Session, rows: Rows) -> tuple[list[Example], list[Part]]:
+    """Return ten rows with something to score, spread over the data, each with its first such part."""
+    step = max(1, len(rows) // SEARCHED)
+    examples = [rows.example(row) for row in range(0, len(rows), step)[:SEARCHED]]
+    first: dict[int, Part] = {}
+    for part in session.tokenise(examples):
+        if part.scored:
+            first.setdefault(part.position, part)
+    scored = list(first.values())
+    if not scored:
+        raise DataError(
+            f"None of {len(examples)} rows spread over {rows.place} has a scored token: they are empty, or one token "
+            "long, or their completions are empty. There is nothing to capture."
+        )
+    chosen = scored[:: max(1, len(scored) // ROWS)][:ROWS]
+    return [examples[part.position] for part in chosen], chosen

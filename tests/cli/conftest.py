@@ -1,0 +1,151 @@
+"""The command line, called in the test's own process, over a tiny run that is built once."""
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import dask
+import pytest
+import yaml
+from distributed import Client, LocalCluster
+
+import influence.run as runs
+from influence.cli.main import main
+from influence.pipeline import build as build_module
+from influence.pipeline.cluster import QUIET
+
+PROMPT, COMPLETION = "The river was named after", " a cartographer who never saw it."
+ASKED = ("--prompt", PROMPT, "--completion", COMPLETION)
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a command ended."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def told(self) -> str:
+        """Standard error on one line, as wide as it takes, without the frames that usage errors stand in."""
+        return " ".join(self.err.replace("│", " ").split())
+
+
+@pytest.fixture(autouse=True)
+def no_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the developer's terminal sets stays out of the tables."""
+    for name in ("COLUMNS", "FORCE_COLOR", "TERM"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def cli(capsysbinary: pytest.CaptureFixture[bytes]) -> Callable[..., Ended]:
+    """`cli("query", run, "-k", 3)`: run a command and return its exit code, standard output and standard error."""
+
+    def call(*argv: Any) -> Ended:
+        capsysbinary.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            main([str(word) for word in argv])
+        printed = capsysbinary.readouterr()
+        return Ended(int(ended.value.code or 0), printed.out.decode(), printed.err.decode())
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def client() -> Iterator[Client]:
+    """A cluster of one worker that lives in this process."""
+    with (
+        dask.config.set(QUIET),
+        LocalCluster(
+            n_workers=1, threads_per_worker=2, processes=False, dashboard_address="127.0.0.1:0", silence_logs=False
+        ) as local,
+        Client(local, set_as_default=False) as found,
+    ):
+        yield found
+
+
+@pytest.fixture(scope="session")
+def in_process(client: Client) -> Iterator[None]:
+    """Let builds and plans use that cluster, so that no test waits for processes to start."""
+
+    @contextmanager
+    def connect(*_: Any) -> Iterator[Client]:
+        yield client
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(build_module, "connect", connect)
+        patch.setattr(runs, "connect", connect)
+        yield
+
+
+def settings(model: Path, data: Path, kind: str = "causal_lm") -> dict[str, Any]:
+    """The sections of a tiny run file."""
+    return {
+        "model": {"path": str(model), "kind": kind, "dtype": "float32"},
+        "data": {"path": str(data), "max_tokens": 64},
+        "recipe": {"name": "logra", "projection": {"p": 4, "q": 4}},
+        "store": {"rows_per_shard": 8},
+        "cluster": {"token_budget": 256, "workers": 1, "device": "cpu"},
+    }
+
+
+@pytest.fixture
+def run_file(model_folder: Any, corpus_file: Path, tmp_path: Path) -> Callable[..., Path]:
+    """`run_file(data=path, model=folder)`: a YAML file in `tmp_path`; by default of the Llama and the corpus."""
+
+    def write(data: Path = corpus_file, model: Path | None = None, kind: str = "causal_lm", **sections: Any) -> Path:
+        path = tmp_path / "run.yaml"
+        path.write_text(yaml.safe_dump({**settings(model or model_folder("llama"), data, kind), **sections}))
+        return path
+
+    return write
+
+
+@pytest.fixture
+def written(tmp_path: Path) -> Callable[..., Path]:
+    """`written({"text": "a"}, …)`, or bytes: a jsonl file."""
+
+    def write(*records: dict[str, Any] | bytes) -> Path:
+        path = tmp_path / "rows.jsonl"
+        path.write_bytes(
+            b"".join(line if isinstance(line, bytes) else json.dumps(line).encode() + b"\n" for line in records)
+        )
+        return path
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def built(
+    model_folder: Any, corpus_file: Path, tmp_path_factory: pytest.TempPathFactory, in_process: None, own_cache: Path
+) -> Path:
+    """A finished run of forty rows, not to be changed."""
+    folder = tmp_path_factory.mktemp("cli")
+    (folder / "run.yaml").write_text(yaml.safe_dump(settings(model_folder("llama"), corpus_file)))
+    runs.build(folder / "run.yaml", folder / "run")
+    return folder / "run"
+
+
+@pytest.fixture
+def run_copy(built: Path, tmp_path: Path) -> Path:
+    """A copy of the run, to be damaged."""
+    return Path(shutil.copytree(built, tmp_path / "copy"))
+
+
+@pytest.fixture
+def terminal(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """Make standard output pass for a terminal from now on."""
+    import sys
+
+    return lambda: monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+
+
+def clean(*folders: Path) -> bool:
+    """Whether nothing half-written is left below these folders."""
+    return not [path for folder in folders for path in folder.rglob("*.partial")]

@@ -1,0 +1,76 @@
+"""Real processes: pipes, Ctrl-C and two builds at once."""
+
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+import influence.run as runs
+from tests.cli.conftest import ASKED, clean
+
+pytestmark = pytest.mark.slow
+
+COMMAND = [sys.executable, "-m", "influence.cli.main"]
+
+
+def test_answers_for_a_pipe_are_json_alone(built, tmp_path):
+    query = json.dumps({"prompt": ASKED[1], "completion": ASKED[3]})
+    influence = shlex.join([*COMMAND, "query", str(built), "--queries", "-", "--format", "json", "-k", "2"])
+    line = (
+        f"set -o pipefail; echo {shlex.quote(query)} | {influence} 2>{tmp_path / 'err'} | {sys.executable} -m json.tool"
+    )
+    done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert len(json.loads(done.stdout)["promoting"]) == 2
+    assert "Traceback" not in (tmp_path / "err").read_text()
+
+
+def test_a_reader_that_goes_away_ends_the_command_quietly(built):
+    reading, writing = os.pipe()
+    with subprocess.Popen([*COMMAND, "status", str(built)], stdout=writing, stderr=subprocess.PIPE) as running:
+        os.close(writing)
+        os.close(reading)
+        told = running.communicate(timeout=120)[1]
+    assert (running.returncode, told) == (0, b"")
+
+
+def test_a_build_in_progress_refuses_a_second_and_ends_at_ctrl_c_with_what_it_has(
+    cli, run_file, written, tmp_path, in_process
+):
+    data = written(*({"text": f"A list keeps its items in order, {row} of them."} for row in range(2000)))
+    path, run_dir = run_file(data=data, recipe={"name": "graddot", "projection": {"p": 4, "q": 4}}), tmp_path / "run"
+    argv = ["build", "-c", str(path), "--out", str(run_dir)]
+    running = subprocess.Popen(
+        [*COMMAND, *argv], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    try:
+        until(lambda: (run_dir / "rows" / "shard-00000.json").exists() or running.poll() is not None)
+        second = cli(*argv)
+        os.killpg(running.pid, signal.SIGINT)
+        out, err = running.communicate(timeout=120)
+    finally:
+        running.kill()
+    assert second.code == 2
+    assert f"is being written by process {running.pid}" in second.told
+    assert (running.returncode, out) == (4, ""), err
+    assert "Traceback" not in err
+    assert "Interrupted." in err
+    assert "of 250 shards stand" in err
+    assert clean(run_dir)
+    standing = runs.status(run_dir)
+    assert 1 <= standing["shards_done"] < standing["shards"]
+    assert cli(*argv).code == 0
+    assert runs.status(run_dir)["complete"]
+
+
+def until(ready, seconds=120):
+    """Wait for something to be so."""
+    end = time.monotonic() + seconds
+    while not ready():
+        assert time.monotonic() < end, "it did not come to be"
+        time.sleep(0.02)

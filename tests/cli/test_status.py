@@ -1,0 +1,70 @@
+"""`influence status`: how far a run is, once or until it is done."""
+
+import json
+
+import pytest
+
+import influence.cli.status as verb
+import influence.run as runs
+
+
+def test_a_finished_run_is_told_as_a_table_or_json(cli, built):
+    ended = cli("status", built)
+    assert ended.code == 0
+    assert "complete" in ended.out
+    assert "40 of 40 captured (100% of 5 shards)" in ended.out
+    found = json.loads(cli("status", built, "--format", "json").out)
+    assert found == json.loads(json.dumps(runs.status(built)))
+
+
+def test_an_unfinished_run_says_what_is_missing_and_what_to_do(cli, run_copy):
+    (run_copy / "rows" / "shard-00002.json").unlink()
+    (run_copy / "index" / "index.json").unlink()
+    ended = cli("status", run_copy)
+    assert ended.code == 0
+    assert "incomplete: run the same build again" in ended.out
+    assert "32 of 40 captured (80% of 5 shards)" in ended.out
+    found = json.loads(cli("status", run_copy, "--format", "json").out)
+    assert (found["complete"], found["shards_done"], found["index"]) == (False, 4, "missing")
+
+
+def test_a_directory_without_a_run_is_named(cli, tmp_path):
+    ended = cli("status", tmp_path, "--watch")
+    assert ended.code == 2
+    assert "holds no run" in ended.told
+
+
+@pytest.mark.parametrize("form", ["json", "table"])
+def test_watching_tells_every_change_and_ends_with_the_run(cli, run_copy, monkeypatch, form):
+    record = run_copy / "rows" / "shard-00002.json"
+    content = record.read_bytes()
+    record.unlink()
+    slept = []
+
+    def sleep(seconds):
+        slept.append(seconds)
+        if len(slept) == 2:
+            record.write_bytes(content)
+
+    monkeypatch.setattr(verb.time, "sleep", sleep)
+    ended = cli("status", run_copy, "--watch", "--format", form)
+    assert ended.code == 0
+    assert slept == [verb.INTERVAL] * 2
+    if form == "json":
+        assert [json.loads(line)["shards_done"] for line in ended.out.splitlines()] == [4, 5]
+    else:
+        assert ended.out.count("captured") == 2
+
+
+def test_watching_in_a_terminal_redraws_and_ctrl_c_ends_it(cli, run_copy, monkeypatch, terminal):
+    (run_copy / "index" / "index.json").unlink()
+
+    def interrupted(_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(verb.time, "sleep", interrupted)
+    terminal()
+    ended = cli("status", run_copy, "--watch")
+    assert ended.code == 0
+    assert "incomplete" in ended.out
+    assert "Traceback" not in ended.err

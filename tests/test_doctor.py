@@ -1,0 +1,163 @@
+"""The doctor finds what is wrong and passes what isn't: every family, and every identity broken on purpose."""
+
+import json
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+import influence.doctor.precision as precision
+import influence.gradients.capture as capturing
+import influence.task as tasks
+from influence.config import parse_config
+from influence.doctor import examine
+from influence.errors import DataError
+
+
+@pytest.fixture
+def configured(model_folder, corpus_file):
+    def make(family="llama", *overrides, data=corpus_file, folder=None):
+        kind = "sequence_classification" if family == "bert" else "causal_lm"
+        settings = {
+            "model": {"path": str(folder or model_folder(family)), "kind": kind, "dtype": "float32"},
+            "data": {"path": str(data), "max_tokens": 64},
+            "recipe": {"name": "graddot", "projection": {"p": 4, "q": 4}},
+            "cluster": {"token_budget": 256, "device": "cpu"},
+        }
+        return parse_config(settings, overrides)
+
+    return make
+
+
+def verdicts(config):
+    return {check.name: check.verdict for check in examine(config)}
+
+
+IDENTITIES = ("padding", "batches", "ordinary backward")
+
+
+@pytest.mark.parametrize("family", ["gpt2", "gptneox", "llama", "bert", "lora"])
+def test_every_family_passes(configured, family):
+    checks = list(examine(configured(family)))
+    assert [check.name for check in checks if check.verdict == "fail"] == []
+    measured = {check.name: check for check in checks if check.name in IDENTITIES or check.name.startswith("sum over")}
+    assert len(measured) == 4
+    for check in measured.values():
+        if check.verdict == "note":
+            assert (family, check.name) == ("bert", "sum over tokens")
+        else:
+            assert check.value is not None
+            assert check.limit is not None
+            assert check.value < check.limit / 10
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ("data.long_rows=split", "data.max_tokens=16"),
+        ("task.reduction=mean",),
+        ("model.layers.bias=true",),
+        ("model.layers.include=[transformer.wte, '*']", "recipe.projection.kind=none"),
+        ("cluster.token_budget=2",),
+        ("model.gradient_checkpointing=true",),
+    ],
+)
+def test_every_setting_of_the_capture_passes(configured, settings):
+    assert "fail" not in verdicts(configured("gpt2", *settings)).values()
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_a_narrow_dtype_is_held_against_float32(configured, dtype):
+    checks = {check.name: check for check in examine(configured("gptneox", f"model.dtype={dtype}"))}
+    check = checks[f"{dtype} against float32"]
+    assert check.verdict == "pass"
+    assert 0.99 <= check.value < 1
+    assert checks["padding"].limit > 1e-3
+
+
+def test_scores_that_do_not_follow_float32_fail(configured, monkeypatch):
+    monkeypatch.setattr(precision, "_correlation", lambda ours, theirs: 0.97)
+    check = list(examine(configured("llama", "model.dtype=bfloat16")))[-1]
+    assert (check.verdict, check.value, check.limit) == ("fail", 0.97, 0.99)
+    assert "model.dtype to float32" in check.remedy
+
+
+def test_a_model_that_reads_padding_fails(configured, monkeypatch):
+    def blind(self, model, batch):
+        logits = model(input_ids=batch.input_ids).logits
+        return tasks.nn.functional.cross_entropy(logits, batch.label, reduction="none")
+
+    monkeypatch.setattr(tasks.SequenceClassification, "example_loss", blind)
+    found = verdicts(configured("bert"))
+    assert (found["padding"], found["batches"], found["ordinary backward"]) == ("fail", "fail", "pass")
+
+
+def broken(monkeypatch, change):
+    loss = tasks.CausalLM.example_loss
+    monkeypatch.setattr(
+        tasks.CausalLM, "example_loss", lambda self, model, batch: change(loss(self, model, batch), batch)
+    )
+
+
+def test_a_loss_that_depends_on_the_batch_fails(configured, monkeypatch):
+    broken(monkeypatch, lambda loss, batch: loss / len(loss))
+    found = verdicts(configured())
+    assert (found["padding"], found["batches"], found["ordinary backward"]) == ("pass", "fail", "pass")
+
+
+def test_a_loss_that_is_no_sum_over_tokens_fails(configured, monkeypatch):
+    broken(monkeypatch, lambda loss, batch: loss**2)
+    found = verdicts(configured())
+    assert [name for name, verdict in found.items() if verdict == "fail"] == ["sum over 16 tokens"]
+
+
+def test_a_capture_that_is_off_by_a_factor_fails_against_an_ordinary_backward_pass(configured, monkeypatch):
+    product = capturing.sum_over_positions
+    monkeypatch.setattr(capturing, "sum_over_positions", lambda *sides: 2 * product(*sides))
+    found = verdicts(configured())
+    assert [name for name, verdict in found.items() if verdict == "fail"] == ["ordinary backward"]
+
+
+def test_a_loss_that_is_not_finite_fails_with_the_rows_named(configured, monkeypatch):
+    broken(monkeypatch, lambda loss, batch: loss * float("nan"))
+    check = next(check for check in examine(configured()) if check.name == "gradients")
+    assert check.verdict == "fail"
+    assert "10 of 10 rows" in check.found
+    assert "id 'row-0'" in check.found
+
+
+def test_layers_without_a_gradient_are_noted_by_name(configured, model_folder, tmp_path):
+    import shutil
+
+    folder = shutil.copytree(model_folder("lora"), tmp_path / "lora")
+    weights = load_file(folder / "adapter_model.safetensors")
+    for name, weight in weights.items():
+        if "lora_B" in name:
+            weight.zero_()
+    save_file(weights, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    check = next(check for check in examine(configured("lora", folder=folder)) if check.name == "layers")
+    assert check.verdict == "note"
+    assert "6 of 12 tracked layers" in check.found
+    assert "lora_A" in check.found
+
+
+def test_a_disk_without_room_fails(configured, monkeypatch):
+    import influence.doctor.surroundings as surroundings
+
+    monkeypatch.setattr(surroundings.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 100}))
+    assert verdicts(configured())["free disk"] == "fail"
+
+
+def test_rows_that_have_nothing_to_score_are_bad_input(configured, tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in ("", "a", "")))
+    with pytest.raises(DataError, match=r"None of 3 rows .* has a scored token"):
+        list(examine(configured(data=path)))
+
+
+def test_rows_with_something_to_score_are_found_among_others(configured, tmp_path):
+    path = tmp_path / "rows.jsonl"
+    texts = ["", "a", *["A list keeps its items."] * 3] * 4
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    check = next(check for check in examine(configured(data=path)) if check.name == "gradients")
+    assert check.verdict == "pass"
+    assert "10 rows" in check.found

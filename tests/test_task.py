@@ -1,0 +1,96 @@
+"""The tasks: chunked log-likelihoods against the model's own logits, and what each refuses."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+import transformers
+from torch import nn
+
+from influence.errors import TaskError
+from influence.task import CausalLM, SequenceClassification, TaskSettings, task_for
+
+
+def log_likelihood(model, batch):
+    """From the model's own logits, the mask passed along."""
+    logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits[:, :-1]
+    targets = batch.labels[:, 1:]
+    flat = nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none", ignore_index=-100)
+    return -flat.view(targets.shape)
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 10_000])
+@pytest.mark.parametrize("family", ["gpt2", "gptneox", "llama", "qwen2", "qwen3", "lora"])
+def test_the_chunked_log_likelihood_is_that_of_the_models_own_logits(
+    tiny_model, ragged_batch, monkeypatch, family, chunk
+):
+    monkeypatch.setattr("influence.task.LOGIT_BYTES", {"cpu": 4 * 300 * chunk, "cuda": 1})
+    model = tiny_model(family)
+    with torch.no_grad():
+        found = CausalLM().token_log_likelihood(model, ragged_batch)
+        torch.testing.assert_close(found, log_likelihood(model, ragged_batch), rtol=1e-9, atol=1e-9)
+
+
+def test_only_scored_positions_count(tiny_model, ragged_batch):
+    model = tiny_model("llama")
+    labels = ragged_batch.labels.clone()
+    labels[:, 1:4] = -100
+    partial = replace(ragged_batch, labels=labels)
+    with torch.no_grad():
+        whole = CausalLM().token_log_likelihood(model, ragged_batch)
+        found = CausalLM().measurement(model, partial)
+    torch.testing.assert_close(found, whole[:, 3:].sum(1))
+
+
+def test_a_model_that_caps_its_logits_is_noticed(ragged_batch):
+    torch.manual_seed(0)
+    config = transformers.Gemma2Config(
+        vocab_size=300,
+        hidden_size=24,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=12,
+        final_logit_softcapping=0.1,
+        query_pre_attn_scalar=12,
+    )
+    model = transformers.Gemma2ForCausalLM(config).double().eval()
+    with torch.no_grad():
+        model.lm_head.weight.normal_()
+        found = CausalLM().token_log_likelihood(model, ragged_batch)
+        torch.testing.assert_close(found, log_likelihood(model, ragged_batch), rtol=1e-6, atol=1e-6)
+
+
+def test_a_bidirectional_model_gets_its_mask(ragged_batch):
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 24, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    model = transformers.BertLMHeadModel(transformers.BertConfig(vocab_size=300, is_decoder=False, **sizes))
+    model = model.double().eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(0, 0.3)
+        found = CausalLM().token_log_likelihood(model, ragged_batch)
+        torch.testing.assert_close(found, log_likelihood(model, ragged_batch), rtol=1e-6, atol=1e-6)
+
+
+def test_mean_reduction_divides_the_loss_and_not_the_measurement(tiny_model, ragged_batch):
+    model, mean = tiny_model("llama"), CausalLM(TaskSettings(reduction="mean"))
+    with torch.no_grad():
+        total = CausalLM().example_loss(model, ragged_batch)
+        counts = (ragged_batch.labels[:, 1:] != -100).sum(1)
+        torch.testing.assert_close(mean.example_loss(model, ragged_batch), total / counts)
+        torch.testing.assert_close(mean.measurement(model, ragged_batch), -total)
+
+
+def test_one_token_examples_and_missing_labels_are_refused(tiny_model, ragged_batch):
+    one = replace(ragged_batch, input_ids=ragged_batch.input_ids[:, :1], labels=ragged_batch.labels[:, :1])
+    with pytest.raises(TaskError, match="nothing to predict"):
+        CausalLM().example_loss(tiny_model("llama"), one)
+    with pytest.raises(TaskError, match="need labels"):
+        SequenceClassification().example_loss(tiny_model("bert"), replace(ragged_batch, label=None))
+
+
+def test_a_kind_of_model_has_its_task():
+    assert isinstance(task_for("causal_lm"), CausalLM)
+    assert isinstance(task_for("sequence_classification"), SequenceClassification)
