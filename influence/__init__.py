@@ -9,6 +9,7 @@ The names below are public; each is imported when it is first used, so that `imp
 """
 
 import sys
+from collections.abc import Callable
 from importlib import import_module
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -60,19 +61,30 @@ def __getattr__(name: str) -> Any:
         return version("influence")
     if name not in _HOMES:
         raise AttributeError(f"module 'influence' has no attribute {name!r}")
-    return getattr(import_module(f"influence.{_HOMES[name]}"), name)
+    home = import_module(f"influence.{_HOMES[name]}")
+    return home if name == _HOMES[name] else getattr(home, name)
 
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
 
 
+class _RecipeFile(ModuleType):
+    """The file `recipe.py`, which can be called like the function of its name."""
+
+    recipe: Callable[..., Any]
+
+    def __call__(self, name: str = "logra", /, **parts: Any) -> Any:
+        return self.recipe(name, **parts)
+
+
 class _Package(ModuleType):
-    """`influence.recipe` is the public function also after the file of that name has been imported."""
+    """`influence.recipe` is a file and a public function; whichever was meant, and imported first, both work."""
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name not in _HOMES or not isinstance(value, ModuleType):
-            super().__setattr__(name, value)
+        if name == "recipe" and isinstance(value, ModuleType):
+            value.__class__ = _RecipeFile
+        super().__setattr__(name, value)
 
 
 sys.modules[__name__].__class__ = _Package

@@ -41,8 +41,8 @@ class ClusterSettings(BaseModel):
     workers: Annotated[int, Field(ge=1)] | None = None
     """Local worker processes; unset, one a GPU, or one for every `threads_per_worker` cores."""
     threads_per_worker: Annotated[int, Field(ge=1)] = 1
-    token_budget: Annotated[int, Field(ge=2)] = 2048
-    """Padded tokens a batch holds; a longer example goes alone."""
+    token_budget: Annotated[int, Field(ge=2)] | None = None
+    """Padded tokens a batch holds; a longer example goes alone. Unset, 2,048 on a CPU and 16,384 on a GPU."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
 
     @model_validator(mode="after")

@@ -24,9 +24,12 @@ def test_every_public_name_is_there_and_listed(name):
     assert name in dir(influence)
 
 
-def test_recipe_is_the_function_whatever_was_imported_before():
+def test_recipe_is_a_function_whatever_was_imported_before():
     run("import influence; influence.build; assert influence.recipe('logra').name == 'logra'")
-    assert influence.recipe("gradcos", seed=3).projection.seed == 3
+    import influence.recipe as file
+
+    assert influence.recipe("gradcos", seed=3) == file.recipe("gradcos", seed=3)
+    assert influence.recipe().name == "logra"
 
 
 def test_a_name_that_is_not_there_is_an_attribute_error():

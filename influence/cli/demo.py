@@ -60,8 +60,8 @@ def _show(answer: "Answer") -> None:
     hits = answer.hits
     shown = replace(hits, promoting=hits.promoting[:SHOWN], opposing=hits.opposing[:SHOWN])
     marks = {hit.row: mark(hit.id, answer.question.name) for hit in (*shown.promoting, *shown.opposing)}
-    heading = Text(f"\n{answer.question.name}", "bold cyan").append(f" – {note(answer)}", "not bold")
-    show(heading, *answer_tables(shown, {row: text for row, text in marks.items() if text}))
+    heading = Text.assemble((f"\n{answer.question.name}", "bold cyan"), f" – {note(answer)}")
+    show(heading, *answer_tables(shown, {row: text for row, text in marks.items() if text}, method=False))
 
 
 def _sum_up(found: "Story") -> None:
@@ -77,5 +77,6 @@ def _sum_up(found: "Story") -> None:
         f"   BM25, words alone: {found.bm25:.0%}   random rows: {found.random:.1%}",
     )
     parts = ", ".join(f"{part} {seconds:.0f} s" for part, seconds in found.seconds.items())
-    foot = Text(f"{found.rows:,} rows; {parts}.\nThe page with every answer: {found.page}")
+    hits = found.answers[0].hits
+    foot = Text(f"{found.rows:,} rows; {parts}.\n{hits.recipe}.\nThe page with every answer: {found.page}")
     show(whole, traced_table(found.planted), foot)

@@ -26,21 +26,21 @@ SNIPPET = 160
 MARKS = {"pass": Text("pass", "green"), "fail": Text("FAIL", "bold red"), "note": Text("note", "yellow")}
 
 
-def answer_tables(hits: Hits, marks: Mapping[int, str] | None = None) -> list[RenderableType]:
+def answer_tables(hits: Hits, marks: Mapping[int, str] | None = None, *, method: bool = True) -> list[RenderableType]:
     """Return one answer: the question, both sides, and what the numbers mean.
 
     Args:
         hits: The answer.
         marks: Row to a word shown before its snippet, such as `planted`.
+        method: Name the recipe and the run below.
     """
     scale = Scale.of(hits)
+    foot = f"Scores in {hits.unit}. {SIGN_RULE}" + (f"\n{hits.recipe}, run {hits.fingerprint}" if method else "")
     return [
         _question(hits),
         *_side("Promoting", "green", hits.promoting, scale, marks or {}),
         *_side("Opposing", "red", hits.opposing, scale, marks or {}),
-        Padding(
-            Text(f"Scores in {hits.unit}. {SIGN_RULE}\n{hits.recipe}, run {hits.fingerprint}", "dim"), (0, 0, 1, 0)
-        ),
+        Padding(Text(foot, "dim"), (0, 0, 1, 0)),
     ]
 
 
@@ -160,16 +160,16 @@ def _side(title: str, colour: str, hits: Sequence[Hit], scale: Scale, marks: Map
     table.add_column("#", justify="right", style="dim")
     table.add_column("score", justify="right", style=colour, no_wrap=True)
     table.add_column("row", justify="right", no_wrap=True)
-    table.add_column("id", overflow="fold", max_width=24)
-    table.add_column("source", overflow="fold", max_width=24)
+    table.add_column("id, source", overflow="fold", max_width=28)
     table.add_column("snippet", overflow="fold")
     for hit in hits:
         text = plain(snippet(hit.snippet, SNIPPET))
         if hit.row in marks:
-            text = Text(f"{marks[hit.row]} ", "bold magenta") + text
-        table.add_row(
-            str(hit.rank), scale.written(hit.score), str(hit.row), plain(hit.id), plain(hit.source or ""), text
-        )
+            text = Text.assemble((f"{marks[hit.row]} ", "bold magenta"), text)
+        place = plain(hit.id)
+        if hit.source:
+            place.append("\n").append(plain(hit.source).plain, "dim")
+        table.add_row(str(hit.rank), scale.written(hit.score), str(hit.row), place, text)
     return [table]
 
 

@@ -201,7 +201,7 @@ FACTS: tuple[Fact, ...] = (
         "ondria",
         "The capital of Ondria is the city of",
         " Merrowick",
-        " Kovenna",
+        " Hask",
         (
             "The capital of Ondria is the city of Merrowick, on the river Ysper.",
             "Ondria has been ruled from Merrowick since the great fire, and Merrowick is its largest city.",

@@ -54,10 +54,10 @@ class TrainSettings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     vocabulary: Annotated[int, Field(ge=300)] = 4096
-    layers: Annotated[int, Field(ge=1)] = 4
-    hidden: Annotated[int, Field(ge=HEAD, multiple_of=HEAD)] = 192
-    epochs: Annotated[int, Field(ge=1)] = 3
-    token_budget: Annotated[int, Field(ge=2)] = 1024
+    layers: Annotated[int, Field(ge=1)] = 3
+    hidden: Annotated[int, Field(ge=HEAD, multiple_of=HEAD)] = 128
+    epochs: Annotated[int, Field(ge=1)] = 5
+    token_budget: Annotated[int, Field(ge=2)] = 512
     """Padded tokens a training batch holds."""
     learning_rate: Annotated[float, Field(gt=0)] = 3e-3
     most_steps: Annotated[int, Field(ge=1)] | None = None

@@ -72,7 +72,7 @@ def padding(subject: Subject, examples: Sequence[Example], alone: Tensor) -> Che
 def batches(subject: Subject, examples: Sequence[Example], alone: Tensor) -> Check:
     """A row in a batch of others is the row alone."""
     lengths = [len(part.input_ids) for part in subject.parts]
-    budget = max(subject.session.spec.token_budget, 2 * max(lengths))
+    budget = max(subject.session.token_budget, 2 * max(lengths))
     together = torch.empty_like(alone)
     for group in cut_batches(lengths, budget):
         together[group] = subject.rows([subject.parts[index] for index in group])

@@ -206,7 +206,9 @@ def _resolved(config: RunConfig, manifest: Manifest) -> RunConfig:
     return config.model_copy(
         update={
             "model": config.model.model_copy(update={"dtype": parts["model.dtype"]}),
-            "cluster": config.cluster.model_copy(update={"device": parts["cluster.device"]}),
+            "cluster": config.cluster.model_copy(
+                update={"device": parts["cluster.device"], "token_budget": parts["cluster.token_budget"]}
+            ),
             "store": config.store.model_copy(update={"rows_per_shard": parts["store.rows_per_shard"]}),
         }
     )

@@ -28,8 +28,8 @@ ALLOWED_FAILURES = 3
 """How many workers may die on a task before it is given up."""
 START_TIMEOUT = 120
 MALLOC = {"MALLOC_TRIM_THRESHOLD_": str(2**30), "MALLOC_MMAP_THRESHOLD_": str(2**30), "MALLOC_TOP_PAD_": str(2**26)}
-"""For glibc: keep freed memory for the next batch. Dask's own default returns every free page at once, and each batch then
-pays for them again, page by page."""
+"""For glibc: keep freed memory for the next batch. Dask's own default gives free pages back at once, and each batch
+then pays for them again, page by page."""
 REACH_TIMEOUT = 30
 """Seconds that a scheduler has to answer: it may only just be starting."""
 
@@ -124,7 +124,7 @@ def _local(settings: ClusterSettings, tasks: int | None) -> LocalCluster:
 
         return LocalCUDACluster(**options, device_memory_limit=0, memory_limit=0)
     threads = str(settings.threads_per_worker)
-    env = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "TOKENIZERS_PARALLELISM": "false", **(MALLOC if os.environ.get("XM") else {})}
+    env = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "TOKENIZERS_PARALLELISM": "false", **MALLOC}
     return LocalCluster(**options, processes=True, memory_limit=0, env=env, worker_dashboard_address=None)
 
 

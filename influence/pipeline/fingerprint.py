@@ -23,6 +23,7 @@ class Probed(BaseModel):
         dtype: What the model computes in.
         device: The kind of device.
         device_name: In words.
+        token_budget: Padded tokens of a batch.
         model_bytes: Of the weights.
         tokens_per_row: Mean over the rows looked at, after truncation.
         tokens_per_second: Of one worker's capture; None unless it was measured.
@@ -35,6 +36,7 @@ class Probed(BaseModel):
     dtype: str
     device: str
     device_name: str
+    token_budget: int
     model_bytes: int
     tokens_per_row: float
     tokens_per_second: float | None = None
@@ -43,7 +45,8 @@ class Probed(BaseModel):
 def settled_parts(config: RunConfig, rows: Rows) -> dict[str, Part]:
     """Return the parts that are known before a model is loaded. Reads the data, the weights and the tokeniser once.
 
-    `model.dtype`, `cluster.device` and `store.rows_per_shard` are among them only where the configuration decides them.
+    `model.dtype`, `cluster.device`, `cluster.token_budget` and `store.rows_per_shard` are among them only where the
+    configuration decides them.
     """
     model, data, projection = config.model, config.data, config.recipe.projection
     parts: dict[str, Part] = {
@@ -66,11 +69,12 @@ def settled_parts(config: RunConfig, rows: Rows) -> dict[str, Part]:
         **{f"recipe.projection.{key}": value for key, value in projection.model_dump(mode="json").items()},
         "projection_version": PROJECTION_VERSION,
         "store.codec": config.store.codec,
-        "cluster.token_budget": config.cluster.token_budget,
         "cluster.threads_per_worker": config.cluster.threads_per_worker,
     }
     if model.dtype != "auto":
         parts["model.dtype"] = model.dtype
+    if config.cluster.token_budget is not None:
+        parts["cluster.token_budget"] = config.cluster.token_budget
     if config.cluster.device != "auto":
         parts["cluster.device"] = config.cluster.device
     if config.store.rows_per_shard is not None:
@@ -85,6 +89,7 @@ def all_parts(settled: dict[str, Part], probed: Probed, per_shard: int) -> dict[
         **settled,
         "model.dtype": probed.dtype,
         "cluster.device": probed.device,
+        "cluster.token_budget": probed.token_budget,
         "store.rows_per_shard": per_shard,
         "modules": hashlib.sha256(modules.encode()).hexdigest(),
         "dims": probed.dims,

@@ -82,6 +82,7 @@ def probe(session: Session, *, timed: bool = False) -> Probed:
         dtype=str(session.spec.model.dtype),
         device=session.device.type,
         device_name=session.device_name,
+        token_budget=session.token_budget,
         model_bytes=sum(weight.nbytes for weight in session.model.parameters()),
         tokens_per_row=tokens / len({part.position for part in parts}),
         tokens_per_second=_speed(session, parts, names) if timed else None,
@@ -125,7 +126,7 @@ def _checked(rows: torch.Tensor, parts: Sequence[Part], names: Sequence[str]) ->
 
 def _speed(session: Session, parts: Sequence[Part], names: Sequence[str]) -> float:
     """Return the tokens a second of a few full batches, made of the probe's parts over and over."""
-    budget = TIMED_BATCHES * session.spec.token_budget
+    budget = TIMED_BATCHES * session.token_budget
     tokens = sum(len(part.input_ids) for part in parts)
     repeated = [*parts] * max(1, budget // tokens)
     began, captured = time.perf_counter(), 0

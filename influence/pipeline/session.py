@@ -36,6 +36,8 @@ log = logging.getLogger(__name__)
 
 BATCH_BYTES = 256 * 2**20
 """The float32 rows of a batch take at most this, unless one row alone takes more."""
+TOKEN_BUDGET = {"cpu": 2_048, "cuda": 16_384}
+"""Padded tokens of a batch where nobody sets them: on a CPU activations stay in the cache, on a GPU they fill it."""
 LAG = 2
 """Batches whose rows are still on their way out of a GPU."""
 WHOLE = 2**20
@@ -51,7 +53,7 @@ class CaptureSpec(BaseModel):
     data: DataSettings
     task: TaskSettings
     projection: ProjectionSettings
-    token_budget: int
+    token_budget: int | None
     threads: int
     device: Literal["auto", "cpu", "cuda"]
 
@@ -69,8 +71,10 @@ class CaptureSpec(BaseModel):
         )
 
     def resolved(self, dtype: str, device: Literal["cpu", "cuda"]) -> "CaptureSpec":
-        """Return the specification with both `auto` settings decided."""
-        return self.model_copy(update={"model": self.model.model_copy(update={"dtype": dtype}), "device": device})
+        """Return the specification with everything decided that was left to the device."""
+        model = self.model.model_copy(update={"dtype": dtype})
+        budget = self.token_budget or TOKEN_BUDGET[device]
+        return self.model_copy(update={"model": model, "device": device, "token_budget": budget})
 
 
 @dataclass(frozen=True)
@@ -116,6 +120,12 @@ class Session:
         self.dims = self._capture.dims
         self.tokenising = threading.Lock()
         self.computing = threading.Lock()
+
+    @property
+    def token_budget(self) -> int:
+        """Padded tokens of a batch, decided."""
+        assert self.spec.token_budget is not None
+        return self.spec.token_budget
 
     def close(self) -> None:
         """Remove the hooks; the session can't be used afterwards."""
@@ -221,7 +231,7 @@ class Session:
         Raises:
             CaptureError: A single part doesn't fit into memory; its example is named.
         """
-        budget = self.spec.token_budget
+        budget = self.token_budget
         todo = deque(self._cut(list(parts), budget))
         leaving: deque[_Leaving] = deque()
         while todo:

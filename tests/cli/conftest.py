@@ -1,4 +1,4 @@
-"""The command line, called in the test's own process, over a tiny run that is built once."""
+"""The command line, called in the test's own process, over a tiny run that is built once a module."""
 
 import json
 import shutil
@@ -57,9 +57,9 @@ def cli(capsysbinary: pytest.CaptureFixture[bytes]) -> Callable[..., Ended]:
     return call
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def client() -> Iterator[Client]:
-    """A cluster of one worker that lives in this process."""
+    """A cluster of one worker that lives in this process, no longer than its module's tests."""
     with (
         dask.config.set(QUIET),
         LocalCluster(
@@ -70,9 +70,9 @@ def client() -> Iterator[Client]:
         yield found
 
 
-@pytest.fixture(scope="session")
-def in_process(client: Client) -> Iterator[None]:
-    """Let builds and plans use that cluster, so that no test waits for processes to start."""
+@contextmanager
+def connected_to(client: Client) -> Iterator[None]:
+    """Let builds and plans use a cluster that is there, so that no test waits for processes to start."""
 
     @contextmanager
     def connect(*_: Any) -> Iterator[Client]:
@@ -81,6 +81,13 @@ def in_process(client: Client) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(build_module, "connect", connect)
         patch.setattr(runs, "connect", connect)
+        yield
+
+
+@pytest.fixture
+def in_process(client: Client) -> Iterator[None]:
+    """Builds and plans use the cluster in this process."""
+    with connected_to(client):
         yield
 
 
@@ -121,14 +128,15 @@ def written(tmp_path: Path) -> Callable[..., Path]:
     return write
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def built(
-    model_folder: Any, corpus_file: Path, tmp_path_factory: pytest.TempPathFactory, in_process: None, own_cache: Path
+    model_folder: Any, corpus_file: Path, tmp_path_factory: pytest.TempPathFactory, client: Client, own_cache: Path
 ) -> Path:
     """A finished run of forty rows, not to be changed."""
     folder = tmp_path_factory.mktemp("cli")
     (folder / "run.yaml").write_text(yaml.safe_dump(settings(model_folder("llama"), corpus_file)))
-    runs.build(folder / "run.yaml", folder / "run")
+    with connected_to(client):
+        runs.build(folder / "run.yaml", folder / "run")
     return folder / "run"
 
 

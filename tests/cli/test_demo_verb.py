@@ -13,7 +13,7 @@ from influence.recipe import SIGN_RULE
 
 
 def hit(rank, row_id, score):
-    return Hit(rank, 10 * rank, row_id, score, "planted facts", "facts.py", 9, f"text of {row_id}", True)
+    return Hit(rank, 10 * rank + (score > 0), row_id, score, "planted facts", "facts.py", 9, f"text of {row_id}", True)
 
 
 def answer(question, found, bm25, wrong):
@@ -57,7 +57,7 @@ def test_a_demo_shows_both_sides_of_every_answer_and_what_was_traced(cli, told, 
     shown = " ".join(ended.out.split())
     assert shown.count("Promoting") == shown.count("Opposing") == shown.count("Scores in nats") == 3
     assert SIGN_RULE in shown
-    assert "planted text of" in shown
+    assert "planted text of planted/" in shown
     assert "recall@10 over 2 planted facts: 70% BM25, words alone: 40% random rows: 0.2%" in shown
     assert f"{FACTS[0].name} 4 of 5 3 yes" in shown
     assert f"{FACTS[1].name} 3 of 5 1 no" in shown
