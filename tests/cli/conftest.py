@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -157,3 +158,11 @@ def terminal(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
 def clean(*folders: Path) -> bool:
     """Whether nothing half-written is left below these folders."""
     return not [path for folder in folders for path in folder.rglob("*.partial")]
+
+
+def until(ready: Callable[[], bool], seconds: float = 120) -> None:
+    """Wait for something to be so."""
+    end = time.monotonic() + seconds
+    while not ready():
+        assert time.monotonic() < end, "it did not come to be"
+        time.sleep(0.02)

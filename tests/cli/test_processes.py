@@ -6,12 +6,11 @@ import shlex
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 
 import influence.run as runs
-from tests.cli.conftest import ASKED, clean
+from tests.cli.conftest import ASKED, clean, until
 
 pytestmark = pytest.mark.slow
 
@@ -66,11 +65,3 @@ def test_a_build_in_progress_refuses_a_second_and_ends_at_ctrl_c_with_what_it_ha
     assert 1 <= standing["shards_done"] < standing["shards"]
     assert cli(*argv).code == 0
     assert runs.status(run_dir)["complete"]
-
-
-def until(ready, seconds=120):
-    """Wait for something to be so."""
-    end = time.monotonic() + seconds
-    while not ready():
-        assert time.monotonic() < end, "it did not come to be"
-        time.sleep(0.02)

@@ -250,16 +250,16 @@ def test_bars_of_both_sides_share_one_scale():
     assert bars == [("up", "width: 100.0%"), ("up", "width: 50.0%"), ("down", "width: 25.0%")]
 
 
-def test_marks_stand_beside_their_rows_only_and_estimates_are_named():
+def test_marks_stand_beside_their_rows_only_and_exact_scores_are_named():
     answer = hits(promoting=(hit(), hit(2, 8, 0.25), hit(3, 11, 0.1)), opposing=())
     page = Page(render_page("t", "", [Section(answer, marks={8: "planted", 99: "elsewhere"})]))
     assert page.text.count("planted") == 1
     assert "elsewhere" not in page.text
-    assert "estimate" not in page.text
+    assert page.text.count("exact") == 3
     assert "No row opposes it." in page.text
     guessed = Hit(1, 7, "doc-7", 0.5, None, None, 1, "", exact=False)
     text = Page(encode([hits(promoting=(guessed,))], "html").decode()).text
-    assert "estimate" in text
+    assert "exact" not in text
     assert "(empty text)" in text
     assert re.search(r"\b1 token\b", text)
 
