@@ -23,11 +23,12 @@ INTRO = (
 
 def write_page(story: "Story", path: Path) -> None:
     """Write the page of a finished demo as one self-contained HTML file."""
+    preferred = sum(answer.preferred for answer in story.planted)
     figures = {
         f"planted rows in the first {DEPTH}": f"{story.recall:.0%}",
         f"BM25 (words alone), first {DEPTH}": f"{story.bm25:.0%}",
         f"{DEPTH} random rows": f"{story.random:.1%}",
-        "facts the model learnt": f"{sum(answer.learnt for answer in story.planted)} of {len(story.planted)}",
+        "facts preferred to a wrong answer": f"{preferred} of {len(story.planted)}",
     }
     facts = {
         "Rows": f"{story.rows:,}",
@@ -53,11 +54,12 @@ def note(answer: Answer) -> str:
             f"({'found' if answer.bm25 else 'not found'} by BM25)."
         )
     assert answer.wrong is not None
-    learnt = "The model learnt it" if answer.learnt else "The model did not learn it"
     wrong = (answer.question.wrong or "").strip()
+    margin = answer.hits.query.log_likelihood - answer.wrong
     return (
-        f"{answer.found} of {answer.relevant} planted rows are among the first {DEPTH} promoting rows; "
-        f"BM25 finds {answer.bm25}. {learnt}: “{wrong}” would be at {nats(answer.wrong)} nats."
+        f"{answer.found} of {answer.relevant} planted rows are among the first {DEPTH} promoting rows; BM25 finds "
+        f"{answer.bm25}. The model finds “{wrong}”, a wrong answer, {nats(abs(margin))} nats "
+        f"{'less likely' if answer.preferred else 'likelier'}."
     )
 
 

@@ -70,7 +70,7 @@ class Answer:
         return len(self.question.relevant)
 
     @property
-    def learnt(self) -> bool:
+    def preferred(self) -> bool:
         """Whether the model finds the right completion likelier than the wrong one; true for real text."""
         return self.wrong is None or self.hits.query.log_likelihood > self.wrong
 

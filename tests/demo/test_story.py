@@ -107,7 +107,7 @@ def test_recall_is_the_share_of_a_facts_rows_beside_that_of_bm25_and_of_chance(s
     planted = sum(len(list(fact.numbered())) for fact in FACTS)
     assert told.random == pytest.approx(10 / (43 + planted))
     assert [answer.question.name for answer in told.planted] == [fact.name for fact in FACTS]
-    assert all(answer.learnt and answer.wrong == -9.0 for answer in told.planted)
+    assert all(answer.preferred and answer.wrong == -9.0 for answer in told.planted)
 
 
 def test_the_real_questions_quote_their_docstrings(installed):
@@ -123,9 +123,9 @@ def test_a_real_question_whose_docstring_is_not_in_the_corpus_is_not_asked(insta
     assert REAL[1].name in names
 
 
-def test_an_unlearnt_fact_is_said_to_be_unlearnt():
+def test_a_completion_less_likely_than_the_wrong_one_is_not_preferred():
     question = Question.of(FACTS[0])
-    assert not Answer(question, answered(question, []), found=0, bm25=0, wrong=-0.5).learnt
+    assert not Answer(question, answered(question, []), found=0, bm25=0, wrong=-0.5).preferred
 
 
 def test_rows_on_the_page_are_marked_by_their_part_in_the_experiment():
