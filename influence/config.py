@@ -21,6 +21,7 @@ from influence.errors import ConfigError, InfluenceError, RecipeError
 from influence.model.load import ModelSettings
 from influence.recipe import Recipe, recipe
 from influence.store.manifest import StoreSettings
+from influence.store.partial import write_whole
 from influence.task import TaskSettings
 
 DATA_SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".gz", ".zst")
@@ -135,9 +136,7 @@ def override_config(config: RunConfig, overrides: Sequence[str]) -> RunConfig:
 
 def save_config(config: RunConfig, path: Path) -> None:
     """Write the whole configuration as YAML, replacing the file in one step."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(dump_config(config), encoding="utf-8")
-    os.replace(partial, path)
+    write_whole(path, dump_config(config).encode())
 
 
 def dump_config(config: RunConfig) -> str:

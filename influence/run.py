@@ -271,7 +271,10 @@ def status(path: str | Path) -> dict[str, Any]:
         StoreError: There is no run.
     """
     run_dir = Path(path)
-    manifest, config = Manifest.load(run_dir), load_config(run_dir / CONFIG)
+    manifest = Manifest.load(run_dir)
+    if not (run_dir / CONFIG).exists():
+        raise Incomplete(f"{run_dir} has no {CONFIG} yet: its build has only begun, or stopped early. Build it again.")
+    config = load_config(run_dir / CONFIG)
     absent = set(missing_shards(run_dir, manifest))
     records = [ShardRecord.load(ShardFiles(run_dir, span)) for span in manifest.shards if span.shard not in absent]
     missing = _missing(run_dir, manifest, config)

@@ -212,6 +212,8 @@ class _Tap:
 
 def _checkpoints_activations(model: nn.Module) -> bool:
     """Ask by the new name first: transformers 5 renamed the property and warns on the old name."""
+    if hasattr(model, "get_base_model"):
+        model = model.get_base_model()  # type: ignore[operator]
     name = (
         "is_activation_checkpointing"
         if hasattr(type(model), "is_activation_checkpointing")

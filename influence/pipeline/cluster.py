@@ -7,7 +7,9 @@ one computes; the session's locks see to it that only one computes at a time.
 
 import logging
 import os
+import signal
 import sys
+import threading
 import types
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -98,7 +100,8 @@ def connect(settings: ClusterSettings, tasks: int | None = None) -> Iterator[Cli
             return
         try:
             stack.enter_context(_main_not_run_again())
-            cluster = stack.enter_context(_local(settings, tasks))
+            with _interrupts_deferred():
+                cluster = stack.enter_context(_local(settings, tasks))
             client = stack.enter_context(Client(cluster, timeout=START_TIMEOUT, set_as_default=False))
         except (OSError, TimeoutError, RuntimeError) as error:
             raise ClusterError(f"The local workers didn't start: {error}") from error
@@ -126,6 +129,28 @@ def _local(settings: ClusterSettings, tasks: int | None) -> LocalCluster:
     threads = str(settings.threads_per_worker)
     env = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "TOKENIZERS_PARALLELISM": "false", **MALLOC}
     return LocalCluster(**options, processes=True, memory_limit=0, env=env, worker_dashboard_address=None)
+
+
+@contextmanager
+def _interrupts_deferred() -> Iterator[None]:
+    """Put Ctrl-C off while worker processes start, then deliver it; the workers inherit the deaf ear and keep it.
+
+    Interrupted halfway, `distributed` leaves processes and tracebacks behind. Only the main thread hears signals, so
+    elsewhere there is nothing to put off.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    pressed: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, frame: pressed.append(number))
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+        signal.signal(signal.SIGINT, before)
+    if pressed:
+        raise KeyboardInterrupt
 
 
 @contextmanager
