@@ -90,12 +90,14 @@ class CausalLM:
         mask = {} if causal else {"attention_mask": batch.attention_mask}
         if not plain_head:
             return _gathered(model(input_ids=batch.input_ids, **mask, use_cache=False).logits[:, :-1], targets)
-        hidden = body(input_ids=batch.input_ids, **mask, use_cache=False).last_hidden_state[:, :-1]
+        hidden = body(input_ids=batch.input_ids, **mask, use_cache=False).last_hidden_state
+        # The last position predicts nothing; marking it so spares a copy of the others, forward and backward.
+        shifted = nn.functional.pad(targets, (0, 1), value=-100)
         if head._forward_hooks or any(parameter.requires_grad for parameter in head.parameters()):
-            return _checkpointed(head, hidden, targets)
+            return _checkpointed(head, hidden, shifted)[:, :-1]
         weight, bias = head.weight, getattr(head, "bias", None)
-        found: Tensor = _ChunkedLogLikelihood.apply(hidden, weight, bias, targets)  # type: ignore[assignment]
-        return found
+        found: Tensor = _ChunkedLogLikelihood.apply(hidden, weight, bias, shifted)  # type: ignore[assignment]
+        return found[:, :-1]
 
     def _probe(self, model: Any, body: Any, head: Any) -> tuple[bool, bool]:
         """Find out two things once a model, on eight tokens.

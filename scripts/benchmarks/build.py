@@ -191,7 +191,7 @@ def main() -> None:
     options.add_argument("--memory", nargs="+", type=int, help="measure memory at these multiples of the data instead")
     options.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
     options.add_argument("--budget", type=int, default=2048, help="padded tokens a batch")
-    options.add_argument("--max-tokens", type=int, default=512)
+    options.add_argument("--max-tokens", type=int, default=2048, help="where texts are cut, the same for both")
     options.add_argument("--repeats", type=int, default=3)
     given = options.parse_args()
     given.data = given.data.resolve()
