@@ -128,7 +128,9 @@ def _local(settings: ClusterSettings, tasks: int | None) -> LocalCluster:
         return LocalCUDACluster(**options, device_memory_limit=0, memory_limit=0)
     threads = str(settings.threads_per_worker)
     env = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "TOKENIZERS_PARALLELISM": "false", **MALLOC}
-    return LocalCluster(**options, processes=True, memory_limit=0, env=env, worker_dashboard_address=None)
+    # Both allocator and OpenMP read these when a process starts: its `env` argument would come too late.
+    with dask.config.set({"distributed.nanny.pre-spawn-environ": env}):
+        return LocalCluster(**options, processes=True, memory_limit=0, worker_dashboard_address=None)
 
 
 @contextmanager

@@ -16,7 +16,7 @@ SHARD_BYTES = 256 * 2**20
 MIN_ROWS, MAX_ROWS = 64, 65_536
 SPREAD = 32
 """A small data set is cut into about this many shards, for workers to share and a progress bar to move."""
-SPREAD_ROWS = 256
+SPREAD_ROWS = 128
 """But not into shards under this many rows: batches are cut by length within a shard, and few rows pad badly."""
 GROUPS = 64
 PARTIAL_BYTES = 4 * 2**30
@@ -27,7 +27,7 @@ def rows_per_shard(rows: int, dims: int, settings: StoreSettings) -> int:
     """Return how many rows a shard holds.
 
     As set; or as many as make about 256 MB of float16 rows (64 to 65,536), fewer where the data set is so small that
-    it would make under 32 shards, down to 256.
+    it would make under 32 shards, down to 128.
     """
     if settings.rows_per_shard is not None:
         return settings.rows_per_shard
