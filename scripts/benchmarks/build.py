@@ -166,7 +166,7 @@ def grow(given: argparse.Namespace, folder: Path, console: Console) -> None:
         data, out = folder / f"times-{times}.jsonl", folder / f"out-{times}"
         data.write_bytes(text * times)
         path = run_file(folder, model, data, given.dtypes[0], given.max_tokens, given.budget)
-        command = [_own(), "build", "-c", str(path), "--set", "index.kind=exact", "--set", "store.rows_per_shard=512"]
+        command = [_own(), "build", "-c", str(path), "--set", "index.kind=exact", "--set", "store.rows_per_shard=64"]
         took = time_command([*command, "--out", str(out)], folder / "log")
         table.add_row(
             f"{rows * times:,}",
