@@ -115,10 +115,10 @@ def checks_table(checks: Sequence["Check"]) -> Table:
 
 def traced_table(answers: "Sequence[Answer]") -> Table:
     """Return how many of each planted fact's rows were traced, beside BM25."""
-    table = _grid("fact", "traced", "BM25", "the model learnt it")
+    table = _grid("fact", "traced", "BM25", "preferred to a wrong answer")
     for answer in answers:
         traced = f"{answer.found} of {answer.relevant}"
-        table.add_row(plain(answer.question.name), traced, str(answer.bm25), "yes" if answer.learnt else "no")
+        table.add_row(plain(answer.question.name), traced, str(answer.bm25), "yes" if answer.preferred else "no")
     return table
 
 
