@@ -5,6 +5,7 @@ Nothing is downloaded. Models are float64 unless asked otherwise, so that a fast
 """
 
 import json
+import signal
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
@@ -46,6 +47,13 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         patch.setenv("HF_DATASETS_CACHE", str(folder))
         patch.setenv("HF_HUB_OFFLINE", "1")
         yield folder
+
+
+@pytest.fixture(autouse=True, scope="session")
+def hearing_ctrl_c() -> None:
+    """Processes that tests start must hear Ctrl-C, also where the suite itself runs in the background, deaf to it."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
