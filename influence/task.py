@@ -5,7 +5,7 @@ positions (all but the first token, or the completion's). Optionally it has `mea
 what is asked of a query; without one it is minus the loss, the log-likelihood.
 
 The causal language model's loss never holds the logits of a whole batch: the unembedding runs in chunks of positions,
-and the gradient with respect to the hidden states is computed in the same pass (`log p` of a chunk gives `onehot −
+and the gradient with respect to the hidden states is computed in the same pass (`p` of a chunk gives `onehot −
 p`), so a vocabulary of 128k costs time but not memory. Only scored positions reach the unembedding.
 """
 
@@ -165,11 +165,13 @@ class _ChunkedLogLikelihood(torch.autograd.Function):
         for chunk in scored.split(step):
             target = wanted[chunk].unsqueeze(1)
             states = flat[chunk]
-            log_p = torch.log_softmax(_wide(nn.functional.linear(states, weight, bias)), dim=1)
-            found[chunk] = log_p.gather(1, target).squeeze(1)
-            p = log_p.exp_()
+            logits = _wide(nn.functional.linear(states, weight, bias))
+            p = torch.softmax(logits, dim=1)
+            # log p of the target by way of the likeliest token's, whose p can't underflow: one exponential is enough.
+            behind = logits.gather(1, target).squeeze(1) - logits.amax(dim=1)
+            found[chunk] = behind + p.amax(dim=1).log()
             p.scatter_add_(1, target, torch.full_like(target, -1, dtype=p.dtype))
-            grads[chunk] = -(p.to(weight.dtype) @ weight)
+            grads[chunk] = p.to(weight.dtype) @ weight
         ctx.save_for_backward(grads)
         return found.view(targets.shape)
 
@@ -177,7 +179,7 @@ class _ChunkedLogLikelihood(torch.autograd.Function):
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, None, None, None]:
         (grads,) = ctx.saved_tensors
         scale = upstream[0].reshape(-1, 1)
-        return (grads * scale.to(grads.dtype)).view(*upstream[0].shape, -1), None, None, None
+        return (grads * -scale.to(grads.dtype)).view(*upstream[0].shape, -1), None, None, None
 
 
 def _checkpointed(head: nn.Module, hidden: Tensor, targets: Tensor) -> Tensor:

@@ -1,12 +1,14 @@
 """The attention kernel for capture in bfloat16 on a CPU, where nobody names one.
 
-Torch's fused attention runs its bfloat16 backward pass several times slower than its float32 one on a CPU.
-`sdpa_float32` is the same fused attention, registered with transformers under that name: causal attention without a
-mask runs forward in bfloat16 and backward in float32, from the same operators that torch dispatches to; with a mask,
-queries, keys and values are widened to float32 for this one operation and the result is narrowed again.
+Torch's fused attention runs its bfloat16 backward pass several times slower than its float32 one on a CPU, which in
+turn is more than half of a bfloat16 capture's attention. `cpu_bfloat16` computes the same function and is registered
+with transformers under that name. Causal attention without a mask goes block by block over the queries: scores in
+float32, probabilities and the other products in bfloat16, each block looking only at the keys that it can see. With a
+mask, queries, keys and values are widened to float32 for torch's own kernel and the result is narrowed again.
 """
 
 import logging
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -17,33 +19,41 @@ from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 log = logging.getLogger(__name__)
 
-FLOAT32_ATTENTION = "sdpa_float32"
+CPU_BFLOAT16 = "cpu_bfloat16"
+BLOCK = 64
+"""Queries of a block: the fewer, the fewer products above the diagonal are computed in vain."""
+KEPT = 512
+"""Up to this many positions the probabilities are kept for the backward pass; beyond, each block's are computed again,
+so that memory grows with the positions and not with their square."""
 
 
 def use_default_attention(model: Any, device: torch.device, dtype: torch.dtype) -> None:
-    """Give a model that transformers would run on `sdpa` the float32 kernel, in bfloat16 on a CPU only."""
+    """Give a model that transformers would run on `sdpa` our kernel, in bfloat16 on a CPU only."""
     if device.type != "cpu" or dtype != torch.bfloat16:
         return
     if getattr(model.config, "_attn_implementation", None) != "sdpa":
         return
-    AttentionInterface.register(FLOAT32_ATTENTION, _sdpa_float32)
-    AttentionMaskInterface.register(FLOAT32_ATTENTION, sdpa_mask)
+    AttentionInterface.register(CPU_BFLOAT16, _attention)
+    AttentionMaskInterface.register(CPU_BFLOAT16, sdpa_mask)
     try:
-        model.set_attn_implementation(FLOAT32_ATTENTION)
+        model.set_attn_implementation(CPU_BFLOAT16)
     except ValueError as error:
         log.debug("%s keeps transformers' sdpa: %s", type(model).__name__, error)
 
 
-def _sdpa_float32(
+def _attention(
     module: torch.nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **rest: Any
 ) -> tuple[Tensor, None]:
     heads = query.shape[1] // key.shape[1]
     causal = rest.get("is_causal")
     causal = getattr(module, "is_causal", True) if causal is None else causal
     if attention_mask is None and causal and query.shape[2] == key.shape[2]:
+        scale = rest.get("scaling")
         whole = (query, repeat_kv(key, heads), repeat_kv(value, heads))
-        mixed: Tensor = _MixedCausal.apply(*whole, rest.get("scaling"))  # type: ignore[assignment]
-        return mixed.transpose(1, 2).contiguous(), None
+        found: Tensor = BlockedCausal.apply(  # type: ignore[assignment]
+            *whole, query.shape[-1] ** -0.5 if scale is None else scale
+        )
+        return found, None
     if attention_mask is not None and attention_mask.dtype != torch.bool:
         attention_mask = attention_mask.float()
     wide = (query.float(), key.float(), value.float())
@@ -51,21 +61,62 @@ def _sdpa_float32(
     return found.to(query.dtype), None
 
 
-class _MixedCausal(torch.autograd.Function):
-    """Causal attention of [N, heads, S, d] without a mask: forward in bfloat16, backward in float32."""
+class BlockedCausal(torch.autograd.Function):
+    """Causal attention without a mask: softmax(scale · Q Kᵀ) V of [N, heads, S, d], returned as [N, S, heads, d].
+
+    Each position sees itself and the positions before it.
+    """
 
     @staticmethod
-    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:
-        ops = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-        found, sums = ops(query, key, value, 0.0, True, scale=scale)
-        ctx.save_for_backward(query, key, value, found, sums)
-        ctx.scale = scale
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+        examples, heads, positions, _ = query.shape
+        query, key, value = (tensor.flatten(0, 1) for tensor in (query, key, value))
+        found = value.new_empty(examples, positions, heads, value.shape[-1])
+        kept = []
+        for start, stop, weights in _blocks(query, key, scale):
+            block = torch.bmm(weights, value[:, :stop]).unflatten(0, (examples, heads))
+            found[:, start:stop] = block.transpose(1, 2)
+            if positions <= KEPT:
+                kept.append(weights)
+        ctx.save_for_backward(query, key, value, *kept)
+        ctx.scale, ctx.heads = scale, heads
         return found
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
-        query, key, value, found, sums = ctx.saved_tensors
-        ops = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
-        wide = (tensor.float() for tensor in (upstream[0], query, key, value, found))
-        grads = ops(*wide, sums, 0.0, True, scale=ctx.scale)
-        return (*(grad.to(query.dtype) for grad in grads), None)  # type: ignore[return-value]
+        query, key, value, *kept = ctx.saved_tensors
+        above = upstream[0].transpose(1, 2).flatten(0, 1)
+        scaled = query * ctx.scale
+        to_query, to_key, to_value = torch.empty_like(query), torch.zeros_like(key), torch.zeros_like(value)
+        for start, stop, weights in _blocks(query, key, ctx.scale, kept):
+            grad = above[:, start:stop]
+            to_weights = torch.bmm(grad, value[:, :stop].transpose(1, 2))
+            to_scores = torch._softmax_backward_data(to_weights, weights, -1, weights.dtype)
+            to_query[:, start:stop] = torch.bmm(to_scores, key[:, :stop])
+            to_key[:, :stop].baddbmm_(to_scores.transpose(1, 2), scaled[:, start:stop])
+            to_value[:, :stop].baddbmm_(weights.transpose(1, 2), grad)
+        grads = (to_query.mul_(ctx.scale), to_key, to_value)
+        return (*(grad.unflatten(0, (-1, ctx.heads)) for grad in grads), None)  # type: ignore[return-value]
+
+
+def _blocks(
+    query: Tensor, key: Tensor, scale: float, kept: list[Tensor] | None = None
+) -> Iterator[tuple[int, int, Tensor]]:
+    """Yield (start, stop, weights): the queries from start to stop attend to the keys up to stop.
+
+    Weights are [examples · heads, stop − start, stop], in the dtype of the queries.
+    """
+    positions = query.shape[1]
+    if kept:
+        for weights in kept:
+            start = weights.shape[2] - weights.shape[1]
+            yield start, weights.shape[2], weights
+        return
+    wide = torch.promote_types(query.dtype, torch.float32)
+    scaled, keys = query.to(wide) * scale, key.to(wide)
+    later = torch.ones(BLOCK, BLOCK, dtype=torch.bool, device=query.device).triu(1)
+    for start in range(0, positions, BLOCK):
+        stop = min(positions, start + BLOCK)
+        scores = torch.bmm(scaled[:, start:stop], keys[:, :stop].transpose(1, 2))
+        scores[:, :, start:].masked_fill_(later[: stop - start, : stop - start], -torch.inf)
+        yield start, stop, torch.softmax(scores, dim=-1, out=scores).to(query.dtype)

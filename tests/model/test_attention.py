@@ -5,7 +5,7 @@ import torch
 
 from influence.gradients.capture import Capture
 from influence.gradients.projection import Projection
-from influence.model.attention import FLOAT32_ATTENTION, use_default_attention
+from influence.model.attention import CPU_BFLOAT16, use_default_attention
 from influence.model.layers import tracked_layers
 from influence.model.load import ModelSettings, load_model
 from influence.task import CausalLM
@@ -14,13 +14,13 @@ CPU = torch.device("cpu")
 
 
 @pytest.mark.parametrize("family", ["gpt2", "gptneox", "llama", "qwen3", "bert"])
-def test_the_float32_kernel_is_the_same_function_as_sdpa(tiny_model, ragged_batch, family):
+def test_the_cpu_kernel_is_the_same_function_as_sdpa(tiny_model, ragged_batch, family):
     model = tiny_model(family, torch.float32)
     inputs = {"input_ids": ragged_batch.input_ids, "attention_mask": ragged_batch.attention_mask}
     with torch.no_grad():
         plain = model(**inputs).logits
         use_default_attention(model, CPU, torch.bfloat16)
-        assert model.config._attn_implementation == FLOAT32_ATTENTION
+        assert model.config._attn_implementation == CPU_BFLOAT16
         widened = model(**inputs).logits
     real = ragged_batch.attention_mask.bool() if plain.ndim == 3 else slice(None)
     torch.testing.assert_close(widened[real], plain[real])
@@ -33,7 +33,7 @@ def test_only_bfloat16_on_a_cpu_with_nothing_named_gets_it(model_folder):
         for attention, dtype in [(None, torch.bfloat16), (None, torch.float32), ("eager", torch.bfloat16)]
     }
     found = {key: config._attn_implementation for key, config in used.items()}
-    assert list(found.values()) == [FLOAT32_ATTENTION, "sdpa", "eager"]
+    assert list(found.values()) == [CPU_BFLOAT16, "sdpa", "eager"]
 
 
 @pytest.mark.parametrize("family", ["gpt2", "gptneox", "llama", "qwen3"])
