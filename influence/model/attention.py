@@ -68,6 +68,7 @@ class BlockedCausal(torch.autograd.Function):
     """
 
     @staticmethod
+        """Return the attended values."""
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
         examples, heads, positions, _ = query.shape
         query, key, value = (tensor.flatten(0, 1) for tensor in (query, key, value))
@@ -84,6 +85,7 @@ class BlockedCausal(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        """Return the gradients of queries, keys and values."""
         query, key, value, *kept = ctx.saved_tensors
         above = upstream[0].transpose(1, 2).flatten(0, 1)
         scaled = query * ctx.scale
