@@ -68,8 +68,8 @@ class BlockedCausal(torch.autograd.Function):
     """
 
     @staticmethod
-        """Return the attended values."""
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+        """Return the attended values."""
         examples, heads, positions, _ = query.shape
         query, key, value = (tensor.flatten(0, 1) for tensor in (query, key, value))
         found = value.new_empty(examples, positions, heads, value.shape[-1])
