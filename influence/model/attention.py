@@ -20,8 +20,9 @@ from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 log = logging.getLogger(__name__)
 
 CPU_BFLOAT16 = "cpu_bfloat16"
-BLOCK = 64
-"""Queries of a block: the fewer, the fewer products above the diagonal are computed in vain."""
+BLOCK, BLOCKS = 64, 8
+"""The fewest queries of a block and the most blocks: the smaller they are, the fewer products above the diagonal are
+computed in vain; but each block's shapes are compiled and cached apart."""
 KEPT = 512
 """Up to this many positions the probabilities are kept for the backward pass; beyond, each block's are computed again,
 so that memory grows with the positions and not with their square."""
@@ -116,9 +117,10 @@ def _blocks(
         return
     wide = torch.promote_types(query.dtype, torch.float32)
     scaled, keys = query.to(wide) * scale, key.to(wide)
-    later = torch.ones(BLOCK, BLOCK, dtype=torch.bool, device=query.device).triu(1)
-    for start in range(0, positions, BLOCK):
-        stop = min(positions, start + BLOCK)
+    length = max(BLOCK, -(-positions // BLOCKS))
+    later = torch.ones(length, length, dtype=torch.bool, device=query.device).triu(1)
+    for start in range(0, positions, length):
+        stop = min(positions, start + length)
         scores = torch.bmm(scaled[:, start:stop], keys[:, :stop].transpose(1, 2))
         scores[:, :, start:].masked_fill_(later[: stop - start, : stop - start], -torch.inf)
         yield start, stop, torch.softmax(scores, dim=-1, out=scores).to(query.dtype)

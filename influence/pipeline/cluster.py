@@ -22,6 +22,7 @@ from distributed import Client, LocalCluster
 
 from influence.config import ClusterSettings
 from influence.errors import ClusterError, MissingExtra
+from influence.pipeline import forkserver
 
 log = logging.getLogger(__name__)
 
@@ -29,9 +30,6 @@ TASK_SLOTS = 2
 ALLOWED_FAILURES = 3
 """How many workers may die on a task before it is given up."""
 START_TIMEOUT = 120
-MALLOC = {"MALLOC_TRIM_THRESHOLD_": str(2**30), "MALLOC_MMAP_THRESHOLD_": str(2**30), "MALLOC_TOP_PAD_": str(2**26)}
-"""For glibc: keep freed memory for the next batch. Dask's own default gives free pages back at once, and each batch
-then pays for them again, page by page."""
 REACH_TIMEOUT = 30
 """Seconds that a scheduler has to answer: it may only just be starting."""
 
@@ -43,6 +41,7 @@ QUIET = {
     "distributed.worker.memory.pause": False,
     "distributed.worker.memory.terminate": False,
     "distributed.worker.daemon": True,
+    "distributed.worker.profile.enabled": False,
     "distributed.admin.tick.limit": "1h",
     "distributed.comm.timeouts.connect": "60s",
     "distributed.logging.distributed": "critical",
@@ -99,17 +98,20 @@ def connect(settings: ClusterSettings, tasks: int | None = None) -> Iterator[Cli
             yield stack.enter_context(_remote(str(settings.address)))
             return
         try:
+            device = resolve_device(settings)
+            if device == "cpu" and forkserver.SUPPORTED:
+                forkserver.start()
+                stack.enter_context(dask.config.set({"distributed.worker.multiprocessing-method": "forkserver"}))
             stack.enter_context(_main_not_run_again())
             with _interrupts_deferred():
-                cluster = stack.enter_context(_local(settings, tasks))
+                cluster = stack.enter_context(_local(settings, device, tasks))
             client = stack.enter_context(Client(cluster, timeout=START_TIMEOUT, set_as_default=False))
         except (OSError, TimeoutError, RuntimeError) as error:
             raise ClusterError(f"The local workers didn't start: {error}") from error
         yield client
 
 
-def _local(settings: ClusterSettings, tasks: int | None) -> LocalCluster:
-    device = resolve_device(settings)
+def _local(settings: ClusterSettings, device: str, tasks: int | None) -> LocalCluster:
     count = worker_count(settings, device, tasks)
     options: dict[str, Any] = {
         "n_workers": count,
@@ -126,10 +128,8 @@ def _local(settings: ClusterSettings, tasks: int | None) -> LocalCluster:
         from dask_cuda import LocalCUDACluster  # type: ignore[import-not-found]
 
         return LocalCUDACluster(**options, device_memory_limit=0, memory_limit=0)
-    threads = str(settings.threads_per_worker)
-    env = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "TOKENIZERS_PARALLELISM": "false", **MALLOC}
     # Both allocator and OpenMP read these when a process starts: its `env` argument would come too late.
-    with dask.config.set({"distributed.nanny.pre-spawn-environ": env}):
+    with dask.config.set({"distributed.nanny.pre-spawn-environ": forkserver.ENVIRONMENT}):
         return LocalCluster(**options, processes=True, memory_limit=0, worker_dashboard_address=None)
 
 
