@@ -9,7 +9,6 @@ Queries run in the calling process, through the same session as the rows did.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
@@ -24,26 +23,22 @@ from index.errors import FaissMissing, GpuMissing, VectorIndexError
 from index.exact import exact_search
 from index.neighbours import Neighbours
 from influence.config import RunConfig, load_config, override_config
-from influence.data.dataset import open_rows
 from influence.data.example import QUERY_ROW, Example, TextContent, content_id
 from influence.errors import FingerprintMismatch, Incomplete, InfluenceError, MissingExtra, QueryError, StoreError
 from influence.model.load import model_digest, tokeniser_digest
-from influence.pipeline.build import CONFIG, build_run, probe_on
-from influence.pipeline.cluster import connect, list_workers, resolve_device, worker_count
-from influence.pipeline.curvature_stage import curvature_stands, load_curvature
-from influence.pipeline.fingerprint import Probed
+from influence.pipeline.build import CONFIG, build_run
+from influence.pipeline.curvature_stage import load_curvature
+from influence.pipeline.forecast import Plan, plan_run
 from influence.pipeline.index_stage import FOLDER as INDEX_FOLDER
-from influence.pipeline.index_stage import compared_blocks, index_fingerprint, index_stands
-from influence.pipeline.plan import Estimate, estimate, rows_per_shard
+from influence.pipeline.index_stage import compared_blocks, index_fingerprint
 from influence.pipeline.progress import Report
 from influence.pipeline.session import CaptureSpec, Session
-from influence.pipeline.worker import install
+from influence.pipeline.standing import missing_parts, status
 from influence.query.attribute import Queries, attribute, named, scores
 from influence.query.hits import Hits
 from influence.recipe import Recipe
 from influence.store.manifest import Manifest
-from influence.store.reader import Store, missing_shards
-from influence.store.shard import ShardFiles, ShardRecord
+from influence.store.reader import Store
 from influence.vectors.whiten import Comparison
 
 Query = Example | Mapping[str, Any]
@@ -101,7 +96,7 @@ class Run:
         self._device: Literal["auto", "cpu", "cuda"] = device
         self.store = Store(self.path)
         self.config = load_config(self.path / CONFIG)
-        missing = _missing(self.path, self.manifest, self.config)
+        missing = missing_parts(self.path, self.manifest, self.config)
         if missing:
             raise Incomplete(f"{self.path} lacks its {' and its '.join(missing)}. Run the same build again to make it.")
 
@@ -260,94 +255,17 @@ def as_example(query: Query) -> Example:
     return Example(row=QUERY_ROW, id=given, text=text, content=content, label=query.get("label"))
 
 
-def status(path: str | Path) -> dict[str, Any]:
-    """Return how far a run is, whether or not it is finished.
-
-    Returns:
-        path, rows, dims, fingerprint, recipe; `shards` and `shards_done`, `rows_done`, `bytes` of those done, `tokens`,
-        `zero_rows`; `curvature` and `index`, each `done`, `missing` or `not needed`; `complete`.
-
-    Raises:
-        StoreError: There is no run.
-    """
-    run_dir = Path(path)
-    manifest = Manifest.load(run_dir)
-    if not (run_dir / CONFIG).exists():
-        raise Incomplete(f"{run_dir} has no {CONFIG} yet: its build has only begun, or stopped early. Build it again.")
-    config = load_config(run_dir / CONFIG)
-    absent = set(missing_shards(run_dir, manifest))
-    records = [ShardRecord.load(ShardFiles(run_dir, span)) for span in manifest.shards if span.shard not in absent]
-    missing = _missing(run_dir, manifest, config)
-    parts = {"curvature": config.recipe.curvature.kind != "identity", "index": config.index.kind != "exact"}
-    return {
-        "path": str(run_dir),
-        "complete": not absent and not missing,
-        "rows": manifest.rows,
-        "dims": manifest.dims,
-        "shards": len(manifest.shards),
-        "shards_done": len(records),
-        "rows_done": sum(record.stop - record.start for record in records),
-        "bytes": sum(record.size for record in records),
-        "tokens": sum(record.tokens for record in records),
-        "zero_rows": sum(len(record.zero_rows) for record in records),
-        **{
-            name: "not needed" if not needed else "missing" if name in missing else "done"
-            for name, needed in parts.items()
-        },
-        "fingerprint": manifest.fingerprint,
-        "recipe": config.recipe.summary,
-    }
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What a build would take.
-
-    Attributes:
-        estimate: Disk and memory.
-        probed: What a worker found: dtype, device, layers, speed.
-        workers: How many would share the work.
-        hours: Of capture on these workers, from a short measurement; other stages and start-up come on top.
-    """
-
-    estimate: Estimate
-    probed: Probed
-    workers: int
-    hours: float
-
-
 def plan(config: RunConfig | str | Path, *, overrides: Sequence[str] = ()) -> Plan:
     """Say what a build would take, from the data's size and a short measurement on one worker. Writes nothing.
 
     Raises:
         InfluenceError: What the build itself would trip over in the settings, the data or the model.
     """
-    config = _configured(config, overrides)
-    rows = open_rows(config.data)
-    rows.check(config.model.kind)
-    with connect(config.cluster, 1) as client:
-        install(client, config.cluster.threads_per_worker, local=config.cluster.kind == "local")
-        probed = probe_on(client, CaptureSpec.of(config), timed=True)
-        there = len(list_workers(client))
-    per_shard = rows_per_shard(len(rows), probed.dims, config.store)
-    kinds: dict[str, Any] = {"curvature": config.recipe.curvature.kind, "index": config.index.kind}
-    needs = estimate(len(rows), probed.modules, per_shard, model_bytes=probed.model_bytes, **kinds)
-    workers = there
-    if config.cluster.kind == "local":
-        workers = worker_count(config.cluster, resolve_device(config.cluster), needs.shards)
-    speed = (probed.tokens_per_second or 0) * workers
-    hours = len(rows) * probed.tokens_per_row / speed / 3600 if speed else float("inf")
-    return Plan(needs, probed, workers, hours)
+    return plan_run(_configured(config, overrides))
 
 
 def _configured(config: RunConfig | str | Path, overrides: Sequence[str]) -> RunConfig:
     return override_config(config, overrides) if isinstance(config, RunConfig) else load_config(config, overrides)
-
-
-def _missing(run_dir: Path, manifest: Manifest, config: RunConfig) -> list[str]:
-    """Return which of curvature and index the recipe needs and the run lacks."""
-    missing = [] if curvature_stands(run_dir, manifest, config.recipe) else ["curvature"]
-    return missing if index_stands(run_dir, manifest, config.recipe, config.index) else [*missing, "index"]
 
 
 @contextmanager

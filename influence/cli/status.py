@@ -3,6 +3,7 @@
 import json
 import sys
 import time
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -22,9 +23,9 @@ def status(
     form: FormOption = Form.table,
 ) -> None:
     """Say how much of a run stands, finished or not."""
-    from influence.run import status as look
+    from influence.pipeline.standing import status as look
 
-    found = look(run)
+    found = _begun(run) if watch else look(run)
     if not watch:
         _print(found, form)
     elif form is Form.table and sys.stdout.isatty():
@@ -38,6 +39,21 @@ def status(
                 _print(found, form, compact=True)
 
 
+def _begun(run: Path) -> dict[str, Any]:
+    """Look at a run that is watched, waiting for a build that has only begun."""
+    from influence.errors import Incomplete
+    from influence.pipeline.standing import status as look
+    from influence.store.writer import building
+
+    while True:
+        try:
+            return look(run)
+        except Incomplete:
+            if building(run) is None:
+                raise
+            time.sleep(INTERVAL)
+
+
 def _print(found: dict[str, Any], form: Form, *, compact: bool = False) -> None:
     """Print what was found; of a run that is watched a JSON object a line."""
     if form is Form.json:
@@ -48,13 +64,13 @@ def _print(found: dict[str, Any], form: Form, *, compact: bool = False) -> None:
     show(status_table(found))
 
 
-def _live(run: Any, found: dict[str, Any]) -> None:
+def _live(run: Path, found: dict[str, Any]) -> None:
     """Redraw the table in place. Ctrl-C ends the watching, which leaves nothing undone."""
     from rich.console import Console
     from rich.live import Live
 
     from influence.cli.tables import status_table
-    from influence.run import status as look
+    from influence.pipeline.standing import status as look
 
     try:
         with Live(status_table(found), console=Console(), auto_refresh=False, redirect_stderr=False) as live:

@@ -19,7 +19,7 @@ from influence.recipe import SIGN_RULE
 if TYPE_CHECKING:
     from influence.demo.questions import Answer
     from influence.doctor import Check
-    from influence.run import Plan
+    from influence.pipeline.forecast import Plan
 
 SNIPPET = 160
 """Characters of a row that a table shows."""

@@ -127,7 +127,8 @@ class ProjectedFisher:
                     "damping is 0: set a damping above 0, or use more rows than columns."
                 )
             values.append(found)
-            vectors.append(basis.to(dtype))
+            # LAPACK returns columns side by side; the same numbers in another order multiply with other roundings.
+            vectors.append(basis.to(dtype).contiguous())
             dampings.append(damp)
         return cls(sums.modules, tuple(values), tuple(vectors), tuple(dampings))
 
@@ -153,7 +154,7 @@ class ProjectedFisher:
         named = {"dampings": torch.tensor(self.dampings, dtype=torch.float64)}
         for module, values, basis in zip(self.modules, self.eigenvalues, self.eigenvectors, strict=True):
             named[f"eigenvalues.{module.name}"] = values
-            named[f"eigenvectors.{module.name}"] = basis.contiguous()
+            named[f"eigenvectors.{module.name}"] = basis
         return named
 
     @classmethod

@@ -15,8 +15,9 @@ from distributed import Client
 from influence.data.example import Example, place_of
 from influence.data.tokenise import Part
 from influence.errors import CaptureError, InfluenceError
+from influence.pipeline.leaving import Piece
 from influence.pipeline.progress import Stage
-from influence.pipeline.session import CaptureSpec, Piece, Session
+from influence.pipeline.session import CaptureSpec, Session
 from influence.pipeline.submit import run_tasks
 from influence.pipeline.worker import session_here
 from influence.store.manifest import Manifest, ShardRange

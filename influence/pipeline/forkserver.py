@@ -25,9 +25,9 @@ ENVIRONMENT = {
 }
 """What a process that computes must find when it starts. A session sets torch's threads to what the settings say.
 
-MALLOC is glibc's: keep freed memory for the next batch. Dask's own default gives free pages back at once, and each batch
-then pays for them again, page by page. The capacities are those of torch's and oneDNN's caches of compiled products,
-which hold half a megabyte for every new shape, and batches come in thousands of shapes: enough for a few batches."""
+MALLOC is glibc's: keep freed memory for the next batch. Dask's own default gives free pages back at once, and each
+batch then pays for them again, page by page. The capacities are those of torch's and oneDNN's caches of compiled
+products, which hold half a megabyte for every new shape, and batches come in thousands of shapes: enough for one."""
 
 SUPPORTED = sys.platform == "linux"
 

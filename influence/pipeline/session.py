@@ -9,9 +9,8 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
 import numpy as np
 import torch
@@ -29,6 +28,7 @@ from influence.gradients.capture import Capture, Measure
 from influence.gradients.projection import Projection, ProjectionSettings
 from influence.model.layers import tracked_layers
 from influence.model.load import ModelSettings, load_model, load_tokeniser, pad_id, resolve_dtype
+from influence.pipeline.leaving import Leaving, Piece
 from influence.pipeline.memory import out_of_memory
 from influence.task import TaskSettings, measurement, task_for
 
@@ -75,21 +75,6 @@ class CaptureSpec(BaseModel):
         model = self.model.model_copy(update={"dtype": dtype})
         budget = self.token_budget or TOKEN_BUDGET[device]
         return self.model_copy(update={"model": model, "device": device, "token_budget": budget})
-
-
-@dataclass(frozen=True)
-class Piece:
-    """The captured rows of one batch, on the CPU.
-
-    Attributes:
-        parts: The parts of examples in the batch, one a row.
-        rows: [n, D] float32 (float64 for a float64 model), the gradient of each part's measured value.
-        values: [n], the measured values, in nats.
-    """
-
-    parts: tuple[Part, ...]
-    rows: Tensor
-    values: Tensor
 
 
 class Session:
@@ -233,7 +218,7 @@ class Session:
         """
         budget = self.token_budget
         todo = deque(self._cut(list(parts), budget))
-        leaving: deque[_Leaving] = deque()
+        leaving: deque[Leaving] = deque()
         while todo:
             chosen = todo.popleft()
             piece = self._try(measure, chosen)
@@ -263,7 +248,7 @@ class Session:
         cut = cut_batches([len(part.input_ids) for part in parts], budget, max_rows=most)
         return [[parts[index] for index in batch] for batch in cut]
 
-    def _try(self, measure: Measure, chosen: list[Part]) -> "_Leaving | None":
+    def _try(self, measure: Measure, chosen: list[Part]) -> "Leaving | None":
         """Capture one batch, or return None where memory runs out. The failed attempt's tensors are gone on return."""
         try:
             return self._captured(measure, chosen)
@@ -274,34 +259,10 @@ class Session:
             torch.cuda.empty_cache()
         return None
 
-    def _captured(self, measure: Measure, chosen: list[Part]) -> "_Leaving":
+    def _captured(self, measure: Measure, chosen: list[Part]) -> "Leaving":
         batch = collate(chosen, self._pad).to(self.device)
         rows, values = self._capture(measure, batch)
-        return _Leaving(tuple(chosen), rows, values)
-
-
-class _Leaving:
-    """A batch's rows on their way to the CPU."""
-
-    def __init__(self, parts: tuple[Part, ...], rows: Tensor, values: Tensor) -> None:
-        self._parts = parts
-        self._arrival: Any = None
-        if rows.device.type == "cuda":
-            rows, values = _pinned(rows), _pinned(values)
-            self._arrival = torch.cuda.Event()
-            self._arrival.record()
-        self._rows, self._values = rows, values
-
-    def arrived(self) -> Piece:
-        """Wait for the copies, if any, and return the rows."""
-        if self._arrival is not None:
-            self._arrival.synchronize()
-        return Piece(self._parts, self._rows, self._values)
-
-
-def _pinned(source: Tensor) -> Tensor:
-    out = torch.empty(source.shape, dtype=source.dtype, pin_memory=True)
-    return out.copy_(source, non_blocking=True)
+        return Leaving(tuple(chosen), rows, values)
 
 
 def _padded(parts: Sequence[Part]) -> int:

@@ -74,7 +74,11 @@ def load_tensors(path: Path, fingerprint: str) -> dict[str, Tensor]:
         made = "is missing" if found is None else f"was made for {found.get('fingerprint')}, expected {fingerprint}"
         raise DigestMismatch(f"{path} {made}. Run the same build again.")
     verify(path, str(found.get("digest")), int(found.get("size", 0)), remedy)
-    return load(path.read_bytes())
+    tensors = load(path.read_bytes())
+    for name in tensors:
+        # Where a file's header ends decides how its tensors lie in memory, and with that how products of them round.
+        tensors[name] = tensors[name].clone()
+    return tensors
 
 
 def _record(path: Path) -> dict[str, Any] | None:

@@ -178,6 +178,23 @@ def _write_data(
     return written
 
 
+def building(run_dir: Path) -> str | None:
+    """Return who builds into a run at this moment, in words, or None.
+
+    Read from the note that a builder leaves beside its lock: one that was killed is told from a living one only on its
+    own machine.
+    """
+    try:
+        holder = json.loads((run_dir / HOLDER).read_bytes())
+        if holder["host"] == socket.gethostname():
+            os.kill(int(holder["pid"]), 0)
+    except PermissionError:
+        pass
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return _holder(run_dir)
+
+
 def _holder(run_dir: Path) -> str:
     try:
         holder = json.loads((run_dir / HOLDER).read_bytes())

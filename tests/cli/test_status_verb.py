@@ -1,11 +1,14 @@
 """`influence status`: how far a run is, once or until it is done."""
 
 import json
+import os
+import shutil
 
 import pytest
 
 import influence.cli.status as verb
 import influence.run as runs
+from influence.store.writer import lock_run
 
 
 def test_a_finished_run_is_told_as_a_table_or_json(cli, built):
@@ -68,3 +71,19 @@ def test_watching_in_a_terminal_redraws_and_ctrl_c_ends_it(cli, run_copy, monkey
     assert ended.code == 0
     assert "incomplete" in ended.out
     assert "Traceback" not in ended.err
+
+
+def test_a_build_that_has_only_begun_is_told_from_no_run(cli, tmp_path):
+    with lock_run(tmp_path / "run"):
+        ended = cli("status", tmp_path / "run")
+    assert ended.code == 4
+    assert f"is being begun by process {os.getpid()}" in ended.told
+
+
+def test_watching_waits_for_a_build_that_has_only_begun(cli, built, tmp_path, monkeypatch):
+    run = tmp_path / "run"
+    with lock_run(run):
+        monkeypatch.setattr(verb.time, "sleep", lambda seconds: shutil.copytree(built, run, dirs_exist_ok=True))
+        ended = cli("status", run, "--watch", "--format", "json")
+    assert ended.code == 0
+    assert json.loads(ended.out)["complete"]

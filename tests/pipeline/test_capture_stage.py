@@ -7,7 +7,8 @@ import torch
 from influence.data.tokenise import Part
 from influence.errors import CaptureError, DataError
 from influence.pipeline.capture_stage import ShardTask, capture_shard, whole_rows
-from influence.pipeline.session import CaptureSpec, Piece, Session
+from influence.pipeline.leaving import Piece
+from influence.pipeline.session import CaptureSpec, Session
 from influence.store.manifest import ShardRange
 from influence.store.shard import ShardFiles, read_vectors
 

@@ -1,0 +1,53 @@
+"""What a build would take, from a look at the data and a short measurement; nothing is written."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from influence.config import RunConfig
+from influence.data.dataset import open_rows
+from influence.pipeline.build import probe_on
+from influence.pipeline.cluster import connect, list_workers, resolve_device, worker_count
+from influence.pipeline.fingerprint import Probed
+from influence.pipeline.plan import Estimate, estimate, rows_per_shard
+from influence.pipeline.session import CaptureSpec
+from influence.pipeline.worker import install
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a build would take.
+
+    Attributes:
+        estimate: Disk and memory.
+        probed: What a worker found: dtype, device, layers, speed.
+        workers: How many would share the work.
+        hours: Of capture on these workers, from a short measurement; other stages and start-up come on top.
+    """
+
+    estimate: Estimate
+    probed: Probed
+    workers: int
+    hours: float
+
+
+def plan_run(config: RunConfig) -> Plan:
+    """Measure on one worker and reckon the rest.
+
+    Raises:
+        InfluenceError: What the build itself would trip over in the settings, the data or the model.
+    """
+    rows = open_rows(config.data)
+    rows.check(config.model.kind)
+    with connect(config.cluster, 1) as client:
+        install(client, config.cluster.threads_per_worker, local=config.cluster.kind == "local")
+        probed = probe_on(client, CaptureSpec.of(config), timed=True)
+        there = len(list_workers(client))
+    per_shard = rows_per_shard(len(rows), probed.dims, config.store)
+    kinds: dict[str, Any] = {"curvature": config.recipe.curvature.kind, "index": config.index.kind}
+    needs = estimate(len(rows), probed.modules, per_shard, model_bytes=probed.model_bytes, **kinds)
+    workers = there
+    if config.cluster.kind == "local":
+        workers = worker_count(config.cluster, resolve_device(config.cluster), needs.shards)
+    speed = (probed.tokens_per_second or 0) * workers
+    hours = len(rows) * probed.tokens_per_row / speed / 3600 if speed else float("inf")
+    return Plan(needs, probed, workers, hours)

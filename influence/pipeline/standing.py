@@ -1,0 +1,63 @@
+"""How far a run is, read from its directory alone."""
+
+from pathlib import Path
+from typing import Any
+
+from influence.config import RunConfig, load_config
+from influence.errors import Incomplete
+from influence.pipeline.build import CONFIG
+from influence.pipeline.curvature_stage import curvature_stands
+from influence.pipeline.index_stage import index_stands
+from influence.store.manifest import MANIFEST, Manifest
+from influence.store.reader import missing_shards
+from influence.store.shard import ShardFiles, ShardRecord
+from influence.store.writer import building
+
+
+def status(path: str | Path) -> dict[str, Any]:
+    """Return how far a run is, whether or not it is finished.
+
+    Returns:
+        path, rows, dims, fingerprint, recipe; `shards` and `shards_done`, `rows_done`, `bytes` of those done, `tokens`,
+        `zero_rows`; `curvature` and `index`, each `done`, `missing` or `not needed`; `complete`.
+
+    Raises:
+        StoreError: There is no run.
+        Incomplete: A build has begun and has nothing to show yet.
+    """
+    run_dir = Path(path)
+    builder = building(run_dir)
+    if builder and not (run_dir / MANIFEST).exists():
+        raise Incomplete(f"{run_dir} is being begun by {builder}, which still looks at the model and the data.")
+    manifest = Manifest.load(run_dir)
+    if not (run_dir / CONFIG).exists():
+        raise Incomplete(f"{run_dir} has no {CONFIG} yet: its build has only begun, or stopped early. Build it again.")
+    config = load_config(run_dir / CONFIG)
+    absent = set(missing_shards(run_dir, manifest))
+    records = [ShardRecord.load(ShardFiles(run_dir, span)) for span in manifest.shards if span.shard not in absent]
+    missing = missing_parts(run_dir, manifest, config)
+    parts = {"curvature": config.recipe.curvature.kind != "identity", "index": config.index.kind != "exact"}
+    return {
+        "path": str(run_dir),
+        "complete": not absent and not missing,
+        "rows": manifest.rows,
+        "dims": manifest.dims,
+        "shards": len(manifest.shards),
+        "shards_done": len(records),
+        "rows_done": sum(record.stop - record.start for record in records),
+        "bytes": sum(record.size for record in records),
+        "tokens": sum(record.tokens for record in records),
+        "zero_rows": sum(len(record.zero_rows) for record in records),
+        **{
+            name: "not needed" if not needed else "missing" if name in missing else "done"
+            for name, needed in parts.items()
+        },
+        "fingerprint": manifest.fingerprint,
+        "recipe": config.recipe.summary,
+    }
+
+
+def missing_parts(run_dir: Path, manifest: Manifest, config: RunConfig) -> list[str]:
+    """Return which of curvature and index the recipe needs and the run lacks."""
+    missing = [] if curvature_stands(run_dir, manifest, config.recipe) else ["curvature"]
+    return missing if index_stands(run_dir, manifest, config.recipe, config.index) else [*missing, "index"]
