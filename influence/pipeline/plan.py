@@ -16,8 +16,10 @@ SHARD_BYTES = 256 * 2**20
 MIN_ROWS, MAX_ROWS = 64, 65_536
 SPREAD = 32
 """A small data set is cut into about this many shards, for workers to share and a progress bar to move."""
-SPREAD_ROWS = 128
+SPREAD_ROWS = 256
 """But not into shards under this many rows: batches are cut by length within a shard, and few rows pad badly."""
+TAPER = 4
+"""Towards the end a shard holds this part of the rows that are left, down to 64: workers then finish together."""
 GROUPS = 64
 PARTIAL_BYTES = 4 * 2**30
 """What the curvature's partial sums may take on disk together, unless a single one takes more."""
@@ -27,7 +29,7 @@ def rows_per_shard(rows: int, dims: int, settings: StoreSettings) -> int:
     """Return how many rows a shard holds.
 
     As set; or as many as make about 256 MB of float16 rows (64 to 65,536), fewer where the data set is so small that
-    it would make under 32 shards, down to 128.
+    it would make under 32 shards, down to 256.
     """
     if settings.rows_per_shard is not None:
         return settings.rows_per_shard
@@ -37,7 +39,7 @@ def rows_per_shard(rows: int, dims: int, settings: StoreSettings) -> int:
 
 
 def plan_shards(rows: int, per_shard: int) -> tuple[ShardRange, ...]:
-    """Cut rows 0 … rows−1 into consecutive shards of `per_shard` rows, the last one shorter.
+    """Cut rows 0 … rows−1 into consecutive shards of `per_shard` rows, of ever fewer towards the end.
 
     Raises:
         DataError: There are no rows.
@@ -46,10 +48,14 @@ def plan_shards(rows: int, per_shard: int) -> tuple[ShardRange, ...]:
         raise DataError("The data set has no rows: there is nothing to capture.")
     if per_shard < 1:
         raise ValueError(f"rows per shard must be at least 1, found {per_shard}")
-    starts = range(0, rows, per_shard)
-    return tuple(
-        ShardRange(shard=shard, start=start, stop=min(start + per_shard, rows)) for shard, start in enumerate(starts)
-    )
+    shards: list[ShardRange] = []
+    start = 0
+    while start < rows:
+        left = rows - start
+        size = min(left, per_shard, max(MIN_ROWS, -(-left // TAPER)))
+        shards.append(ShardRange(shard=len(shards), start=start, stop=start + size))
+        start += size
+    return tuple(shards)
 
 
 def group_shards(shards: Sequence[ShardRange], modules: Sequence[ModuleColumns]) -> tuple[tuple[ShardRange, ...], ...]:

@@ -30,7 +30,8 @@ class StoreSettings(BaseModel):
     """How rows are kept.
 
     Attributes:
-        rows_per_shard: Rows in a shard; None makes shards of about 256 MB, between 64 and 65,536 rows.
+        rows_per_shard: The most rows of a shard, the last few hold fewer; None makes shards of about 256 MB, between 64
+            and 65,536 rows.
         codec: How a unit vector is stored: two bytes a coordinate.
     """
 

@@ -14,6 +14,7 @@ import pytest
 import yaml
 from distributed import Client, LocalCluster
 
+import influence.pipeline.forecast as forecast_module
 import influence.run as runs
 from influence.cli.main import main
 from influence.pipeline import build as build_module
@@ -81,7 +82,7 @@ def connected_to(client: Client) -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(build_module, "connect", connect)
-        patch.setattr(runs, "connect", connect)
+        patch.setattr(forecast_module, "connect", connect)
         yield
 
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import influence.run as runs
+import influence.pipeline.standing as standing
 from influence.cli import ending, streams
 
 VERBS = ("demo", "doctor", "plan", "build", "status", "query")
@@ -69,7 +69,7 @@ def test_our_own_defect_shows_the_traceback_and_asks_for_a_report(cli, monkeypat
     def broken(_):
         raise ZeroDivisionError("division by zero")
 
-    monkeypatch.setattr(runs, "status", broken)
+    monkeypatch.setattr(standing, "status", broken)
     ended = cli("status", tmp_path)
     assert ended.code == ending.DEFECT
     assert "ZeroDivisionError: division by zero" in ended.err
@@ -91,7 +91,7 @@ def test_what_the_system_refuses_is_told_in_a_line(cli, monkeypatch, tmp_path, e
     def refused(_):
         raise error
 
-    monkeypatch.setattr(runs, "status", refused)
+    monkeypatch.setattr(standing, "status", refused)
     ended = cli("status", tmp_path)
     assert ended.code == code
     assert told in ended.told
@@ -115,7 +115,7 @@ def test_log_lines_go_to_standard_error_once_and_only_while_a_verb_runs(cli, mon
         logging.getLogger("influence.run").warning("row \x1b[31m7")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(runs, "status", telling)
+    monkeypatch.setattr(standing, "status", telling)
     ended = cli("status", tmp_path)
     assert ended.err.count("warning: row \ufffd[31m7") == 1
     assert not any(isinstance(handler, streams._Handler) for handler in logging.getLogger("influence").handlers)
