@@ -136,9 +136,9 @@ def pad_id(model: Any, tokeniser: Any) -> int:
     The model's comes first because classifiers and RoBERTa find the end of a text by it.
 
     Raises:
-        ModelError: The tokeniser has more tokens than the model has embeddings, so it is another model's.
+        ModelError: The tokeniser's vocabulary, tokens added to it apart, has more tokens than the model embeddings.
     """
-    rows, tokens = model.get_input_embeddings().weight.shape[0], len(tokeniser)
+    rows, tokens = model.get_input_embeddings().weight.shape[0], tokeniser.vocab_size
     if tokens > rows:
         raise ModelError(
             f"The tokeniser has {tokens:,} tokens and the model embeddings for {rows:,}: it is another model's. Set "

@@ -97,6 +97,7 @@ class Session:
         self.model = load_model(spec.model, self.device, dtype)
         self.tokeniser = load_tokeniser(spec.model)
         self._pad = pad_id(self.model, self.tokeniser)
+        self._embeddings: int = self.model.get_input_embeddings().weight.shape[0]
         self.task = task_for(spec.model.kind, spec.task)
         self.layers = tracked_layers(self.model, spec.model.layers)
         self._capture = Capture(self.model, self.layers, Projection(spec.projection))
@@ -147,7 +148,8 @@ class Session:
             whole: Neither truncate nor split: a query's completion stands at its end.
 
         Raises:
-            DataError: An example can't be tokenised, or a part is longer than the model has positions; it is named.
+            DataError: An example can't be tokenised, a part is longer than the model has positions, or a token has no
+                embedding; the example is named.
         """
         settings = self.spec.data
         if whole:
@@ -161,6 +163,12 @@ class Session:
                 found = "more" if whole else f"{len(part.input_ids)}"
                 where = place_of(examples[part.position])
                 raise DataError(f"{where} has {found} tokens, and the model has {self.longest} positions. {do}")
+            highest = int(part.input_ids.max(initial=0))
+            if highest >= self._embeddings:
+                raise DataError(
+                    f"{place_of(examples[part.position])} has token {highest}, and the model has embeddings for "
+                    f"{self._embeddings:,}: the tokeniser (model.tokeniser) has tokens that the model was not given."
+                )
         return parts
 
     def texts(self, examples: Sequence[Example]) -> list[str]:

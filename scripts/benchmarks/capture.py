@@ -59,7 +59,6 @@ def build_model(name: str, dtype: torch.dtype, device: torch.device, positions: 
     config = transformers.GPTNeoXConfig(**sizes) if family == "gptneox" else transformers.LlamaConfig(**sizes)
     with torch.device(device):
         model = transformers.AutoModelForCausalLM.from_config(config, dtype=dtype)
-    use_default_attention(model, device, dtype)
     return model.eval()
 
 
@@ -88,9 +87,12 @@ def read_parts(data: Path | None, vocabulary: int, max_tokens: int, rows: int) -
 
 
 def variants(
-    model: Any, projections: list[int]
+    model: Any, ours: Any, projections: list[int]
 ) -> Iterator[tuple[str, Callable[[], Any], Callable[[Any, Batch], Any]]]:
-    """Yield (name, open, step): `step(opened, batch)` inside `with open() as opened`."""
+    """Yield (name, open, step): `step(opened, batch)` inside `with open() as opened`.
+
+    Training step and forward run the model as transformers made it; a capture runs it as `influence` loads it.
+    """
     task = CausalLM()
 
     def train(_: Any, batch: Batch) -> None:
@@ -105,7 +107,7 @@ def variants(
     yield "forward", _Nothing, forward
     for width in projections:
         projection = Projection(ProjectionSettings(p=width, q=width))
-        opened = Capture(model, tracked_layers(model), projection)
+        opened = Capture(ours, tracked_layers(ours), projection)
         yield f"capture {width}×{width}", lambda opened=opened: opened, lambda c, batch: c(task.example_loss, batch)
 
 
@@ -117,12 +119,12 @@ class _Nothing:
         return None
 
 
-def measure(model: Any, batches: list[Batch], projections: list[int], rounds: int) -> dict[str, list[float]]:
+def measure(model: Any, ours: Any, batches: list[Batch], projections: list[int], rounds: int) -> dict[str, list[float]]:
     """Return the seconds of every round of every variant, after one warm-up round."""
     cuda = batches[0].input_ids.device.type == "cuda"
     seconds: dict[str, list[float]] = {}
     for turn in range(rounds + 1):
-        for name, open_variant, step in variants(model, projections):
+        for name, open_variant, step in variants(model, ours, projections):
             with open_variant() as opened:
                 if cuda:
                     torch.cuda.synchronize()
@@ -172,7 +174,9 @@ def main() -> None:
         medians: dict[tuple[str, str], list[float]] = {}
         for dtype in given.dtypes:
             model = build_model(name, getattr(torch, dtype), device, given.max_tokens)
-            seconds = measure(model, batches, given.projections, given.rounds)
+            ours = build_model(name, getattr(torch, dtype), device, given.max_tokens)
+            use_default_attention(ours, device, getattr(torch, dtype))
+            seconds = measure(model, ours, batches, given.projections, given.rounds)
             for variant, times in seconds.items():
                 medians[variant, dtype] = times
                 ratio = sorted(a / b for a, b in zip(seconds["training step"], times, strict=True))
@@ -181,9 +185,9 @@ def main() -> None:
                 spread = f"{statistics.median(ratio):.2f} ({ratio[0]:.2f}–{ratio[-1]:.2f})"
                 table.add_row(variant, dtype, f"{tokens / statistics.median(times):,.0f}", spread, gain)
             projection = Projection(ProjectionSettings(p=given.projections[0], q=given.projections[0]))
-            with Capture(model, tracked_layers(model), projection) as capture:
+            with Capture(ours, tracked_layers(ours), projection) as capture:
                 rows[dtype] = torch.cat([capture(CausalLM().example_loss, batch)[0].cpu() for batch in batches[:8]])
-            del model
+            del model, ours
         console.print(table)
         console.print(f"{len(parts)} rows, {tokens:,} tokens in {len(batches)} batches; {given.rounds} rounds")
         if len(rows) == 2:

@@ -96,6 +96,13 @@ def test_rows_longer_than_the_model_has_positions_are_named(opened):
         session.tokenise([text(3, "word " * 600)])
 
 
+def test_a_token_that_the_model_has_no_embedding_for_is_named_with_its_row(opened):
+    session = opened()
+    session.tokeniser.add_tokens(["zyzzyva"])
+    with pytest.raises(DataError, match="Row 3 .*has token 300, and the model has embeddings for 300"):
+        session.tokenise([text(3, "a zyzzyva")])
+
+
 def test_a_query_is_never_truncated(opened):
     session = opened("data.max_tokens=8")
     whole = Example.query("A list keeps its items in order and a set keeps", " each of them once")
