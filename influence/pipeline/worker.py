@@ -50,13 +50,13 @@ class SessionPlugin(WorkerPlugin):
 
     def session(self, spec: CaptureSpec) -> Session:
         """Return the session of this specification, opening it if the one at hand is another's."""
-        # OpenMP keeps the number a thread, and each task slot is one.
-        torch.set_num_threads(self.threads)
         with self._opening:
             if self._session is not None and spec not in (self._session.asked, self._session.spec):
                 self._session.close()
                 self._session = None
             if self._session is None:
+                # Before anything computes: set while the other task slot computed, it gave wrong rows now and then.
+                torch.set_num_threads(self.threads)
                 self._session = Session(spec)
             return self._session
 

@@ -99,7 +99,7 @@ def test_rows_longer_than_the_model_has_positions_are_named(opened):
 def test_a_token_that_the_model_has_no_embedding_for_is_named_with_its_row(opened):
     session = opened()
     session.tokeniser.add_tokens(["zyzzyva"])
-    with pytest.raises(DataError, match="Row 3 .*has token 300, and the model has embeddings for 300"):
+    with pytest.raises(DataError, match=r"Row 3 .*has token 300, and the model has embeddings for 300"):
         session.tokenise([text(3, "a zyzzyva")])
 
 
