@@ -22,9 +22,6 @@ def build(
 ) -> None:
     """Capture the gradients of every row, and build what queries need. Resumes by itself: run it again."""
     overrides = [*(changes or []), *cluster_settings(cluster, workers)]
-    from influence.pipeline import forkserver
-
-    forkserver.start()
     from influence.pipeline.progress import ProgressBar
     from influence.run import build as build_run
 

@@ -22,7 +22,6 @@ from distributed import Client, LocalCluster
 
 from influence.config import ClusterSettings
 from influence.errors import ClusterError, MissingExtra
-from influence.pipeline import forkserver
 
 log = logging.getLogger(__name__)
 
@@ -30,6 +29,20 @@ TASK_SLOTS = 2
 ALLOWED_FAILURES = 3
 """How many workers may die on a task before it is given up."""
 START_TIMEOUT = 120
+ENVIRONMENT = {
+    "TOKENIZERS_PARALLELISM": "false",
+    "MALLOC_TRIM_THRESHOLD_": str(2**30),
+    "MALLOC_MMAP_THRESHOLD_": str(2**30),
+    "MALLOC_TOP_PAD_": str(2**26),
+    "MALLOC_ARENA_MAX": "1",
+    "LRU_CACHE_CAPACITY": "64",
+    "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "64",
+}
+"""What a process that computes must find when it starts. Threads come from the settings.
+
+MALLOC is glibc's: keep freed memory for the next batch. Dask's own default gives free pages back at once, and each
+batch then pays for them again, page by page. The capacities are those of torch's and oneDNN's caches of compiled
+products, which hold half a megabyte for every new shape, and batches come in thousands of shapes: enough for one."""
 REACH_TIMEOUT = 30
 """Seconds that a scheduler has to answer: it may only just be starting."""
 
@@ -99,9 +112,6 @@ def connect(settings: ClusterSettings, tasks: int | None = None) -> Iterator[Cli
             return
         try:
             device = resolve_device(settings)
-            if device == "cpu" and forkserver.SUPPORTED:
-                forkserver.start()
-                stack.enter_context(dask.config.set({"distributed.worker.multiprocessing-method": "forkserver"}))
             stack.enter_context(_main_not_run_again())
             with _interrupts_deferred():
                 cluster = stack.enter_context(_local(settings, device, tasks))
@@ -129,7 +139,9 @@ def _local(settings: ClusterSettings, device: str, tasks: int | None) -> LocalCl
 
         return LocalCUDACluster(**options, device_memory_limit=0, memory_limit=0)
     # Both allocator and OpenMP read these when a process starts: its `env` argument would come too late.
-    with dask.config.set({"distributed.nanny.pre-spawn-environ": forkserver.ENVIRONMENT}):
+    threads = str(settings.threads_per_worker)
+    env = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, **ENVIRONMENT}
+    with dask.config.set({"distributed.nanny.pre-spawn-environ": env}):
         return LocalCluster(**options, processes=True, memory_limit=0, worker_dashboard_address=None)
 
 
