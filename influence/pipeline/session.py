@@ -24,7 +24,8 @@ from influence.data.dataset import DataSettings, Rows, open_rows
 from influence.data.example import Example, place_of
 from influence.data.tokenise import Part, readable, tokenise
 from influence.errors import CaptureError, ClusterError, DataError, QueryError
-from influence.gradients.capture import Capture, Measure
+from influence.gradients.capture import Capture
+from influence.gradients.hooks import Measure
 from influence.gradients.projection import Projection, ProjectionSettings
 from influence.model.layers import tracked_layers
 from influence.model.load import ModelSettings, load_model, load_tokeniser, pad_id, resolve_dtype

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from influence.curvature.projected_fisher import FisherSums, ProjectedFisher
 from influence.errors import CaptureError
-from influence.gradients.capture import Capture, Measure
+from influence.gradients.capture import Capture
+from influence.gradients.hooks import Measure
 from influence.gradients.projection import Projection
 from influence.model.layers import LayerSettings, tracked_layers
 from influence.recipe import Recipe

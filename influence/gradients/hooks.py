@@ -1,0 +1,233 @@
+"""What a tracked layer receives and the gradient of what it returns, by hooks on a frozen model.
+
+The forward hook hands a layer's input to its sink; a hook on the layer's output hands over the output gradient. **No
+weight gradient is ever computed**: parameters are frozen, and the graph starts at the outputs of the first tracked
+layers (or, under gradient checkpointing, at the output of the input embedding), so that only activation gradients flow.
+The measured values are summed before the backward pass, which makes an example's share independent of its batch.
+
+A layer used twice is handed over twice. Under non-reentrant checkpointing the recomputed graph is never run backwards,
+under reentrant checkpointing only the recomputed one is: each use is handed over once either way.
+
+Source: Goodfellow 2015, "Efficient per-example gradient computations".
+"""
+
+from collections.abc import Callable, Sequence
+from types import TracebackType
+from typing import Any, Protocol, Self
+
+import torch
+from torch import Tensor, nn
+
+from influence.axes import NSI, NSO, PerExample
+from influence.errors import CaptureError, TaskError
+from influence.gradients.conv import output_positions, project_patches
+from influence.gradients.linear import positions, project_inputs, project_tokens
+from influence.model.layers import TrackedLayer
+
+Measure = Callable[[Any, Any], Tensor]
+
+
+class Sink(Protocol):
+    """What is done with one layer's inputs and output gradients."""
+
+    def keep(self, module: nn.Module, inputs: Tensor, output: Tensor) -> Tensor | None:
+        """Receive a layer's input, as it was called, and return what `take` needs of it, first axis N."""
+        ...
+
+    def take(self, grads: NSO, kept: Any, *, last: bool) -> None:
+        """Receive the output gradient, [N, S, O], and what was kept; `last` where no other use of the layer is due."""
+        ...
+
+
+class Hooks:
+    """Hooks on the tracked layers of one model; a context manager that leaves the model as it found it.
+
+    While it is open the model's parameters don't require gradients. Runs don't influence one another. The model's
+    `training` flag is not touched: put it in eval mode, or dropout makes gradients random.
+    """
+
+    def __init__(self, model: nn.Module, layers: Sequence[TrackedLayer], sinks: Sequence[Sink]) -> None:
+        self.model = model
+        self._taps = [_Tap(layer, sink) for layer, sink in zip(layers, sinks, strict=True)]
+        self._handles: list[Any] = []
+        self._trained: list[nn.Parameter] = []
+
+    def __enter__(self) -> Self:
+        """Freeze the parameters and set the hooks."""
+        self._trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        for parameter in self._trained:
+            parameter.requires_grad_(False)
+        self._handles = [tap.layer.module.register_forward_hook(tap.forward) for tap in self._taps]
+        if _checkpoints_activations(self.model):
+            embedding = self.model.get_input_embeddings()  # type: ignore[operator]
+            self._handles.append(embedding.register_forward_hook(_require_grad))
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Remove the hooks and give the parameters back their flags."""
+        for handle in self._handles:
+            handle.remove()
+        for parameter in self._trained:
+            parameter.requires_grad_(True)
+        self._handles, self._trained = [], []
+
+    def run(self, measure: Measure, batch: Any, begin: Callable[[Tensor], None] | None = None) -> PerExample:
+        """Differentiate the sum of every example's measured value; the sinks hear of every tracked layer.
+
+        Args:
+            measure: `measure(model, batch)` gives one value an example, [N], summed over its positions.
+            batch: Whatever `measure` understands; the first axis of every tracked layer's input must be its N examples.
+            begin: Called with the values, [N], between the forward and the backward pass.
+
+        Returns:
+            The values [N], detached.
+
+        Raises:
+            TaskError: The measure doesn't give one value an example.
+            CaptureError: A layer's input isn't split by example, or a layer ran where no graph was recorded.
+        """
+        if not self._handles:
+            raise CaptureError("Hooks are set by a context manager: call this inside `with Capture(...) as capture:`.")
+        for tap in self._taps:
+            tap.start()
+        try:
+            with torch.enable_grad():
+                values = measure(self.model, batch)
+                self._check(values)
+                if begin is not None:
+                    begin(values)
+                for tap in self._taps:
+                    tap.examples = len(values)
+                values.sum().backward()
+            for tap in self._taps:
+                tap.check()
+        finally:
+            for tap in self._taps:
+                tap.examples = None
+        return values.detach()
+
+    def _check(self, values: Any) -> None:
+        if not isinstance(values, Tensor) or values.ndim != 1:
+            found = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
+            raise TaskError(f"A task must return one value an example, shape [N]; found {found}. Sum over positions.")
+        if not values.requires_grad:
+            names = ", ".join(tap.layer.name for tap in self._taps[:5])
+            raise CaptureError(
+                f"The measured values don't depend on any tracked layer ({names}, …): either these layers are "
+                "not part of the forward pass, or it ran under no_grad."
+            )
+
+
+def layer_inputs(layer: TrackedLayer, inputs: Tensor, output: Tensor, side: Tensor | None = None) -> NSI:
+    """Return what a tracked layer received as a[n, s, :], projected with R_i where there is one.
+
+    Args:
+        layer: Its kind and whether its bias is tracked decide the form.
+        inputs: As the layer was called.
+        output: What it returned; its dtype is the result's.
+        side: R_i, [P, I], in the output's dtype; None keeps every input.
+
+    Returns:
+        [N, S, I] or [N, S, P], in the output's dtype; with a 1 appended (before projection) where the bias is tracked.
+    """
+    if layer.kind == "embedding":
+        return project_tokens(inputs, side, layer.inputs, output.dtype)
+    inputs = inputs.to(output.dtype)
+    if isinstance(layer.module, nn.Conv2d):
+        return project_patches(layer.module, inputs, side, layer.bias)
+    return project_inputs(inputs, side, layer.bias)
+
+
+class _Tap:
+    """One tracked layer's hooks."""
+
+    def __init__(self, layer: TrackedLayer, sink: Sink) -> None:
+        self.layer = layer
+        self.examples: int | None = None
+        """N while the backward pass runs; None otherwise."""
+        self._sink = sink
+        self._due = 0
+        self._recorded = False
+        self._unrecorded = False
+
+    def start(self) -> None:
+        self.examples = None
+        self._due = 0
+        self._recorded = self._unrecorded = False
+
+    def check(self) -> None:
+        if self._unrecorded and not self._recorded:
+            raise CaptureError(
+                f"{self.layer.name} ran under no_grad and was never run again with gradients, so its rows would be "
+                "zeros. If the model checkpoints its activations, use use_reentrant=False or let the checkpointed "
+                "block's input require grad."
+            )
+
+    def forward(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Tensor | None:
+        if self.examples is None:
+            # What checkpointing runs again during the backward pass is a use that was counted before.
+            self._due += 1
+        if not torch.is_grad_enabled():
+            self._unrecorded = True
+            return None
+        if not isinstance(output, Tensor) or not args or not isinstance(args[0], Tensor):
+            raise CaptureError(
+                f"{self.layer.name} was not called with one tensor, so its gradient can't be captured: exclude it."
+            )
+        self._recorded = True
+        with torch.no_grad():
+            kept = self._sink.keep(module, args[0].detach(), output)
+        replaced = None
+        if not output.requires_grad:
+            replaced = output = _start_graph(output)
+        output.register_hook(lambda grad: self._backward(grad, kept))
+        return replaced
+
+    @torch.no_grad()
+    def _backward(self, grad: Tensor, kept: Tensor | None) -> None:
+        if self.examples is None:
+            return
+        if grad.shape[0] != self.examples or (kept is not None and kept.shape[0] != self.examples):
+            raise CaptureError(
+                f"{self.layer.name} returned {tuple(grad.shape)} for a batch of {self.examples} examples: its first "
+                "axis isn't the batch, so its gradient can't be split by example. Exclude this layer."
+            )
+        self._due -= 1
+        grads = output_positions(grad) if self.layer.kind == "conv2d" else positions(grad)
+        self._sink.take(grads, kept, last=self._due == 0)
+
+
+def _checkpoints_activations(model: nn.Module) -> bool:
+    """Ask by the new name first: transformers 5 renamed the property and warns on the old name."""
+    if hasattr(model, "get_base_model"):
+        model = model.get_base_model()  # type: ignore[operator]
+    name = (
+        "is_activation_checkpointing"
+        if hasattr(type(model), "is_activation_checkpointing")
+        else "is_gradient_checkpointing"
+    )
+    return bool(getattr(model, name, False))
+
+
+def _require_grad(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+    """Start the graph at the input embedding: reentrant checkpointing needs a block's input to require grad."""
+    return output if output.requires_grad or not torch.is_grad_enabled() else _start_graph(output)
+
+
+def _start_graph(output: Tensor) -> Tensor:
+    """Return the same numbers as the first node of a graph; not a leaf, which in-place activations can't change."""
+    anchor = torch.empty(0, requires_grad=True)
+    started: Tensor = _Start.apply(output, anchor)  # type: ignore[assignment]
+    return started
+
+
+class _Start(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, output: Tensor, anchor: Tensor) -> Tensor:
+        return output.detach()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[None, None]:
+        return None, None
