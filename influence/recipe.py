@@ -9,10 +9,11 @@ The sign rule, for every recipe: **positive = training more on this row raises t
 """
 
 from difflib import get_close_matches
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from influence.curvature.covariance import FactorSettings
 from influence.curvature.damping import Damping
 from influence.errors import RecipeError
 from influence.gradients.projection import ProjectionSettings
@@ -21,19 +22,52 @@ SIGN_RULE = (
     "Positive: training more on this row raises the measured output's log-probability (promotes it). "
     "Negative: opposes it."
 )
+EXTRA_COPY = "nats per extra copy of the row"
 
 
 class Curvature(BaseModel):
     """The curvature part: what stands between the query's gradient and the row's.
 
-    `fisher` is the projected Gauss-Newton matrix, one block a module, fitted to the *stored* rows: the labels are the
-    data's own, so it is the empirical Fisher. It is applied on the query side, damped.
+    Attributes:
+        kind: `identity`; `fisher`, the projected Gauss-Newton matrix, fitted to the *stored* rows, so with the data's
+            own labels; `kfac` and `ekfac`, over whole gradients, so with `projection: none`.
+        damping: λ, relative to each block's mean eigenvalue unless absolute.
+        blocks: Of a Fisher: one block a `module`, or one over `all` columns together.
+        side: `query` applies the inverse to the query; `both` its root to either side. The scores are the same.
+            `cosine` needs `both`, which is its default there.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    kind: Literal["identity", "fisher"] = "identity"
+    kind: Literal["identity", "fisher", "kfac", "ekfac"] = "identity"
     damping: Damping = Damping()
+    blocks: Literal["module", "all"] = "module"
+    side: Literal["query", "both"] | None = None
+
+    @property
+    def whole(self) -> bool:
+        """Whether it acts on whole gradients, which no store holds."""
+        return self.kind in ("kfac", "ekfac")
+
+
+class ExactSettings(BaseModel):
+    """The second step of a query: whole gradients of the rows that the index proposes, under the full curvature.
+
+    Attributes:
+        kind: `ekfac` or `kfac`, what decides; `none` leaves the index's own scores.
+        damping: λ of that curvature.
+        candidates: The rows proposed for each side, whose gradients are computed again; None scores every row.
+        lexical: Whether BM25 proposes too, as many.
+        rank: Compress each query's matrices to this rank first; None keeps them whole.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    kind: Literal["none", "kfac", "ekfac"] = "none"
+    damping: Damping = Damping(value=0.01)
+    candidates: Annotated[int, Field(ge=1)] | None = 200
+    lexical: bool = True
+    rank: Annotated[int, Field(ge=1)] | None = None
 
 
 class Recipe(BaseModel):
@@ -46,6 +80,8 @@ class Recipe(BaseModel):
         projection: How a gradient becomes a row of the store.
         curvature: What is inverted between query and row.
         comparison: `dot`, or `cosine` (curvature first, then unit length, then the inner product).
+        factors: How Kronecker factors are fitted, where a part needs them.
+        exact: What decides among the rows that the index proposes.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -56,30 +92,95 @@ class Recipe(BaseModel):
     projection: ProjectionSettings = ProjectionSettings()
     curvature: Curvature = Curvature()
     comparison: Literal["dot", "cosine"] = "dot"
+    factors: FactorSettings = FactorSettings()
+    exact: ExactSettings = ExactSettings()
+
+    @model_validator(mode="after")
+    def _parts_combine(self) -> "Recipe":
+        """Refuse parts that can't be combined, with the nearest that can."""
+        curvature = self.curvature
+        if curvature.whole and self.projection.kind != "none":
+            raise ValueError(
+                f"curvature {curvature.kind} needs whole gradients, and the projection is "
+                f"{self.projection.kind}. The nearest that can be: projection kind none, projection rows whitened "
+                "(K-FAC folded into the projection) with curvature identity, or curvature fisher"
+            )
+        if curvature.whole and self.comparison == "cosine":
+            raise ValueError(
+                f"cosine needs every row's length under {curvature.kind}, which exact scoring doesn't form. The "
+                "nearest that can be: comparison dot, or projection rows whitened with cosine"
+            )
+        if curvature.side == "query" and self.comparison == "cosine" and curvature.kind != "identity":
+            raise ValueError("cosine takes half the curvature on each side: leave curvature side out, or say both")
+        if curvature.blocks == "all" and curvature.kind != "fisher":
+            raise ValueError(f"only a fisher can be taken over all columns together, not {curvature.kind}")
+        return self
+
+    @property
+    def halved(self) -> bool:
+        """Whether half the curvature is applied on each side, rather than all of it to the query."""
+        return self.curvature.kind != "identity" and (self.comparison == "cosine" or self.curvature.side == "both")
+
+    @property
+    def needs_factors(self) -> bool:
+        """Whether some part of it is made of Kronecker factors."""
+        return self.projection.folds or self.curvature.whole or self.exact.kind != "none"
+
+    @property
+    def corrects_eigenvalues(self) -> bool:
+        """Whether some part of it is EK-FAC, which takes a second pass."""
+        return "ekfac" in (self.curvature.kind, self.exact.kind)
+
+    @property
+    def inverts(self) -> bool:
+        """Whether scores are under an inverse curvature, so that they count what an extra copy of a row does."""
+        return self.curvature.kind != "identity" or (self.projection.folds and self.projection.rows == "whitened")
 
     @property
     def unit(self) -> str:
         """The unit of a score, as every table, JSON document and page prints it."""
         if self.comparison == "cosine":
             return "cosine (no unit)"
-        if self.curvature.kind == "identity":
-            return "nats per unit of learning rate (one SGD step on the row's summed loss)"
-        return "nats per extra copy of the row"
+        return EXTRA_COPY if self.inverts else "nats per unit of learning rate (one SGD step on the row's summed loss)"
 
     @property
     def summary(self) -> str:
         """One line that names every part, for logs and pages."""
         curvature = self.curvature.kind
         if curvature == "fisher":
-            curvature = f"empirical projected Fisher per module, {self.curvature.damping.summary}"
+            blocks = "per module" if self.curvature.blocks == "module" else "over all columns"
+            curvature = f"empirical projected Fisher {blocks}, {self.curvature.damping.summary}"
+        elif self.curvature.whole:
+            curvature = f"{_shown(curvature)}, {self.curvature.damping.summary}"
         parts = f"{self.gradient} gradients, {self.projection.summary}, curvature {curvature}, {self.comparison}"
+        if self.projection.folds or self.curvature.whole:
+            parts += f" ({self.factors.summary})"
         return f"{self.name}: {parts}"
+
+    @property
+    def exact_summary(self) -> str:
+        """One line that says what decides, for logs and pages."""
+        exact = self.exact
+        if exact.candidates is None:
+            whom = "every row"
+        else:
+            whom = f"the best {exact.candidates} of each side" + (" and of BM25" if exact.lexical else "")
+        rank = f", rank {exact.rank}" if exact.rank is not None else ""
+        return f"exact {_shown(exact.kind)} over {whom}, {exact.damping.summary}, {self.factors.summary}{rank}"
+
+
+def _shown(kind: str) -> str:
+    return {"kfac": "K-FAC", "ekfac": "EK-FAC"}[kind]
 
 
 PRESETS: dict[str, dict[str, Any]] = {
     "graddot": {},
     "gradcos": {"comparison": "cosine"},
     "logra": {"curvature": {"kind": "fisher"}},
+    "trackstar": {"curvature": {"kind": "fisher"}, "comparison": "cosine"},
+    "whitened": {"projection": {"rows": "whitened"}},
+    "kfac": {"projection": {"kind": "none"}, "curvature": {"kind": "kfac"}},
+    "ekfac": {"projection": {"kind": "none"}, "curvature": {"kind": "ekfac"}},
 }
 
 
@@ -89,10 +190,11 @@ def recipe(name: str = "logra", /, **parts: Any) -> Recipe:
     Args:
         name: One of `PRESETS`.
         **parts: Parts to change, as settings or dictionaries: `projection={"p": 64, "q": 64}`. `damping=0.1` and
-            `seed=1` are short for the curvature's relative damping and the projection's seed.
+            `seed=1` are short for the relative damping (of the curvature, or of a whitened projection) and the
+            projection's seed.
 
     Raises:
-        RecipeError: The preset or a part is unknown; the message lists the allowed names.
+        RecipeError: The preset or a part is unknown, or the parts can't be combined; the message lists what can.
     """
     if name not in PRESETS:
         near = get_close_matches(name, PRESETS, n=1)
@@ -100,23 +202,29 @@ def recipe(name: str = "logra", /, **parts: Any) -> Recipe:
         raise RecipeError(f"There is no recipe {name!r}. The presets are {', '.join(PRESETS)}.{hint}")
     merged: dict[str, Any] = {"name": name, **PRESETS[name]}
     if "damping" in parts:
-        curvature = dict(merged.get("curvature", {}))
-        merged["curvature"] = {**curvature, "damping": {"value": parts.pop("damping")}}
+        value = parts.pop("damping")
+        if name == "whitened":
+            merged["projection"] = {**merged["projection"], "damping": value}
+        else:
+            merged["curvature"] = {**merged.get("curvature", {}), "damping": {"value": value}}
     if "seed" in parts:
-        merged["projection"] = {"seed": parts.pop("seed")}
+        merged["projection"] = {**merged.get("projection", {}), "seed": parts.pop("seed")}
     for part, value in parts.items():
         old = merged.get(part)
-        new = value.model_dump() if isinstance(value, BaseModel) else value
+        new = value.model_dump(exclude_unset=True) if isinstance(value, BaseModel) else value
         merged[part] = {**old, **new} if isinstance(old, dict) and isinstance(new, dict) else new
     try:
         return Recipe.model_validate(merged)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(step) for step in first["loc"])
+        said = str(first["msg"]).removeprefix("Value error, ")
+        if not where:
+            raise RecipeError(f"Recipe {name!r}: {said}.") from None
         raise RecipeError(
-            f"Recipe {name!r}: {where}: {first['msg']} (found {first.get('input')!r}). "
+            f"Recipe {name!r}: {where}: {said} (found {first.get('input')!r}). "
             f"The parts are {', '.join(Recipe.model_fields)}."
         ) from None
 
 
-__all__ = ["PRESETS", "SIGN_RULE", "Curvature", "Recipe", "recipe"]
+__all__ = ["PRESETS", "SIGN_RULE", "Curvature", "ExactSettings", "Recipe", "recipe"]

@@ -2,7 +2,9 @@
 
 A task has one duty, `example_loss(model, batch) -> Tensor[N]`, the loss of each example in nats, summed over its scored
 positions (all but the first token, or the completion's). Optionally it has `measurement(model, batch) -> Tensor[N]`,
-what is asked of a query; without one it is minus the loss, the log-likelihood.
+what is asked of a query; without one it is minus the loss, the log-likelihood; and
+`sampled_loss(model, batch, generator) -> Tensor[N]`, the loss of labels drawn from the model itself, which the true
+Fisher needs.
 
 The causal language model's loss never holds the logits of a whole batch: the unembedding runs in chunks of positions,
 and the gradient with respect to the hidden states is computed in the same pass (`p` of a chunk gives `onehot −
@@ -20,6 +22,7 @@ from torch.utils.checkpoint import checkpoint
 
 from influence.axes import PerExample
 from influence.errors import TaskError
+from influence.model.unembedding import unembedding
 
 log = logging.getLogger(__name__)
 
@@ -50,6 +53,30 @@ def measurement(task: Task, model: Any, batch: Any) -> PerExample:
     return own(model, batch) if own is not None else -task.example_loss(model, batch)
 
 
+def fisher_loss(task: Task, labels: Literal["sampled", "empirical"], model: Any, batch: Any, seed: int) -> PerExample:
+    """Return the loss whose gradients' second moment is the Fisher, [N].
+
+    Args:
+        task: With a `sampled_loss` of its own where labels are sampled.
+        labels: `sampled` from the model (the true Fisher), or `empirical`, the data's own.
+        model: The model.
+        batch: What the task understands.
+        seed: Of the labels drawn for this batch.
+
+    Raises:
+        TaskError: Labels are to be sampled, and the task can't.
+    """
+    if labels == "empirical":
+        return task.example_loss(model, batch)
+    sampled = getattr(task, "sampled_loss", None)
+    if sampled is None:
+        raise TaskError(
+            f"{type(task).__name__} has no sampled_loss(model, batch, generator), which the true Fisher needs. Give it "
+            "one, or take the data's labels: recipe.factors.labels: empirical."
+        )
+    return sampled(model, batch, torch.Generator().manual_seed(seed))
+
+
 def task_for(kind: Literal["causal_lm", "sequence_classification"], settings: TaskSettings = TaskSettings()) -> Task:
     """Return the task of a kind of model."""
     return CausalLM(settings) if kind == "causal_lm" else SequenceClassification()
@@ -71,14 +98,30 @@ class CausalLM:
         total = -self.measurement(model, batch)
         if self.settings.reduction == "sum":
             return total
-        return total / (batch.labels[:, 1:] != -100).sum(dim=1).clamp(min=1)
+        return total / _scored(batch)
+
+    def sampled_loss(self, model: Any, batch: Any, generator: torch.Generator) -> PerExample:
+        """Return `example_loss` with each scored token replaced by one drawn from the model, [N].
+
+        The tokens before it stay the data's: labels are drawn, not texts.
+        """
+        uniforms = torch.rand(batch.labels[:, 1:].shape, generator=generator).to(batch.labels.device)
+        total = -self.token_log_likelihood(model, batch, uniforms).sum(dim=1)
+        return total if self.settings.reduction == "sum" else total / _scored(batch)
 
     def measurement(self, model: Any, batch: Any) -> PerExample:
         """Return log p(scored tokens | the tokens before), [N], in nats, always summed."""
         return self.token_log_likelihood(model, batch).sum(dim=1)
 
-    def token_log_likelihood(self, model: Any, batch: Any) -> Tensor:
-        """Return log p of the token at each position s ≥ 1, [N, S−1]; positions that aren't scored hold 0."""
+    def token_log_likelihood(self, model: Any, batch: Any, uniforms: Tensor | None = None) -> Tensor:
+        """Return log p of the token at each position s ≥ 1, [N, S−1]; positions that aren't scored hold 0.
+
+        Args:
+            model: The language model.
+            batch: With input_ids, attention_mask and labels.
+            uniforms: [N, S−1] in [0, 1): where given, each scored token is replaced by the one that the model's
+                cumulative distribution reaches there, a draw from the model.
+        """
         targets = batch.labels[:, 1:]
         if targets.shape[1] == 0:
             raise TaskError(
@@ -89,14 +132,17 @@ class CausalLM:
         # Padding is on the right, where no scored token of a causal model looks; without a mask attention runs faster.
         mask = {} if causal else {"attention_mask": batch.attention_mask}
         if not plain_head:
-            return _gathered(model(input_ids=batch.input_ids, **mask, use_cache=False).logits[:, :-1], targets)
+            logits = model(input_ids=batch.input_ids, **mask, use_cache=False).logits[:, :-1]
+            return _gathered(logits, targets if uniforms is None else _drawn(logits, targets, uniforms))
         hidden = body(input_ids=batch.input_ids, **mask, use_cache=False).last_hidden_state
         # The last position predicts nothing; marking it so spares a copy of the others, forward and backward.
         shifted = nn.functional.pad(targets, (0, 1), value=-100)
+        if uniforms is not None:
+            uniforms = nn.functional.pad(uniforms, (0, 1))
         if head._forward_hooks or any(parameter.requires_grad for parameter in head.parameters()):
-            return _checkpointed(head, hidden, shifted)[:, :-1]
+            return _checkpointed(head, hidden, shifted, uniforms)[:, :-1]
         weight, bias = head.weight, getattr(head, "bias", None)
-        found: Tensor = _ChunkedLogLikelihood.apply(hidden, weight, bias, shifted)  # type: ignore[assignment]
+        found: Tensor = _ChunkedLogLikelihood.apply(hidden, weight, bias, shifted, uniforms)  # type: ignore[assignment]
         return found[:, :-1]
 
     def _probe(self, model: Any, body: Any, head: Any) -> tuple[bool, bool]:
@@ -128,22 +174,32 @@ class CausalLM:
 class SequenceClassification:
     """A classifier of whole sequences; batches have `input_ids`, `attention_mask` [N, S] and `label` [N]."""
 
-    def example_loss(self, model: Any, batch: Any) -> PerExample:
-        """Return −log p(label | text), [N], in nats."""
-        if batch.label is None:
-            raise TaskError("A classifier's examples need labels: the batch has none.")
+    def _logits(self, model: Any, batch: Any) -> Tensor:
         logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
         if logits.ndim != 2 or logits.shape[1] < 2:
             raise TaskError(
                 f"Expected logits [N, classes] with at least 2 classes; found {tuple(logits.shape)} (a regression?)."
             )
-        return nn.functional.cross_entropy(_wide(logits), batch.label, reduction="none")
+        return logits
+
+    def example_loss(self, model: Any, batch: Any) -> PerExample:
+        """Return −log p(label | text), [N], in nats."""
+        if batch.label is None:
+            raise TaskError("A classifier's examples need labels: the batch has none.")
+        return nn.functional.cross_entropy(_wide(self._logits(model, batch)), batch.label, reduction="none")
+
+    def sampled_loss(self, model: Any, batch: Any, generator: torch.Generator) -> PerExample:
+        """Return −log p of labels drawn from the model, [N], in nats."""
+        logits = _wide(self._logits(model, batch))
+        uniforms = torch.rand(len(logits), generator=generator).to(logits.device)
+        drawn = _at(torch.softmax(logits.detach(), dim=1), uniforms)
+        return nn.functional.cross_entropy(logits, drawn, reduction="none")
 
 
 def split_head(model: Any) -> tuple[Any, Any]:
     """Return a causal LM's body (ids → last hidden state) and its unembedding; (None, None) if it has none."""
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
-    head = inner.get_output_embeddings() if hasattr(inner, "get_output_embeddings") else None
+    head = unembedding(inner)
     body = getattr(inner, "base_model", None)
     if head is None or body is None or body is inner or not hasattr(head, "weight"):
         return None, None
@@ -151,10 +207,16 @@ def split_head(model: Any) -> tuple[Any, Any]:
 
 
 class _ChunkedLogLikelihood(torch.autograd.Function):
-    """log p of the targets from hidden states, [N, S], and d log p / d hidden, in one pass over the chunks."""
+    """log p of the targets from hidden states, [N, S], and its gradient, in one pass over the chunks.
+
+    `grads`, all that is kept for the backward pass, is −∂ log p / ∂ hidden of every position, [N·S, H], in the dtype of
+    the hidden states: (p − onehot) times the unembedding, and 0 where no target is scored.
+    """
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, uniforms: Tensor | None
+    ) -> Tensor:
         flat, wanted = hidden.reshape(-1, hidden.shape[-1]), targets.reshape(-1)
         scored = (wanted != -100).nonzero().squeeze(1)
         found = torch.zeros(
@@ -167,6 +229,8 @@ class _ChunkedLogLikelihood(torch.autograd.Function):
             states = flat[chunk]
             logits = _wide(nn.functional.linear(states, weight, bias))
             p = torch.softmax(logits, dim=1)
+            if uniforms is not None:
+                target = _at(p, uniforms.reshape(-1)[chunk]).unsqueeze(1)
             # log p of the target by way of the likeliest token's, whose p can't underflow: one exponential is enough.
             behind = logits.gather(1, target).squeeze(1) - logits.amax(dim=1)
             found[chunk] = behind + p.amax(dim=1).log()
@@ -176,30 +240,48 @@ class _ChunkedLogLikelihood(torch.autograd.Function):
         return found.view(targets.shape)
 
     @staticmethod
-    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, None, None, None]:
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, None, None, None, None]:
         (grads,) = ctx.saved_tensors
         scale = upstream[0].reshape(-1, 1)
-        return (grads * -scale.to(grads.dtype)).view(*upstream[0].shape, -1), None, None, None
+        return (grads * -scale.to(grads.dtype)).view(*upstream[0].shape, -1), None, None, None, None
 
 
-def _checkpointed(head: nn.Module, hidden: Tensor, targets: Tensor) -> Tensor:
+def _checkpointed(head: nn.Module, hidden: Tensor, targets: Tensor, uniforms: Tensor | None) -> Tensor:
     """The same through autograd, for a tracked unembedding: each chunk's logits are computed twice."""
     step = _chunk(hidden.shape[0] * int(head.weight.shape[0]), hidden)  # type: ignore[arg-type]
 
-    def chunk(states: Tensor, wanted: Tensor) -> Tensor:
-        return _gathered(head(states), wanted)
+    def chunk(states: Tensor, wanted: Tensor, drawn: Tensor | None) -> Tensor:
+        logits = head(states)
+        return _gathered(logits, wanted if drawn is None else _drawn(logits, wanted, drawn))
 
-    starts = range(0, hidden.shape[1], step)
-    pieces = [
-        checkpoint(chunk, hidden[:, start : start + step], targets[:, start : start + step], use_reentrant=False)
-        for start in starts
-    ]
+    pieces = []
+    for start in range(0, hidden.shape[1], step):
+        part = slice(start, start + step)
+        drawn = None if uniforms is None else uniforms[:, part]
+        pieces.append(checkpoint(chunk, hidden[:, part], targets[:, part], drawn, use_reentrant=False))
     return torch.cat(pieces, dim=1)  # type: ignore[arg-type]
 
 
 def _gathered(logits: Tensor, targets: Tensor) -> Tensor:
     log_p = torch.log_softmax(_wide(logits), dim=-1)
     return log_p.gather(-1, targets.clamp(min=0).unsqueeze(-1)).squeeze(-1) * (targets != -100)
+
+
+def _drawn(logits: Tensor, targets: Tensor, uniforms: Tensor) -> Tensor:
+    """Replace the scored targets, [N, S], by tokens drawn from the logits, [N, S, V]."""
+    with torch.no_grad():
+        return torch.where(targets == -100, targets, _at(torch.softmax(_wide(logits), dim=-1), uniforms))
+
+
+def _at(p: Tensor, uniforms: Tensor) -> Tensor:
+    """Return where the cumulative distribution p, [..., V], reaches each uniform number, [...]."""
+    reached = torch.searchsorted(p.cumsum(dim=-1), uniforms.to(p.dtype).unsqueeze(-1), right=True).squeeze(-1)
+    return reached.clamp(max=p.shape[-1] - 1)
+
+
+def _scored(batch: Any) -> Tensor:
+    """How many tokens of each example are scored, [N], at least 1."""
+    return (batch.labels[:, 1:] != -100).sum(dim=1).clamp(min=1)
 
 
 def _chunk(numbers: int, like: Tensor) -> int:

@@ -11,19 +11,28 @@ Source: Choe et al. 2024, "What is Your Data Worth to GPT?" (LoGra), section 3; 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Self
+from typing import Literal, Self
 
 import torch
 from torch import Tensor
 
 from influence.axes import ND, ModuleColumns
 from influence.curvature.damping import Damping
+from influence.curvature.spectrum import Spectrum, spectrum_of
 from influence.errors import CurvatureError
 
 log = logging.getLogger(__name__)
 
 COLUMN_LIMIT = 16_384
 """The widest block (Q·P columns) that is decomposed; its matrix holds the square of that in float64."""
+
+
+def blocks_of(modules: Sequence[ModuleColumns], blocks: Literal["module", "all"]) -> tuple[ModuleColumns, ...]:
+    """Return the blocks of a Fisher: the modules themselves, or `all` their columns as one."""
+    if blocks == "module":
+        return tuple(modules)
+    width = modules[-1].stop
+    return (ModuleColumns(name="all modules", outputs=1, inputs=width, q=1, p=width, start=0, stop=width),)
 
 
 @dataclass
@@ -69,17 +78,6 @@ class FisherSums:
         """Return the sums that `tensors()` gave."""
         sums = {module.name: tensors[f"sum.{module.name}"] for module in modules}
         return cls(tuple(modules), int(tensors["count"]), sums)
-
-
-@dataclass(frozen=True)
-class Spectrum:
-    """What one module's eigenvalues look like under its damping, for people to read."""
-
-    module: str
-    largest: float
-    mean: float
-    damping: float
-    trace_share_under_damping: float
 
 
 @dataclass(frozen=True)
@@ -145,9 +143,7 @@ class ProjectedFisher:
     def spectra(self) -> Iterable[Spectrum]:
         """Yield each module's spectrum; the share of the trace below λ says how much the damping decides."""
         for module, values, damping in zip(self.modules, self.eigenvalues, self.dampings, strict=True):
-            trace = float(values.sum())
-            under = float(values[values < damping].sum()) / trace if trace else 0.0
-            yield Spectrum(module.name, float(values[-1]), float(values.mean()), damping, under)
+            yield spectrum_of(module.name, values, damping)
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the state as named tensors, to be saved."""

@@ -8,8 +8,7 @@ Sources: Goodfellow 2015, "Efficient per-example gradient computations"; Choe et
 """
 
 from collections.abc import Sequence
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,8 +20,8 @@ from influence.gradients.projection import Projection, Sides
 from influence.model.layers import TrackedLayer
 
 
-class Capture:
-    """The rows of batches; a context manager that leaves the model as it found it, see `hooks.Hooks`.
+class Capture(Hooks):
+    """The rows of batches; a context manager that leaves the model as it found it.
 
     Attributes:
         modules: Which columns of a row belong to which layer.
@@ -30,24 +29,12 @@ class Capture:
     """
 
     def __init__(self, model: nn.Module, layers: Sequence[TrackedLayer], projection: Projection) -> None:
-        self.model = model
         self.modules, sides = lay_out(layers, projection)
         self.dims = self.modules[-1].stop if self.modules else 0
         self._sinks = [
             _Rows(layer, columns, side) for layer, columns, side in zip(layers, self.modules, sides, strict=True)
         ]
-        self._hooks = Hooks(model, layers, self._sinks)
-
-    def __enter__(self) -> Self:
-        """Freeze the parameters and set the hooks."""
-        self._hooks.__enter__()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Remove the hooks and give the parameters back their flags."""
-        self._hooks.__exit__(kind, error, trace)
+        super().__init__(model, layers, self._sinks)
 
     def __call__(self, measure: Measure, batch: Any) -> tuple[ND, PerExample]:
         """Return the gradient of every example's measured value, projected.
@@ -74,7 +61,7 @@ class Capture:
                 sink.rows = rows
 
         try:
-            values = self._hooks.run(measure, batch, begin)
+            values = self.run(measure, batch, begin)
         finally:
             for sink in self._sinks:
                 sink.rows = None

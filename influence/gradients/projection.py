@@ -9,12 +9,17 @@ counter-based generator, keyed on a SHA-256 of those and read on the CPU. They a
 batch size and restart. Rademacher entries come straight from the generator's bits, so they are also the same under
 every numpy version, and exact in bfloat16 wherever P and Q are powers of four.
 
-Source: Choe et al. 2024, "What is Your Data Worth to GPT?" (LoGra), section 3.
+With `rows: whitened` the half-inverses of K-FAC's factors are folded into the matrices, R_i (A + λ_A)^-½ and
+R_o (S + λ_S)^-½, so that the plain inner product of two rows already is their product under the curvature, at no cost a
+row; with `rows: eigenvectors` the rows of R are the leading eigenvectors of A and S. Both need the factors: `Fold`.
+
+Source: Choe et al. 2024, "What is Your Data Worth to GPT?" (LoGra), section 3 and its PCA initialisation; the whitened
+form is K-FAC's (Martens & Grosse 2015) with the random sketch between its halves.
 """
 
 import hashlib
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Protocol
 
 import numpy as np
 import torch
@@ -40,13 +45,33 @@ class ProjectionSettings(BaseModel):
     """Q, the width that a layer's outputs are projected to."""
     seed: Annotated[int, Field(ge=0)] = 0
     entries: Literal["rademacher", "normal"] = "rademacher"
+    rows: Literal["random", "whitened", "eigenvectors"] = "random"
+    """What the rows of R_i and R_o are: random; random with K-FAC's half-inverse behind; or leading eigenvectors."""
+    damping: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.1
+    """Of a whitened projection: λ_A and λ_S as shares of the mean eigenvalues of A and S."""
+
+    @property
+    def folds(self) -> bool:
+        """Whether the matrices are made from K-FAC's factors."""
+        return self.kind == "kronecker" and self.rows != "random"
 
     @property
     def summary(self) -> str:
         """The projection in words: `two-sided 16×16 rademacher projection (seed 0)`."""
         if self.kind == "none":
             return "no projection"
-        return f"two-sided {self.q}×{self.p} {self.entries} projection (seed {self.seed})"
+        if self.rows == "eigenvectors":
+            return f"two-sided {self.q}×{self.p} projection on leading eigenvectors"
+        whitened = f"K-FAC-whitened (damping {self.damping:g}) " if self.rows == "whitened" else ""
+        return f"{whitened}two-sided {self.q}×{self.p} {self.entries} projection (seed {self.seed})"
+
+
+class Fold(Protocol):
+    """What makes projection matrices of K-FAC's factors; see `curvature.whitening`."""
+
+    def fold(self, name: str, side: Literal["inputs", "outputs"], drawn: Tensor) -> Tensor:
+        """Return R, [P, W] float64, of one side of module `name`, from the random matrix drawn for it, [P, W]."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -68,9 +93,21 @@ class Sides:
 
 @dataclass(frozen=True)
 class Projection:
-    """Draws the projection matrices of any module from its settings alone."""
+    """Makes the projection matrices of any module from its settings, and from K-FAC's factors where they ask for them.
+
+    Attributes:
+        settings: Kind, widths, seed.
+        factors: Needed by `rows: whitened` and `rows: eigenvectors`, and by nothing else.
+    """
 
     settings: ProjectionSettings = ProjectionSettings()
+    factors: Fold | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse a whitened projection without factors, and factors that nothing asked for."""
+        if self.settings.folds != (self.factors is not None):
+            found = "no Kronecker factors were given" if self.factors is None else "Kronecker factors were given"
+            raise ProjectionError(f"The projection is {self.settings.summary}, and {found}.")
 
     def sides(self, name: str, inputs: int, outputs: int, dtype: torch.dtype = torch.float32) -> Sides:
         """Return the matrices of the module `name`, on the CPU.
@@ -89,15 +126,24 @@ class Projection:
         p, q = min(self.settings.p, inputs), min(self.settings.q, outputs)
         return Sides(self._side(name, "inputs", p, inputs, dtype), self._side(name, "outputs", q, outputs, dtype), p, q)
 
-    def _side(self, name: str, side: str, width: int, full: int, dtype: torch.dtype) -> Tensor | None:
-        if width == full:
+    def _side(
+        self, name: str, side: Literal["inputs", "outputs"], width: int, full: int, dtype: torch.dtype
+    ) -> Tensor | None:
+        if width == full and self.factors is None:
             return None
+        matrix = torch.from_numpy(self._drawn(name, side, width, full))
+        if self.factors is not None:
+            matrix = self.factors.fold(name, side, matrix)
+        if not bool(torch.isfinite(matrix).all()) or not bool(matrix.any(dim=1).all()):
+            raise ProjectionError(f"The projection of {name} ({side}, {width}×{full}) has an empty or non-finite row.")
+        return matrix.to(dtype)
+
+    def _drawn(self, name: str, side: str, width: int, full: int) -> np.ndarray:
+        if width == full:
+            return np.eye(full)
         entries = self.settings.entries
         key = f"{PROJECTION_VERSION}|{self.settings.seed}|{name}|{side}|{width}x{full}|{entries}"
-        drawn = draw(key, (width, full), entries) / np.sqrt(width)
-        if not np.isfinite(drawn).all() or not drawn.any(axis=1).all():
-            raise ProjectionError(f"The projection of {name} ({side}, {width}×{full}) has an empty or non-finite row.")
-        return torch.from_numpy(drawn).to(dtype)
+        return draw(key, (width, full), entries) / np.sqrt(width)
 
 
 def draw(key: str, shape: tuple[int, int], entries: Literal["rademacher", "normal"]) -> np.ndarray:

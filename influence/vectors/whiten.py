@@ -2,10 +2,12 @@
 
 With u the query's gradient −∇m, r the row's gradient ∇ℓ, F the curvature and λ its damping:
 
-    dot, identity      u · r
-    dot, fisher        (1/N) (F+λ)⁻¹u · r                    nats per extra copy of the row
-    cosine, identity   u/|u| · r/|r|
-    cosine, fisher     unit((F+λ)^-½ u) · unit((F+λ)^-½ r)    half the curvature on each side, then length
+    dot, identity              u · r
+    dot, whitened projection   (1/N) u · r                     nats per extra copy; the curvature is in the vectors
+    dot, fisher                (1/N) (F+λ)⁻¹u · r              likewise
+    dot, fisher on both sides  (1/N) (F+λ)^-½u · (F+λ)^-½r     the same scores
+    cosine, identity           u/|u| · r/|r|
+    cosine, fisher             unit((F+λ)^-½ u) · unit((F+λ)^-½ r)
 
 Curvature always comes before length, and this is the only place where either is applied to a query or a row. A zero
 vector stays zero and scores 0.
@@ -46,11 +48,12 @@ class Comparison:
         """Turn queries' gradients −∇m, [m, D], into vectors to search with, same shape and dtype."""
         if self.recipe.comparison == "cosine":
             return self.row_vectors(gradients)
-        return gradients if self.fisher is None else self.fisher.apply(gradients) / self.rows
+        if self.fisher is not None:
+            gradients = self.fisher.apply(gradients, power=-0.5 if self.recipe.halved else -1.0)
+        return gradients / self.rows if self.recipe.inverts else gradients
 
     def row_vectors(self, gradients: ND) -> ND:
         """Turn rows' gradients ∇ℓ, [n, D], into vectors to search among, same shape and dtype."""
-        if self.recipe.comparison == "dot":
-            return gradients
-        halved = gradients if self.fisher is None else self.fisher.apply(gradients, power=-0.5)
-        return unit_norm(halved)[0]
+        if self.fisher is not None and self.recipe.halved:
+            gradients = self.fisher.apply(gradients, power=-0.5)
+        return unit_norm(gradients)[0] if self.recipe.comparison == "cosine" else gradients

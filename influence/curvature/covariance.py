@@ -1,0 +1,209 @@
+"""The Kronecker factors' sums: what a layer receives, and the gradient of what it returns, each with itself.
+
+Per module, over the rows of a random sample:
+
+    A = Σ_{n,s} a aᵀ / T     [I, I]    T the positions that hold a token
+    S = Σ_{n,s} g gᵀ / N     [O, O]    N the examples
+
+With S per example (not per token) A⊗S has the scale of the Fisher of the mean example loss,
+(1/N) Σ_n vec(G_n)vec(G_n)ᵀ, so that one damping means the same here and there. Sums of disjoint rows merge by addition.
+The gradients are those of labels drawn from the model (the true Fisher), or of the data's own (the empirical one): the
+recipe says which.
+
+Source: Martens & Grosse 2015, "Optimizing neural networks with Kronecker-factored approximate curvature", section 3.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal, Self
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+
+from influence.axes import NS, NSO
+from influence.errors import CurvatureError
+from influence.gradients.hooks import Hooks, Measure, layer_inputs
+from influence.model.layers import TrackedLayer
+
+
+class FactorSettings(BaseModel):
+    """How Kronecker factors are fitted.
+
+    Attributes:
+        labels: `sampled` from the model's own distribution (the true Fisher), or `empirical`, the data's.
+        rows: The size of the random sample they are fitted to; None takes every row.
+        seed: Of the sample and of the labels drawn.
+        width_limit: The widest side (a layer's inputs or outputs) that is decomposed whole.
+        blocks: A wider side is cut into this many blocks and its factor is block diagonal; 1 refuses it.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    labels: Literal["sampled", "empirical"] = "sampled"
+    rows: Annotated[int, Field(ge=1)] | None = 4096
+    seed: Annotated[int, Field(ge=0)] = 0
+    width_limit: Annotated[int, Field(ge=1)] = 16_384
+    blocks: Annotated[int, Field(ge=1)] = 1
+
+    @property
+    def summary(self) -> str:
+        """The fit in words: `sampled labels, 4,096 random rows`."""
+        rows = "every row" if self.rows is None else f"up to {self.rows:,} random rows"
+        return f"{self.labels} labels, {rows}"
+
+    def cut(self, name: str, side: str, width: int) -> tuple[slice, ...]:
+        """Return the diagonal blocks of a side of this width, one unless it is over the limit.
+
+        Raises:
+            CurvatureError: It is over the limit, and so would its blocks be.
+        """
+        count = self.blocks if width > self.width_limit else 1
+        size = -(-width // count)
+        if size > self.width_limit:
+            raise CurvatureError(
+                f"{name} has {width:,} {side}; its factor would hold {width:,}² numbers and the limit is "
+                f"{self.width_limit:,} a side. Exclude the layer (model.layers.exclude), or cut wide sides into "
+                f"{-(-width // self.width_limit)} blocks: recipe.factors.blocks."
+            )
+        return tuple(slice(start, min(width, start + size)) for start in range(0, width, size))
+
+
+@dataclass(frozen=True)
+class ModuleWidths:
+    """One module's name and sides: I inputs (one more where the bias is tracked) and O outputs."""
+
+    name: str
+    inputs: int
+    outputs: int
+
+
+def widths_of(layers: Sequence[TrackedLayer]) -> tuple[ModuleWidths, ...]:
+    """Return the sides of tracked layers."""
+    return tuple(ModuleWidths(layer.name, layer.inputs, layer.outputs) for layer in layers)
+
+
+@dataclass
+class CovarianceSums:
+    """Σ a aᵀ and Σ g gᵀ of each module over some examples; sums of disjoint examples merge by addition.
+
+    Attributes:
+        modules: Whose they are.
+        settings: How wide sides are cut.
+        examples: N.
+        positions: T of each module.
+        inputs: Σ a aᵀ, one [w, w] a block of the inputs' side.
+        outputs: Σ g gᵀ likewise.
+    """
+
+    modules: tuple[ModuleWidths, ...]
+    settings: FactorSettings
+    examples: int = 0
+    positions: dict[str, int] = field(default_factory=dict)
+    inputs: dict[str, list[Tensor]] = field(default_factory=dict)
+    outputs: dict[str, list[Tensor]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Refuse sides that are too wide, by name, before anything is computed."""
+        for module in self.modules:
+            self.settings.cut(module.name, "inputs", module.inputs)
+            self.settings.cut(module.name, "outputs", module.outputs)
+
+    def merge(self, other: Self) -> None:
+        """Add the sums of other examples; merge in a fixed order for the same bits every time."""
+        self.examples += other.examples
+        for mine, theirs in ((self.inputs, other.inputs), (self.outputs, other.outputs)):
+            for name, blocks in theirs.items():
+                mine[name] = [a + b for a, b in zip(mine[name], blocks, strict=True)] if name in mine else blocks
+        for name, count in other.positions.items():
+            self.positions[name] = self.positions.get(name, 0) + count
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the state as named tensors on the CPU, to be saved."""
+        named = {"examples": torch.tensor(self.examples)}
+        for module in self.modules:
+            named[f"positions.{module.name}"] = torch.tensor(self.positions.get(module.name, 0))
+            for side, sums in (("inputs", self.inputs), ("outputs", self.outputs)):
+                for number, block in enumerate(sums.get(module.name, ())):
+                    named[f"{side}.{number}.{module.name}"] = block.cpu()
+        return named
+
+    @classmethod
+    def from_tensors(
+        cls, modules: Sequence[ModuleWidths], settings: FactorSettings, tensors: Mapping[str, Tensor]
+    ) -> Self:
+        """Return the sums that `tensors()` gave."""
+        sums = cls(tuple(modules), settings, int(tensors["examples"]))
+        for module in modules:
+            sums.positions[module.name] = int(tensors[f"positions.{module.name}"])
+            for side, into, width in (
+                ("inputs", sums.inputs, module.inputs),
+                ("outputs", sums.outputs, module.outputs),
+            ):
+                names = [f"{side}.{k}.{module.name}" for k in range(len(settings.cut(module.name, side, width)))]
+                into[module.name] = [tensors[name] for name in names if name in tensors]
+        return sums
+
+
+class CovarianceFit(Hooks):
+    """Sums covariances over batches; a context manager that leaves the model as it found it.
+
+    Attributes:
+        sums: What was added so far.
+    """
+
+    def __init__(self, model: nn.Module, layers: Sequence[TrackedLayer], settings: FactorSettings) -> None:
+        self.sums = CovarianceSums(widths_of(layers), settings)
+        self._sinks = [_Covariances(layer, self.sums) for layer in layers]
+        super().__init__(model, layers, self._sinks)
+
+    def add(self, measure: Measure, batch: Any, mask: NS | None = None) -> None:
+        """Add a batch.
+
+        Args:
+            measure: Gives the loss of each example, [N], summed over its positions.
+            batch: Whatever `measure` understands.
+            mask: [N, S], nonzero where a position holds a token. Positions of layers whose inputs have another shape
+                than [N, S, I], such as a classifier's head, all count.
+
+        Raises:
+            TaskError, CaptureError: See `Hooks.run`.
+        """
+        for sink in self._sinks:
+            sink.mask = mask
+        self.sums.examples += len(self.run(measure, batch))
+
+
+class _Covariances:
+    """One layer's two sums: the sink of its hooks."""
+
+    def __init__(self, layer: TrackedLayer, sums: CovarianceSums) -> None:
+        self.mask: Tensor | None = None
+        self._layer = layer
+        self._sums = sums
+        self._inputs = sums.settings.cut(layer.name, "inputs", layer.inputs)
+        self._outputs = sums.settings.cut(layer.name, "outputs", layer.outputs)
+
+    def keep(self, module: nn.Module, inputs: Tensor, output: Tensor) -> None:
+        received = layer_inputs(self._layer, inputs, output)
+        if self.mask is not None and self.mask.shape == received.shape[:2]:
+            received = received * (self.mask != 0).unsqueeze(2).to(received.dtype)
+            count = int((self.mask != 0).sum())
+        else:
+            count = received.shape[0] * received.shape[1]
+        name = self._layer.name
+        self._sums.positions[name] = self._sums.positions.get(name, 0) + count
+        _add(self._sums.inputs, name, received, self._inputs)
+
+    def take(self, grads: NSO, kept: None, *, last: bool) -> None:
+        _add(self._sums.outputs, self._layer.name, grads, self._outputs)
+
+
+def _add(sums: dict[str, list[Tensor]], name: str, vectors: Tensor, blocks: tuple[slice, ...]) -> None:
+    """Add Σ v vᵀ of vectors [N, S, W], in float32 or better."""
+    flat = vectors.reshape(-1, vectors.shape[-1])
+    flat = flat if flat.dtype == torch.float64 else flat.float()
+    if name not in sums:
+        sums[name] = [flat.new_zeros(part.stop - part.start, part.stop - part.start) for part in blocks]
+    for total, part in zip(sums[name], blocks, strict=True):
+        total.addmm_(flat[:, part].T, flat[:, part])

@@ -1,0 +1,125 @@
+"""Inner products of whole, unprojected per-example gradients with given matrices: exact scoring.
+
+For example n and matrix H_q of a module, ⟨G_n, H_q⟩ summed over modules. G_n = Σ_s g_s a_sᵀ is formed for a few
+examples at a time, used for every query, and dropped; with matrices given as rank-r factors it isn't formed at all:
+⟨G, Σ_r u_r v_rᵀ⟩ = Σ_s Σ_r (u_r · g_s)(v_r · a_s).
+
+Source: the gradient form of influence functions, Koh & Liang 2017, equation 2; the low-rank form, Grosse et al. 2023,
+"Studying large language model generalization with influence functions", section 3.2.2.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from influence.axes import NSI, NSO, PerExample
+from influence.gradients.hooks import Hooks, Measure, layer_inputs
+from influence.model.layers import TrackedLayer
+
+CHUNK_BYTES = 32 * 2**20
+"""Whole gradients of a layer that are formed at once."""
+
+
+@dataclass(frozen=True)
+class LowRank:
+    """A module's matrices for m queries as rank-r products, H_q ≈ Σ_r left[q, :, r] right[q, :, r]ᵀ.
+
+    Attributes:
+        left: [m, O, r].
+        right: [m, I, r].
+        error: ‖H − H_r‖ / ‖H‖ over the queries, what truncation left out.
+    """
+
+    left: Tensor
+    right: Tensor
+    error: float
+
+
+def compress(matrices: Tensor, rank: int) -> LowRank:
+    """Return the best approximation of rank `rank` of every matrix [m, O, I], by truncated SVD."""
+    left, values, right = torch.linalg.svd(matrices, full_matrices=False)
+    total = float(values.square().sum())
+    error = (float(values[:, rank:].square().sum()) / total) ** 0.5 if total else 0.0
+    return LowRank(left[:, :, :rank] * values[:, None, :rank], right[:, :rank].transpose(1, 2).contiguous(), error)
+
+
+class InnerProducts(Hooks):
+    """Scores of batches against fixed matrices; a context manager that leaves the model as it found it."""
+
+    def __init__(self, model: nn.Module, layers: Sequence[TrackedLayer], matrices: Sequence[Tensor | LowRank]) -> None:
+        """Set up.
+
+        Args:
+            model: The model.
+            layers: The tracked layers.
+            matrices: For each layer the m queries' matrices, [m, O, I], or their low-rank form.
+        """
+        first = matrices[0]
+        self.queries = len(first.left if isinstance(first, LowRank) else first)
+        self._sinks = [_Products(layer, held) for layer, held in zip(layers, matrices, strict=True)]
+        super().__init__(model, layers, self._sinks)
+
+    def __call__(self, measure: Measure, batch: Any) -> tuple[Tensor, PerExample]:
+        """Return Σ_modules ⟨G_n, H_q⟩ of every example and query.
+
+        Args:
+            measure: `measure(model, batch)` gives one value an example, [N], summed over its positions.
+            batch: Whatever `measure` understands.
+
+        Returns:
+            [N, m], float32 (float64 for a float64 model), on the model's device; and the values [N], detached.
+
+        Raises:
+            TaskError, CaptureError: See `Hooks.run`.
+        """
+        scores: Tensor | None = None
+
+        def begin(values: Tensor) -> None:
+            nonlocal scores
+            dtype = torch.float64 if values.dtype == torch.float64 else torch.float32
+            scores = torch.zeros(len(values), self.queries, dtype=dtype, device=values.device)
+            for sink in self._sinks:
+                sink.scores = scores
+
+        try:
+            values = self.run(measure, batch, begin)
+        finally:
+            for sink in self._sinks:
+                sink.scores = None
+        assert scores is not None, "the hooks begin before they return"
+        return scores, values
+
+
+class _Products:
+    """One layer's share of the scores: the sink of its hooks."""
+
+    def __init__(self, layer: TrackedLayer, matrices: Tensor | LowRank) -> None:
+        self.scores: Tensor | None = None
+        self._layer = layer
+        self._matrices = matrices
+
+    def keep(self, module: nn.Module, inputs: Tensor, output: Tensor) -> NSI:
+        return layer_inputs(self._layer, inputs, output)
+
+    def take(self, grads: NSO, kept: NSI, *, last: bool) -> None:
+        assert self.scores is not None, "inner products have their scores before the backward pass"
+        dtype = self.scores.dtype
+        if isinstance(self._matrices, LowRank):
+            left, right = (_flat(side, grads.device, dtype) for side in (self._matrices.left, self._matrices.right))
+            products = ((grads.to(dtype) @ left) * (kept.to(dtype) @ right)).sum(dim=1)
+            self.scores += products.unflatten(1, (self.scores.shape[1], -1)).sum(dim=2)
+            return
+        matrices = self._matrices.to(grads.device, dtype).flatten(1)
+        step = max(1, CHUNK_BYTES // (4 * matrices.shape[1]))
+        for first in range(0, len(grads), step):
+            part = slice(first, first + step)
+            gradients = torch.bmm(grads[part].to(dtype).transpose(1, 2), kept[part].to(dtype))
+            self.scores[part].addmm_(gradients.flatten(1), matrices.T)
+
+
+def _flat(side: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """View [m, W, r] as [W, m·r]."""
+    return side.to(device, dtype).transpose(0, 1).flatten(1)
