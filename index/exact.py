@@ -2,7 +2,8 @@
 
 Scores are summed in float64, each row by itself, and rounded once to float32. In a matrix product the order of the sum
 depends on where a row stands, and copies of one document would then rank by accident; this way equal rows score
-equally, in blocks of any size, and the lower row wins.
+equally, in blocks of any size, and the lower row wins. Whoever can score rows without having their vectors, such as a
+store of compressed rows, hands scores to `exact_search_scores`, and keeps that promise itself.
 """
 
 from collections.abc import Iterable, Iterator
@@ -15,6 +16,9 @@ from index.neighbours import Found, Neighbours, best, checked_count
 
 Blocks = Iterable[tuple[int, NDArray[np.floating]]]
 """(first row, vectors [b, D]) pairs, of any float type and any b."""
+
+ScoredBlocks = Iterable[tuple[int, NDArray[np.float32]]]
+"""(first row, scores [m, b]) pairs, of any b."""
 
 SLICE_BYTES = 32 * 2**20
 """A block is worked through in float64 slices of at most this size, so that a large block costs no second copy."""
@@ -35,14 +39,34 @@ def exact_search(queries: NDArray[np.floating], blocks: Blocks, k: int) -> Neigh
         VectorIndexError: k < 1, a query or row that is NaN, infinite or too long for float32 (its row is named), or
             widths that differ.
     """
-    wanted = checked_count(k)
+    checked_count(k)
     asked = checked_queries(queries)
-    largest, smallest = _Shortlist(len(asked), wanted), _Shortlist(len(asked), wanted)
-    for start, part, _ in checked_slices(blocks, asked.shape[1], len(asked)):
-        scores = np.empty((len(asked), len(part)), dtype=np.float32)
-        for query in range(len(asked)):
-            scores[query] = inner_products(part, asked[query])
-        rows = np.arange(start, start + len(part), dtype=np.int64)
+    return exact_search_scores(_scored(asked, blocks), len(asked), k)
+
+
+def exact_search_scores(blocks: ScoredBlocks, queries: int, k: int) -> Neighbours:
+    """Find the k largest and the k smallest of every query's scores, in one pass over blocks of them.
+
+    Memory: one block as the caller made it, and 24 bytes a query and neighbour. Ties go to the lower row, in blocks of
+    any size and order.
+
+    Args:
+        blocks: Each row's scores once. Equal rows must come with equal scores, wherever they stand.
+        queries: m, how many queries were asked.
+        k: Neighbours wanted at each end; where there are fewer rows, all of them come back.
+
+    Raises:
+        VectorIndexError: k < 1, a block for another number of queries, or a score that isn't finite (its row is named).
+    """
+    wanted = checked_count(k)
+    largest, smallest = _Shortlist(queries, wanted), _Shortlist(queries, wanted)
+    for start, scores in blocks:
+        if scores.ndim != 2 or len(scores) != queries:
+            raise VectorIndexError(
+                f"The scores that start at row {start} have the shape {list(scores.shape)}; expected [{queries}, rows]."
+            )
+        _check_scores(start, scores)
+        rows = np.arange(start, start + scores.shape[1], dtype=np.int64)
         largest.offer(scores, rows)
         smallest.offer(-scores, rows)
     # Adding zero turns the -0.0 of a negated zero score into 0.0.
@@ -58,6 +82,26 @@ def inner_products(vectors: NDArray[np.float64], query: NDArray[np.float64]) -> 
     """
     # A stack of vector-by-vector products: numpy hands BLAS one dot product a row, and D alone decides its order.
     return np.matmul(vectors[:, None, :], query[:, None])[:, 0, 0]
+
+
+def _scored(asked: NDArray[np.float64], blocks: Blocks) -> Iterator[tuple[int, NDArray[np.float32]]]:
+    """Yield (first row, scores [m, n]) of slices of bounded size."""
+    for start, part, _ in checked_slices(blocks, asked.shape[1], len(asked)):
+        scores = np.empty((len(asked), len(part)), dtype=np.float32)
+        for query in range(len(asked)):
+            scores[query] = inner_products(part, asked[query])
+        yield start, scores
+
+
+def _check_scores(start: int, scores: NDArray[np.float32]) -> None:
+    finite = np.isfinite(scores)
+    if not finite.all():
+        query, place = (int(found[0]) for found in np.nonzero(~finite))
+        raise VectorIndexError(
+            f"Row {start + place} scores {scores[query, place]} with query {query}; a finite score was expected. One of "
+            "them is too long for float32 scores, or not finite: look at that example, or compute its gradient in "
+            "float32."
+        )
 
 
 def checked_queries(queries: NDArray[np.floating]) -> NDArray[np.float64]:

@@ -37,6 +37,10 @@ class ProjectionError(InfluenceError):
     """A projection that doesn't fit its layer, or gives zeros or non-finite values."""
 
 
+class OptimiserMismatch(InfluenceError):
+    """An optimiser's state that can't be read, or isn't that of the model's parameters."""
+
+
 class CurvatureError(InfluenceError):
     """Curvature that can't be fitted or inverted; the message names the module."""
 

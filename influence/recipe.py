@@ -122,6 +122,22 @@ class Recipe(BaseModel):
         return self.curvature.kind != "identity" and (self.comparison == "cosine" or self.curvature.side == "both")
 
     @property
+    def stored(self) -> "Recipe":
+        """The recipe that stored rows are compared by: itself, or a whitened sketch where it takes whole gradients."""
+        if not self.curvature.whole:
+            return self
+        whitened = ProjectionSettings(rows="whitened")
+        return self.model_copy(update={"projection": whitened, "curvature": Curvature(), "exact": ExactSettings()})
+
+    @property
+    def decision(self) -> ExactSettings:
+        """What decides a query in the end: `exact`, or the curvature itself, over every row, where it is K-FAC's."""
+        if not self.curvature.whole:
+            return self.exact
+        kind = "kfac" if self.curvature.kind == "kfac" else "ekfac"
+        return ExactSettings(kind=kind, damping=self.curvature.damping, candidates=None, lexical=False)
+
+    @property
     def needs_factors(self) -> bool:
         """Whether some part of it is made of Kronecker factors."""
         return self.projection.folds or self.curvature.whole or self.exact.kind != "none"

@@ -7,7 +7,7 @@
 Queries run in the calling process, through the same session as the rows did.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -20,29 +20,35 @@ import index.persist
 import index.search
 from index.build import FlatIndex
 from index.errors import FaissMissing, GpuMissing, VectorIndexError
-from index.exact import exact_search
+from index.exact import exact_search_scores
 from index.neighbours import Neighbours
+from influence.baselines import bm25
+from influence.baselines.bm25 import BM25
 from influence.config import RunConfig, load_config, override_config
-from influence.data.example import QUERY_ROW, Example, TextContent, content_id
+from influence.data.example import Example
 from influence.errors import FingerprintMismatch, Incomplete, InfluenceError, MissingExtra, QueryError, StoreError
 from influence.model.load import model_digest, tokeniser_digest
 from influence.pipeline.build import CONFIG, build_run
 from influence.pipeline.curvature_stage import load_curvature
+from influence.pipeline.exact_stage import ExactScorer
+from influence.pipeline.factor_stage import factor_file, load_kronecker
 from influence.pipeline.forecast import Plan, plan_run
 from influence.pipeline.index_stage import FOLDER as INDEX_FOLDER
-from influence.pipeline.index_stage import compared_blocks, index_fingerprint
+from influence.pipeline.index_stage import index_fingerprint, scored_blocks
 from influence.pipeline.progress import Report
-from influence.pipeline.session import CaptureSpec, Session
+from influence.pipeline.session import Session
+from influence.pipeline.spec import CaptureSpec
 from influence.pipeline.standing import missing_parts, status
-from influence.query.attribute import Queries, attribute, named, scores
+from influence.query.asked import Query, as_example
+from influence.query.attribute import Queries, attribute, decide, named, propose, scores
 from influence.query.hits import Hits
-from influence.recipe import Recipe
+from influence.recipe import EXTRA_COPY, ExactSettings, Recipe
 from influence.store.manifest import Manifest
 from influence.store.reader import Store
 from influence.vectors.whiten import Comparison
 
-Query = Example | Mapping[str, Any]
-"""An `Example`, or a mapping with prompt and completion, or with text (and for a classifier its label); id optional."""
+LEXICAL_ROWS = 2_000_000
+"""The most texts that BM25, whose index is held in memory, proposes from."""
 
 
 def build(
@@ -118,7 +124,8 @@ class Run:
     @cached_property
     def comparison(self) -> Comparison:
         """The recipe with its curvature, loaded when first needed."""
-        return Comparison(self.recipe, load_curvature(self.path, self.manifest, self.recipe), self.rows)
+        stored = self.recipe.stored
+        return Comparison(stored, load_curvature(self.path, self.manifest, stored), self.rows)
 
     @cached_property
     def session(self) -> Session:
@@ -138,7 +145,8 @@ class Run:
                     f"{found}, "
                     f"the manifest expects {parts[what]}. Put the old one back, or build another run."
                 )
-        session = Session(CaptureSpec.of(self.config).model_copy(update={"device": self._device}))
+        factors = factor_file(self.path, self.manifest, self.recipe)
+        session = Session(CaptureSpec.of(self.config, factors).model_copy(update={"device": self._device}))
         if session.modules != self.manifest.modules:
             raise FingerprintMismatch(
                 f"The model's tracked layers come to {session.dims} columns, {self.path} has {self.manifest.dims} "
@@ -147,49 +155,88 @@ class Run:
             )
         return session
 
-    def query(self, prompt: str = "", completion: str = "", *, k: int = 10, id: str | None = None) -> Hits:
-        """Ask which rows made the model say `completion` after `prompt`.
+    def query(
+        self,
+        prompt: str = "",
+        completion: str = "",
+        *,
+        contrast: str | None = None,
+        k: int | None = None,
+        id: str | None = None,
+        exact: bool | None = None,
+        candidates: int | None = None,
+    ) -> Hits:
+        """Ask which rows made the model say `completion` after `prompt`, or rather than `contrast`.
+
+        See `query_many` for the other arguments.
 
         Returns:
             The k rows that promote it most and the k that oppose it most.
 
         Raises:
-            QueryError: Nothing in the completion is scored, or there are fewer than k rows.
+            QueryError: Nothing in the completion is scored, there are fewer than k rows, or see `query_many`.
         """
-        return self.query_many([Example.query(prompt, completion, id=id)], k=k)[0]
+        asked = Example.query(prompt, completion, id=id, contrast=contrast)
+        return self.query_many([asked], k=k, exact=exact, candidates=candidates)[0]
 
-    def query_many(self, queries: Sequence[Query], *, k: int = 10) -> list[Hits]:
-        """Answer several queries from one pass over them; see `query`."""
-        if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= self.rows:
-            raise QueryError(
-                f"k is {k!r}, but {self.path} has {self.rows} rows: k must be a number from 1 to {self.rows}."
-            )
+    def query_many(
+        self,
+        queries: Sequence[Query],
+        *,
+        k: int | None = None,
+        exact: bool | None = None,
+        candidates: int | None = None,
+    ) -> list[Hits]:
+        """Answer several queries from one pass over them.
+
+        Args:
+            queries: What is asked.
+            k: Rows on each side; unset, 10 or as many as there are.
+            exact: Whether the index's proposals are scored again from whole gradients; unset, as the recipe says.
+            candidates: How many proposals of each side; unset, as the recipe says.
+
+        Raises:
+            QueryError: A query can't be answered; k, or the candidates for it, are too few or too many; or exact scores
+                are asked of a run that has no factors for them.
+        """
+        decision = self._decision(exact, candidates)
+        k = self._checked(k, decision)
         captured = self.capture(queries)
         with _index_errors():
-            return attribute(captured, self.store, self.comparison, self._search, k)
+            if decision.kind == "none":
+                return attribute(captured, self.store, self.comparison, self._search, k)
+            if decision.candidates is None:
+                found = self._scorer(decision).every_row(captured.examples)
+                everyone = [np.arange(self.rows)] * len(found)
+                return decide(captured, self.store, everyone, list(found), k, **self._told(decision))
+            words = self._words if decision.lexical else None
+            proposed = propose(captured, self.comparison, self._search, min(decision.candidates, self.rows), words)
+            found = self._scorer(decision).candidates(captured.examples, proposed)
+            return decide(captured, self.store, proposed, found, k, **self._told(decision))
 
     def score(self, queries: Sequence[Query]) -> np.ndarray:
-        """Score every row for every query.
+        """Score every row for every query, without proposals: by the stored rows, or by K-FAC's whole gradients.
 
         Returns:
             float32 [queries, rows], in the recipe's unit; positive promotes. For more rows than fit, see
             `score_blocks`.
         """
+        if self.recipe.curvature.whole:
+            return self._scorer(self.recipe.decision).every_row(self.capture(queries).examples)
         out = np.empty((len(queries), self.rows), dtype=np.float32)
         for first, block in self.score_blocks(queries):
             out[:, first : first + block.shape[1]] = block
         return out
 
     def score_blocks(self, queries: Sequence[Query]) -> Iterator[tuple[int, np.ndarray]]:
-        """Yield (first row, scores float32 [queries, b]) for consecutive blocks of rows, read as they come."""
+        """Yield (first row, scores float32 [queries, b]) for consecutive blocks of stored rows, read as they come."""
         captured = self.capture(queries)
-        yield from scores(captured, self.comparison, compared_blocks(self.store, self.comparison))
+        yield from scored_blocks(self.store, self.comparison, query_vectors(captured, self.comparison))
 
     def capture(self, queries: Sequence[Query]) -> Queries:
         """Capture queries: their gradients −∇m, projected as the rows are, and what the model makes of them."""
         examples = named([as_example(query) for query in queries])
-        gradients, measured = self.session.query_gradients(examples)
-        return Queries(examples, gradients, measured)
+        return Queries(examples, *self.session.query_gradients(examples))
 
     def vectors(self, rows: Sequence[int]) -> np.ndarray:
         """Return the projected gradients of some rows, float32 [n, D], on the scale of the summed loss."""
@@ -207,7 +254,7 @@ class Run:
         """Let go of the model and the index; they come back when needed."""
         if "session" in self.__dict__:
             self.session.close()
-        for name in ("session", "comparison", "_index"):
+        for name in ("session", "comparison", "_index", "_words"):
             self.__dict__.pop(name, None)
 
     def __enter__(self) -> Self:
@@ -222,37 +269,61 @@ class Run:
         return f"Run({str(self.path)!r}, {self.rows:,} rows × {self.store.dims:,} columns, {self.recipe.summary})"
 
     @cached_property
+    def _words(self) -> BM25:
+        """BM25 over every row's text, prepared when first needed."""
+        if self.rows > LEXICAL_ROWS:
+            raise QueryError(
+                f"BM25 over {self.rows:,} texts doesn't fit into memory (at most {LEXICAL_ROWS:,} rows). Build with "
+                "--set recipe.exact.lexical=false, which leaves the proposals to the index."
+            )
+        return bm25.fit(self.store.texts())
+
+    def _decision(self, exact: bool | None, candidates: int | None) -> ExactSettings:
+        """What decides this query: the recipe's own way, changed as asked."""
+        decision = self.recipe.decision
+        if exact is False or (exact is None and decision.kind == "none"):
+            if candidates is not None:
+                raise QueryError("Candidates are proposals for exact scores: ask for those too (--exact).")
+            return ExactSettings()
+        if decision.kind == "none":
+            raise QueryError(
+                f"{self.path} has no Kronecker factors to score exactly with: its recipe has exact.kind none. Build it "
+                "again with --set recipe.exact.kind=ekfac; its rows stay, only the factors are fitted."
+            )
+        return decision if candidates is None else decision.model_copy(update={"candidates": candidates})
+
+    def _checked(self, k: int | None, decision: ExactSettings) -> int:
+        if k is None:
+            k = min(10, self.rows)
+        if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= self.rows:
+            raise QueryError(
+                f"k is {k!r}, but {self.path} has {self.rows} rows: k must be a number from 1 to {self.rows}."
+            )
+        if decision.kind != "none" and decision.candidates is not None and decision.candidates < k:
+            raise QueryError(
+                f"k is {k}, and exact scores are for {decision.candidates} candidates of each side. Ask for more "
+                f"candidates (--candidates {k}), or for a smaller k."
+            )
+        return k
+
+    def _scorer(self, decision: ExactSettings) -> ExactScorer:
+        kind: Literal["kfac", "ekfac"] = "kfac" if decision.kind == "kfac" else "ekfac"
+        curvature = load_kronecker(self.path, self.manifest, self.recipe, kind, decision.damping)
+        return ExactScorer(self.session, curvature, self.rows, decision.rank)
+
+    def _told(self, decision: ExactSettings) -> dict[str, str]:
+        decided = self.recipe.model_copy(update={"exact": decision})
+        return {"summary": f"{self.recipe.summary}; {decided.exact_summary}", "unit": EXTRA_COPY}
+
+    @cached_property
     def _index(self) -> FlatIndex:
-        folder, wanted = self.path / INDEX_FOLDER, index_fingerprint(self.manifest, self.recipe)
+        folder, wanted = self.path / INDEX_FOLDER, index_fingerprint(self.manifest, self.recipe.stored)
         return index.persist.load(folder, wanted, self.config.index.device)
 
     def _search(self, vectors: np.ndarray, k: int) -> Neighbours:
         if self.config.index.kind == "exact":
-            return exact_search(vectors, compared_blocks(self.store, self.comparison), k)
+            return exact_search_scores(scored_blocks(self.store, self.comparison, vectors), len(vectors), k)
         return index.search.search(self._index, vectors, k)
-
-
-def as_example(query: Query) -> Example:
-    """Return a query given as a mapping as an `Example`.
-
-    Raises:
-        QueryError: It has neither prompt and completion nor text, or keys that mean nothing here.
-    """
-    if isinstance(query, Example):
-        return query
-    known = {"prompt", "completion", "text", "label", "id"}
-    if not isinstance(query, Mapping) or set(query) - known:
-        found = sorted(set(query) - known) if isinstance(query, Mapping) else type(query).__name__
-        raise QueryError(f"A query is a mapping with prompt and completion, or with text; found {found!r}.")
-    name = query.get("id")
-    if "completion" in query and "text" not in query:
-        return Example.query(query.get("prompt", ""), query["completion"], id=name)
-    text = query.get("text")
-    if not isinstance(text, str) or "prompt" in query or "completion" in query:
-        raise QueryError(f"A query has prompt and completion, or text alone; found the keys {sorted(query)}.")
-    content = TextContent(text)
-    given = content_id(content) if name is None else str(name)
-    return Example(row=QUERY_ROW, id=given, text=text, content=content, label=query.get("label"))
 
 
 def plan(config: RunConfig | str | Path, *, overrides: Sequence[str] = ()) -> Plan:

@@ -31,6 +31,23 @@ def test_the_chunked_log_likelihood_is_that_of_the_models_own_logits(
         torch.testing.assert_close(found, log_likelihood(model, ragged_batch), rtol=1e-9, atol=1e-9)
 
 
+def test_a_token_whose_probability_underflows_keeps_its_log_likelihood_and_gradient(tiny_model, ragged_batch):
+    model = tiny_model("llama", torch.float32)
+    model.requires_grad_(False)
+    model.lm_head.weight.mul_(100)
+    model.model.norm.weight.requires_grad_()
+    found = CausalLM().token_log_likelihood(model, ragged_batch)
+    logits = model(input_ids=ragged_batch.input_ids, attention_mask=ragged_batch.attention_mask).logits[:, :-1].double()
+    targets = ragged_batch.labels[:, 1:]
+    every = torch.log_softmax(logits, dim=-1).gather(-1, targets.clamp(min=0).unsqueeze(-1)).squeeze(-1)
+    expected = every * (targets != -100)
+    assert expected.min() < -200
+    assert expected.float().exp().min() == 0
+    torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-3)
+    ours, theirs = (torch.autograd.grad(total.sum(), model.model.norm.weight)[0] for total in (found, expected))
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-3)
+
+
 def test_only_scored_positions_count(tiny_model, ragged_batch):
     model = tiny_model("llama")
     labels = ragged_batch.labels.clone()

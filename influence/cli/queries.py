@@ -9,15 +9,17 @@ from influence.errors import InfluenceError, QueryError
 STDIN = "/dev/stdin"
 
 
-def from_flags(prompt: str | None, completion: str | None, text: str | None, label: str | None) -> dict[str, str]:
+def from_flags(
+    prompt: str | None, completion: str | None, text: str | None, label: str | None, contrast: str | None = None
+) -> dict[str, str]:
     """Return the one query that flags ask.
 
     Raises:
         QueryError: There is none, or they don't make one; said before anything is loaded.
     """
     if text is not None:
-        if prompt is not None or completion is not None:
-            raise QueryError("--text is the whole query: leave out --prompt and --completion, or --text.")
+        if prompt is not None or completion is not None or contrast is not None:
+            raise QueryError("--text is the whole query: leave out --prompt, --completion and --contrast, or --text.")
         asked = {"text": text} if label is None else {"text": text, "label": label}
     elif label is not None:
         raise QueryError("--label is the class of a --text: give that too.")
@@ -28,6 +30,8 @@ def from_flags(prompt: str | None, completion: str | None, text: str | None, lab
         )
     else:
         asked = {"prompt": prompt or "", "completion": completion}
+        if contrast is not None:
+            asked["contrast"] = contrast
     _check(asked)
     return asked
 
@@ -43,7 +47,7 @@ def from_file(path: str) -> Sequence[Mapping[str, Any]]:
         QueryError: There are none, or a line holds no query; file and line are named.
     """
     from influence.data.records import records
-    from influence.run import as_example
+    from influence.query.asked import as_example
 
     file, name = (STDIN, "standard input") if path == "-" else (path, path)
     if path != "-" and Path(path).is_dir():
@@ -62,7 +66,7 @@ def from_file(path: str) -> Sequence[Mapping[str, Any]]:
 
 
 def _check(query: Mapping[str, Any]) -> None:
-    for key in ("completion", "text"):
+    for key in ("completion", "contrast", "text"):
         if query.get(key) == "":
             raise QueryError(
                 f"The {key} is empty, so nothing is predicted and nothing can be asked. Give what was said."

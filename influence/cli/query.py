@@ -36,7 +36,19 @@ def query(
     queries: Annotated[
         str | None, typer.Option(metavar="FILE|-", help="JSON Lines with a query a line, from a file or stdin.")
     ] = None,
-    k: Annotated[int, typer.Option("-k", min=1, help="Rows on each side.")] = 10,
+    contrast: Annotated[
+        str | None, typer.Option(help="What it might have said instead: ask what made it say the one, not the other.")
+    ] = None,
+    k: Annotated[int | None, typer.Option("-k", min=1, help="Rows on each side; 10 unless there are fewer.")] = None,
+    exact: Annotated[
+        bool | None,
+        typer.Option(
+            "--exact/--no-exact", help="Score the index's proposals again from whole gradients; as the recipe says."
+        ),
+    ] = None,
+    candidates: Annotated[
+        int | None, typer.Option(min=1, help="With exact scores: the proposals of each side; as the recipe says.")
+    ] = None,
     form: Annotated[
         HitsForm | None,
         typer.Option("--format", help="A table unless asked otherwise; with --out, as the file's suffix says."),
@@ -46,15 +58,17 @@ def query(
     """Show the rows that promote a completion most, and those that oppose it most."""
     chosen = _form(form, out)
     if queries is None:
-        asked = [from_flags(prompt, completion, text, label)]
-    elif any(flag is not None for flag in (prompt, completion, text, label)):
-        raise QueryError("Both --queries and --prompt, --completion, --text or --label are given: keep one.")
+        asked = [from_flags(prompt, completion, text, label, contrast)]
+    elif any(flag is not None for flag in (prompt, completion, text, label, contrast)):
+        raise QueryError(
+            "Both --queries and --prompt, --completion, --contrast, --text or --label are given: keep one."
+        )
     else:
         asked = from_file(queries)
     import influence.run
 
     with influence.run.open(run) as opened, told().status("Asking the model …"):
-        answers = opened.query_many(asked, k=k)
+        answers = opened.query_many(asked, k=k, exact=exact, candidates=candidates)
     _deliver(answers, chosen, out)
 
 

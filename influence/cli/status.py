@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from influence.cli.options import Form, FormOption, RunArgument
-from influence.cli.streams import put_text, show, told
+from influence.cli.streams import put_text, show, tell, told
 
 INTERVAL = 2.0
 """Seconds between two looks at a run that is watched."""
@@ -25,18 +25,30 @@ def status(
     """Say how much of a run stands, finished or not."""
     from influence.pipeline.standing import status as look
 
-    found = _begun(run) if watch else look(run)
     if not watch:
-        _print(found, form)
-    elif form is Form.table and sys.stdout.isatty():
+        _print(look(run), form)
+        return
+    try:
+        _watch(run, form)
+    except KeyboardInterrupt:
+        # Watching leaves nothing undone: Ctrl-C is how it ends.
+        told().print()
+
+
+def _watch(run: Path, form: Form) -> None:
+    """Look again and again until the run is complete."""
+    from influence.pipeline.standing import status as look
+
+    found = _begun(run)
+    if form is Form.table and sys.stdout.isatty():
         _live(run, found)
-    else:
-        _print(found, form, compact=True)
-        while not found["complete"]:
-            time.sleep(INTERVAL)
-            before, found = found, look(run)
-            if found != before:
-                _print(found, form, compact=True)
+        return
+    _print(found, form, compact=True)
+    while not found["complete"]:
+        time.sleep(INTERVAL)
+        before, found = found, look(run)
+        if found != before:
+            _print(found, form, compact=True)
 
 
 def _begun(run: Path) -> dict[str, Any]:
@@ -45,12 +57,16 @@ def _begun(run: Path) -> dict[str, Any]:
     from influence.pipeline.standing import status as look
     from influence.store.writer import building
 
+    told_why = False
     while True:
         try:
             return look(run)
-        except Incomplete:
+        except Incomplete as error:
             if building(run) is None:
                 raise
+            if not told_why:
+                tell(f"Waiting: {error}", "dim")
+                told_why = True
             time.sleep(INTERVAL)
 
 
@@ -65,21 +81,18 @@ def _print(found: dict[str, Any], form: Form, *, compact: bool = False) -> None:
 
 
 def _live(run: Path, found: dict[str, Any]) -> None:
-    """Redraw the table in place. Ctrl-C ends the watching, which leaves nothing undone."""
+    """Redraw the table in place."""
     from rich.console import Console
     from rich.live import Live
 
     from influence.cli.tables import status_table
     from influence.pipeline.standing import status as look
 
-    try:
-        with Live(status_table(found), console=Console(), auto_refresh=False, redirect_stderr=False) as live:
-            while not found["complete"]:
-                time.sleep(INTERVAL)
-                found = look(run)
-                live.update(status_table(found), refresh=True)
-    except KeyboardInterrupt:
-        told().print()
+    with Live(status_table(found), console=Console(), auto_refresh=False, redirect_stderr=False) as live:
+        while not found["complete"]:
+            time.sleep(INTERVAL)
+            found = look(run)
+            live.update(status_table(found), refresh=True)
 
 
 __all__ = ["status"]

@@ -47,16 +47,18 @@ def answer_tables(hits: Hits, marks: Mapping[int, str] | None = None, *, method:
 def status_table(found: Mapping[str, Any]) -> Table:
     """Return how far a run is, as `influence.run.status` found it."""
     share = found["shards_done"] / found["shards"] if found["shards"] else 0.0
+    shards = _counted(found["shards"], "shard")
     state = Text("complete", "green") if found["complete"] else Text("incomplete: run the same build again", "yellow")
     return _facts(
         {
             "run": found["path"],
             "state": state,
-            "rows": f"{found['rows_done']:,} of {found['rows']:,} captured ({share:.0%} of {found['shards']:,} shards)",
+            "rows": f"{found['rows_done']:,} of {found['rows']:,} captured ({share:.0%} of {shards})",
             "columns": f"{found['dims']:,}",
             "scored tokens": f"{found['tokens']:,}",
             "zero rows": f"{found['zero_rows']:,} (nothing to differentiate; they score 0)",
             "on disk": size(found["bytes"]),
+            "factors": found["factors"],
             "curvature": found["curvature"],
             "index": found["index"],
             "recipe": found["recipe"],
@@ -88,8 +90,8 @@ def plan_tables(plan: "Plan", hours: Mapping[int, float]) -> list[RenderableType
     return [
         _facts(
             {
-                "rows": f"{needs.rows:,} in {needs.shards:,} shards of {needs.rows_per_shard:,}",
-                "columns": f"{needs.dims:,} of {len(probed.modules):,} layers",
+                "rows": f"{needs.rows:,} in {_counted(needs.shards, 'shard')} of at most {needs.rows_per_shard:,}",
+                "columns": f"{needs.dims:,} of {_counted(len(probed.modules), 'layer')}",
                 "tokens a row": f"{probed.tokens_per_row:,.0f}",
                 "computes in": f"{probed.dtype} on {probed.device_name}",
                 "speed": speed,
@@ -142,6 +144,10 @@ def duration(hours: float) -> str:
     return f"{hours / 24:,.0f} days"
 
 
+def _counted(count: int, noun: str) -> str:
+    return f"{count:,} {noun}" + ("" if count == 1 else "s")
+
+
 def _question(hits: Hits) -> Text:
     query = hits.query
     asked = Text("\n")
@@ -150,6 +156,8 @@ def _question(hits: Hits) -> Text:
     asked.append_text(Text(plain(query.completion).plain, "bold"))
     chance = probability(query.log_likelihood)
     asked.append(f"\nlog-likelihood {nats(query.log_likelihood)} nats" + (f" ({chance})" if chance else ""), "dim")
+    if query.contrast is not None and query.contrast_log_likelihood is not None:
+        asked.append(f"\nrather than {plain(query.contrast).plain}: {nats(query.contrast_log_likelihood)} nats", "dim")
     return asked.append_text(Text(" · query ", "dim")).append_text(plain(query.id))
 
 

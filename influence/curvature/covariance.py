@@ -13,6 +13,7 @@ recipe says which.
 Source: Martens & Grosse 2015, "Optimizing neural networks with Kronecker-factored approximate curvature", section 3.
 """
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, Self
@@ -21,10 +22,11 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
-from influence.axes import NS, NSO
+from influence.axes import NS, NSI, NSO
 from influence.errors import CurvatureError
 from influence.gradients.hooks import Hooks, Measure, layer_inputs
 from influence.model.layers import TrackedLayer
+from influence.model.unembedding import unembedding
 
 
 class FactorSettings(BaseModel):
@@ -51,6 +53,11 @@ class FactorSettings(BaseModel):
         """The fit in words: `sampled labels, 4,096 random rows`."""
         rows = "every row" if self.rows is None else f"up to {self.rows:,} random rows"
         return f"{self.labels} labels, {rows}"
+
+    def label_seed(self, *place: int) -> int:
+        """Return the seed of the labels drawn for one batch, told from others by its place in the fit."""
+        digest = hashlib.sha256(":".join(map(str, (self.seed, *place))).encode()).digest()
+        return int.from_bytes(digest[:8], "little") >> 1
 
     def cut(self, name: str, side: str, width: int) -> tuple[slice, ...]:
         """Return the diagonal blocks of a side of this width, one unless it is over the limit.
@@ -141,7 +148,9 @@ class CovarianceSums:
                 ("outputs", sums.outputs, module.outputs),
             ):
                 names = [f"{side}.{k}.{module.name}" for k in range(len(settings.cut(module.name, side, width)))]
-                into[module.name] = [tensors[name] for name in names if name in tensors]
+                held = [tensors[name] for name in names if name in tensors]
+                if held:
+                    into[module.name] = held
         return sums
 
 
@@ -154,7 +163,8 @@ class CovarianceFit(Hooks):
 
     def __init__(self, model: nn.Module, layers: Sequence[TrackedLayer], settings: FactorSettings) -> None:
         self.sums = CovarianceSums(widths_of(layers), settings)
-        self._sinks = [_Covariances(layer, self.sums) for layer in layers]
+        last = unembedding(model)
+        self._sinks = [_Covariances(layer, self.sums, sliced=layer.module is last) for layer in layers]
         super().__init__(model, layers, self._sinks)
 
     def add(self, measure: Measure, batch: Any, mask: NS | None = None) -> None:
@@ -163,40 +173,74 @@ class CovarianceFit(Hooks):
         Args:
             measure: Gives the loss of each example, [N], summed over its positions.
             batch: Whatever `measure` understands.
-            mask: [N, S], nonzero where a position holds a token. Positions of layers whose inputs have another shape
-                than [N, S, I], such as a classifier's head, all count.
+            mask: [N, S], nonzero where a position holds a token. An unembedding may be called on slices of the
+                positions, one after another. Positions of other layers whose inputs have another shape than [N, S, I],
+                such as a classifier's head, all count.
+
+        After an error the sums hold an unknown part of the batch: begin anew.
 
         Raises:
             TaskError, CaptureError: See `Hooks.run`.
         """
         for sink in self._sinks:
-            sink.mask = mask
-        self.sums.examples += len(self.run(measure, batch))
+            sink.begin(mask)
+
+        def turn(values: Tensor) -> None:
+            for sink in self._sinks:
+                sink.backward = True
+
+        self.sums.examples += len(self.run(measure, batch, turn))
 
 
 class _Covariances:
-    """One layer's two sums: the sink of its hooks."""
+    """One layer's two sums: the sink of its hooks.
 
-    def __init__(self, layer: TrackedLayer, sums: CovarianceSums) -> None:
-        self.mask: Tensor | None = None
+    Inputs are added as the forward pass meets them, so that none is held. What checkpointing runs again during the
+    backward pass is added only when its output gradient comes: without reentrancy it never does, because that use was
+    added before.
+    """
+
+    def __init__(self, layer: TrackedLayer, sums: CovarianceSums, *, sliced: bool) -> None:
+        self.backward = False
         self._layer = layer
         self._sums = sums
+        self._sliced = sliced
+        self._mask: Tensor | None = None
+        self._place = 0
         self._inputs = sums.settings.cut(layer.name, "inputs", layer.inputs)
         self._outputs = sums.settings.cut(layer.name, "outputs", layer.outputs)
 
-    def keep(self, module: nn.Module, inputs: Tensor, output: Tensor) -> None:
+    def begin(self, mask: Tensor | None) -> None:
+        """Forget the last batch."""
+        self.backward = False
+        self._mask = mask
+        self._place = 0
+
+    def keep(self, module: nn.Module, inputs: Tensor, output: Tensor) -> NSI | None:
         received = layer_inputs(self._layer, inputs, output)
-        if self.mask is not None and self.mask.shape == received.shape[:2]:
-            received = received * (self.mask != 0).unsqueeze(2).to(received.dtype)
-            count = int((self.mask != 0).sum())
-        else:
-            count = received.shape[0] * received.shape[1]
+        if self.backward:
+            return received
+        self._add_inputs(received)
+        return None
+
+    def take(self, grads: NSO, kept: NSI | None, *, last: bool) -> None:
+        if kept is not None:
+            self._add_inputs(kept)
+        _add(self._sums.outputs, self._layer.name, grads, self._outputs)
+
+    def _add_inputs(self, received: NSI) -> None:
+        mask = self._mask
+        if mask is not None and self._sliced:
+            mask = mask[:, self._place : self._place + received.shape[1]]
+            self._place += received.shape[1]
+        count = received.shape[0] * received.shape[1]
+        if mask is not None and mask.shape == received.shape[:2]:
+            held = mask != 0
+            received = received * held.unsqueeze(2).to(received.dtype)
+            count = int(held.sum())
         name = self._layer.name
         self._sums.positions[name] = self._sums.positions.get(name, 0) + count
         _add(self._sums.inputs, name, received, self._inputs)
-
-    def take(self, grads: NSO, kept: None, *, last: bool) -> None:
-        _add(self._sums.outputs, self._layer.name, grads, self._outputs)
 
 
 def _add(sums: dict[str, list[Tensor]], name: str, vectors: Tensor, blocks: tuple[slice, ...]) -> None:

@@ -75,11 +75,18 @@ class EigenvalueFit(Hooks):
 
     def __init__(self, model: nn.Module, layers: Sequence[TrackedLayer], basis: Eigenbasis) -> None:
         self.sums = EigenvalueSums(tuple(layer.name for layer in layers))
-        super().__init__(model, layers, [_Squares(layer, basis[layer.name], self.sums) for layer in layers])
+        self._sinks = [_Squares(layer, basis[layer.name], self.sums) for layer in layers]
+        super().__init__(model, layers, self._sinks)
 
     def add(self, measure: Measure, batch: Any) -> None:
-        """Add a batch; `measure` gives the loss of each example, [N], summed over its positions."""
-        self.sums.examples += len(self.run(measure, batch))
+        """Add a batch; `measure` gives the loss of each example, [N], summed over its positions.
+
+        After an error the sums hold an unknown part of the batch: begin anew.
+        """
+        examples = len(self.run(measure, batch))
+        for sink in self._sinks:
+            sink.finish()
+        self.sums.examples += examples
 
 
 class _Squares:
@@ -106,8 +113,13 @@ class _Squares:
         product = torch.bmm(grads.to(dtype).transpose(1, 2), kept.to(dtype))
         self._pending = product if self._pending is None else self._pending + product
         if last:
-            _add_squares(total, self._basis_like(product).rotate(self._pending))
-            self._pending = None
+            self.finish()
+
+    def finish(self) -> None:
+        """Square what is pending: at the last use, or once the batch is over, where a use was due that never came."""
+        found, self._pending = self._pending, None
+        if found is not None:
+            _add_squares(self._total(found, found.dtype), self._basis_like(found).rotate(found))
 
     def _rotated(self, grads: NSO, kept: NSI) -> Tensor:
         """Q_Sᵀ G Q_A, [n, O, I]: the factors turned before their product, or the product after, whichever is less."""

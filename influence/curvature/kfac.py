@@ -15,6 +15,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from influence.axes import ND, ModuleColumns
 from influence.curvature.covariance import CovarianceSums, FactorSettings, ModuleWidths
 from influence.curvature.damping import Damping
 from influence.curvature.spectrum import Spectrum, spectrum_of
@@ -156,8 +157,14 @@ def _side(blocks: Sequence[Tensor], count: int, what: str, dtype: torch.dtype) -
         found, basis = torch.linalg.eigh((matrix + matrix.T) / 2)
         values.append(found.clamp(min=0))
         # LAPACK returns columns side by side; the same numbers in another order multiply with other roundings.
-        vectors.append(basis.to(dtype).contiguous())
+        vectors.append(_signed(basis).to(dtype).contiguous())
     return Side(tuple(vectors), torch.cat(values))
+
+
+def _signed(basis: Tensor) -> Tensor:
+    """Turn every eigenvector, a column, so that its largest entry is positive: a solver may return either."""
+    largest = basis.gather(0, basis.abs().argmax(dim=0, keepdim=True))
+    return torch.where(largest < 0, -basis, basis)
 
 
 @dataclass(frozen=True)
@@ -218,3 +225,21 @@ class KroneckerCurvature:
 def kfac_eigenvalues(basis: Eigenbasis) -> tuple[Tensor, ...]:
     """Return K-FAC's eigenvalues, Λ = λ_S λ_Aᵀ of each module, [O, I], float64."""
     return tuple(torch.outer(module.outputs.values, module.inputs.values) for module in basis.modules)
+
+
+def preconditioned(gradients: ND, modules: Sequence[ModuleColumns], curvature: KroneckerCurvature) -> list[Tensor]:
+    """Return (H + λ)⁻¹ u of each module, for queries' whole gradients u = −∇m.
+
+    Args:
+        gradients: [m, D], unprojected: the modules' blocks are whole weight gradients.
+        modules: Their columns, in the order of the curvature's.
+        curvature: K-FAC's or EK-FAC's.
+
+    Returns:
+        For each module [m, O, I], in the dtype of the gradients.
+    """
+    matrices = []
+    for number, module in enumerate(modules):
+        block = gradients[:, module.start : module.stop].unflatten(1, (module.q, module.p))
+        matrices.append(curvature.apply(number, block).contiguous())
+    return matrices

@@ -54,6 +54,7 @@ def _canonical_rows(
 ) -> Iterator[dict[str, Any]]:
     """Yield canonical rows for the cache. The arguments are its key: plain values, and `form` for that only."""
     files = tuple(file for file, *_ in stamp)
+    log.info("Reading %s (%d file(s), %s) into the cache of datasets.", files[0], len(files), shape)
     layout = Layout(shape, dict(names), (dict(names)["id"],) if has_id else ())
     count = 0
     for file in files:
@@ -91,12 +92,6 @@ def cached_rows(files: tuple[str, ...], file_format: FileFormat, layout: Layout,
         "limit": limit,
         "form": CANONICAL_FORM,
     }
-    log.info(
-        "Opening %s (%d file(s), %s); the first time, it is read into the cache of datasets.",
-        files[0],
-        len(files),
-        layout.shape,
-    )
     try:
         with no_progress_bars():
             return Dataset.from_generator(_canonical_rows, features=_features(layout.shape), gen_kwargs=key)  # type: ignore[return-value]

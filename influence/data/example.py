@@ -64,6 +64,7 @@ class Example:
         source: Where the row came from, for people.
         uri: Where it can be looked up.
         label: A class's number or name, for classifiers.
+        contrast: Of a query, what it is asked against: log p of this example minus log p of that one.
     """
 
     row: int
@@ -73,20 +74,23 @@ class Example:
     source: str | None = None
     uri: str | None = None
     label: int | str | None = None
+    contrast: "Example | None" = None
 
     @classmethod
-    def query(cls, prompt: str, completion: str, *, id: str | None = None) -> "Example":
+    def query(cls, prompt: str, completion: str, *, id: str | None = None, contrast: str | None = None) -> "Example":
         """Return a query: what made the model say `completion` after `prompt`?
 
         Args:
             prompt: What the model was given; may be empty.
             completion: What it said.
             id: A name for the query; its content digest when None.
+            contrast: What it might have said instead: what made it say `completion` rather than this?
 
         Raises:
             DataError: One of the two is not text that UTF-8 can hold.
         """
-        for name, value in (("prompt", prompt), ("completion", completion)):
+        asked = [("prompt", prompt), ("completion", completion)]
+        for name, value in asked if contrast is None else [*asked, ("contrast", contrast)]:
             if not isinstance(value, str):
                 raise DataError(f"The query's {name} is {type(value).__name__} {value!r:.80}, expected a string.")
             try:
@@ -97,7 +101,11 @@ class Example:
                     "which UTF-8 can't hold. Was it read with the wrong encoding?"
                 ) from None
         content = PromptContent(prompt, completion)
-        return cls(QUERY_ROW, content_id(content) if id is None else str(id), readable_text(content), content)
+        against = None if contrast is None else cls.query(prompt, contrast)
+        given = (
+            (content_id(content) if against is None else f"{content_id(content)}-{against.id}") if id is None else id
+        )
+        return cls(QUERY_ROW, str(given), readable_text(content), content, contrast=against)
 
 
 def content_id(content: Content) -> str:

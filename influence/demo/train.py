@@ -11,7 +11,6 @@ weights on the same machine. The random generators and torch's thread count are 
 import json
 import random
 import shutil
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -79,7 +78,8 @@ def train(
 
     Args:
         data: The rows, as a run file names them; `max_tokens` cuts them.
-        folder: Replaced when the training is done; an interrupted training leaves what was there.
+        folder: Replaced when the training is done; an interrupted training leaves what was there. Nothing else may
+            train into it meanwhile.
         settings: Sizes and seed.
         progress: Called after every optimiser step with a `Step` of the stage `training`.
         digest: Of the data; left in the folder for `trained_on`.
@@ -95,14 +95,10 @@ def train(
     random.Random(settings.seed).shuffle(parts)
     groups = cut_batches([len(part.input_ids) for part in parts], settings.token_budget)
     batches = [collate([parts[index] for index in group], PAD_ID) for group in groups]
-    with (
-        tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as scratch,
-        _seeded(settings),
-        _quiet(),
-    ):
+    with _scratch(folder) as scratch, _seeded(settings), _quiet():
         model = new_model(tokeniser, settings, max(POSITIONS, data.max_tokens))
-        _fit(model, batches, settings, Path(scratch), progress or silent)
-        made = Path(scratch, "checkpoint")
+        _fit(model, batches, settings, scratch, progress or silent)
+        made = scratch / "checkpoint"
         model.save_pretrained(made)
         tokeniser.save_pretrained(made)
         _note_training(made, data, digest, settings)
@@ -227,6 +223,21 @@ class _Progress(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         seconds = time.monotonic() - self.began
         self.report(Step("training", state.global_step, state.max_steps, seconds=seconds))
+
+
+@contextmanager
+def _scratch(folder: Path) -> Iterator[Path]:
+    """Make an empty folder beside the one to be trained into, and remove it afterwards.
+
+    Its name is always the same, so that what a training left that was killed goes when the next one begins.
+    """
+    scratch = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir()
+    try:
+        yield scratch
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
 
 
 @contextmanager

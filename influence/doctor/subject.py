@@ -16,7 +16,8 @@ from influence.doctor.check import TOLERANCE
 from influence.errors import DataError
 from influence.gradients.capture import Capture
 from influence.model.load import pad_id
-from influence.pipeline.session import CaptureSpec, Session
+from influence.pipeline.session import Session
+from influence.pipeline.spec import CaptureSpec
 
 ROWS = 10
 SEARCHED = 256

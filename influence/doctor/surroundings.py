@@ -15,6 +15,7 @@ from influence.doctor.check import Check
 from influence.pipeline.index_stage import check_index
 from influence.pipeline.plan import estimate, rows_per_shard
 from influence.pipeline.session import Session
+from influence.store.codecs import bytes_per_row
 
 PACKAGES = ("torch", "transformers", "datasets", "distributed", "faiss-cpu", "faiss-gpu-cu12", "peft")
 
@@ -45,8 +46,9 @@ def whereabouts(config: RunConfig, session: Session, rows: Rows, place: Path) ->
     largest = max(float(weight.detach().abs().max()) for weight in weights if weight.numel())
     count = sum(weight.numel() for weight in weights)
     yield Check("finite weights", "pass", f"{count:,} weights, the largest {largest:.3g}", "all finite", value=largest)
-    kinds = {"curvature": config.recipe.curvature.kind, "index": config.index.kind}
-    need = estimate(len(rows), session.modules, rows_per_shard(len(rows), session.dims, config.store), **kinds).disk  # type: ignore[arg-type]
+    kinds = {"curvature": config.recipe.stored.curvature.kind, "index": config.index.kind}
+    per_shard = rows_per_shard(len(rows), bytes_per_row(config.store, session.modules), config.store)
+    need = estimate(len(rows), session.modules, per_shard, codec=config.store, **kinds).disk  # type: ignore[arg-type]
     free = shutil.disk_usage(next(folder for folder in (place, *place.absolute().parents) if folder.exists())).free
     yield Check(
         "free disk",

@@ -7,16 +7,18 @@ promise is in `hooks`.
 Sources: Goodfellow 2015, "Efficient per-example gradient computations"; Choe et al. 2024 (LoGra), section 3.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from influence.axes import ND, NSO, ModuleColumns, PerExample
+from influence.gradients.adam import Division
 from influence.gradients.hooks import Hooks, Measure, layer_inputs
 from influence.gradients.linear import project_output_grads, sum_over_positions
 from influence.gradients.projection import Projection, Sides
+from influence.gradients.trak_projection import TrakProjection
 from influence.model.layers import TrackedLayer
 
 
@@ -24,24 +26,50 @@ class Capture(Hooks):
     """The rows of batches; a context manager that leaves the model as it found it.
 
     Attributes:
-        modules: Which columns of a row belong to which layer.
+        modules: Which columns of a row belong to which layer; one block where layers are projected together.
         dims: D, the columns of a row.
     """
 
-    def __init__(self, model: nn.Module, layers: Sequence[TrackedLayer], projection: Projection) -> None:
-        self.modules, sides = lay_out(layers, projection)
+    def __init__(
+        self,
+        model: nn.Module,
+        layers: Sequence[TrackedLayer],
+        projection: Projection,
+        denominators: Mapping[str, Tensor] | None = None,
+    ) -> None:
+        """Set up.
+
+        Args:
+            model: The model.
+            layers: The tracked layers.
+            projection: Makes the projection matrices.
+            denominators: What every layer's gradient is divided by before it is projected, [O, I] by the layer's name
+                (`adam.denominators`); None divides nothing.
+        """
+        blocks, sides = lay_out(layers, projection)
+        self._columns = blocks[-1].stop if blocks else 0
+        self._dense = None
+        if projection.settings.kind == "trak":
+            self._dense = TrakProjection(projection.settings, blocks, projection.checkpoint, *_home(model))
+        self.modules = blocks if self._dense is None else self._dense.modules
+        self.record = None if self._dense is None else self._dense.record
         self.dims = self.modules[-1].stop if self.modules else 0
-        self._sinks = [
-            _Rows(layer, columns, side) for layer, columns, side in zip(layers, self.modules, sides, strict=True)
-        ]
+        divisions = [None if denominators is None else Division(layer, denominators[layer.name]) for layer in layers]
+        self._sinks = [_Rows(*parts) for parts in zip(layers, blocks, sides, divisions, strict=True)]
         super().__init__(model, layers, self._sinks)
 
-    def __call__(self, measure: Measure, batch: Any) -> tuple[ND, PerExample]:
+    @property
+    def width(self) -> int:
+        """Numbers an example while it is captured: D, or those of its whole gradient where that is projected after."""
+        return self._columns
+
+    def __call__(self, measure: Measure, batch: Any, *, raw: bool = False) -> tuple[ND, PerExample]:
         """Return the gradient of every example's measured value, projected.
 
         Args:
             measure: `measure(model, batch)` gives one value an example, [N], summed over its positions.
             batch: Whatever `measure` understands; the first axis of every tracked layer's input must be its N examples.
+            raw: Divide nothing, though there are denominators: the queries of a recipe that divides rows only.
 
         Returns:
             Rows [N, D] on the model's device, float32 (float64 for a float64 model), the gradient of the *sum* of the
@@ -52,11 +80,13 @@ class Capture(Hooks):
             CaptureError: A layer's input isn't split by example, or a layer ran where no graph was recorded.
         """
         rows: Tensor | None = None
+        for sink in self._sinks:
+            sink.raw = raw
 
         def begin(values: Tensor) -> None:
             nonlocal rows
             dtype = torch.float64 if values.dtype == torch.float64 else torch.float32
-            rows = torch.zeros(len(values), self.dims, dtype=dtype, device=values.device)
+            rows = torch.zeros(len(values), self._columns, dtype=dtype, device=values.device)
             for sink in self._sinks:
                 sink.rows = rows
 
@@ -66,7 +96,7 @@ class Capture(Hooks):
             for sink in self._sinks:
                 sink.rows = None
         assert rows is not None, "the hooks begin before they return"
-        return rows, values
+        return rows if self._dense is None else self._dense(rows), values
 
 
 def lay_out(
@@ -86,29 +116,46 @@ def lay_out(
     return tuple(modules), tuple(sides)
 
 
+def _home(model: nn.Module) -> tuple[torch.device, torch.dtype]:
+    """Where a model is, and what its rows are computed in: float64 for a float64 model, float32 for any other."""
+    first = next(model.parameters(), torch.empty(0))
+    return first.device, torch.float64 if first.dtype == torch.float64 else torch.float32
+
+
 class _Rows:
     """One layer's columns of the rows: the sink of its hooks."""
 
-    def __init__(self, layer: TrackedLayer, columns: ModuleColumns, sides: Sides) -> None:
+    def __init__(self, layer: TrackedLayer, columns: ModuleColumns, sides: Sides, division: Division | None) -> None:
         self.rows: Tensor | None = None
+        self.raw = False
         self._layer = layer
         self._columns = columns
         self._sides = sides
+        self._division = division
+        self._moved: dict[tuple[str, torch.device, torch.dtype], Tensor] = {}
 
     def keep(self, module: nn.Module, inputs: Tensor, output: Tensor) -> Tensor:
-        return layer_inputs(self._layer, inputs, output, self._side("inputs", output))
+        if self._division is not None and not self.raw:
+            return self._division.keep(inputs, output)
+        return layer_inputs(self._layer, inputs, output, self._side("inputs", output.device, output.dtype))
 
     def take(self, grads: NSO, kept: Tensor, *, last: bool) -> None:
         assert self.rows is not None, "a capture gives its rows before the backward pass"
-        projected = project_output_grads(grads, self._side("outputs", grads))
-        product = sum_over_positions(projected, kept, self.rows.dtype)
+        dtype, device = self.rows.dtype, grads.device
+        if self._division is not None and not self.raw:
+            left, right = (self._side(which, device, dtype) for which in ("outputs", "inputs"))
+            product = self._division.product(grads, kept, left, right, dtype)
+        else:
+            projected = project_output_grads(grads, self._side("outputs", device, grads.dtype))
+            product = sum_over_positions(projected, kept, dtype)
         self.rows[:, self._columns.start : self._columns.stop] += product.flatten(1).to(self.rows.device)
 
-    def _side(self, which: str, like: Tensor) -> Tensor | None:
-        """The projection matrix in the dtype and on the device of `like`, moved once."""
-        side = getattr(self._sides, which)
-        if side is not None and (side.dtype != like.dtype or side.device != like.device):
-            side = side.to(device=like.device, dtype=like.dtype)
-            kept = {"inputs": self._sides.inputs, "outputs": self._sides.outputs, which: side}
-            self._sides = Sides(**kept, p=self._sides.p, q=self._sides.q)
-        return side
+    def _side(self, which: str, device: torch.device, dtype: torch.dtype) -> Tensor | None:
+        """The projection matrix in a dtype and on a device, moved there once."""
+        side: Tensor | None = getattr(self._sides, which)
+        if side is None or (side.dtype == dtype and side.device == device):
+            return side
+        key = (which, device, dtype)
+        if key not in self._moved:
+            self._moved[key] = side.to(device=device, dtype=dtype)
+        return self._moved[key]

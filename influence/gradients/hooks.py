@@ -35,7 +35,11 @@ class Sink(Protocol):
         ...
 
     def take(self, grads: NSO, kept: Any, *, last: bool) -> None:
-        """Receive the output gradient, [N, S, O], and what was kept; `last` where no other use of the layer is due."""
+        """Receive the output gradient, [N, S, O], and what was kept.
+
+        `last` says that no other use of the layer is due. Without it that isn't known: a use may not reach the values,
+        or may have been under no_grad, which reentrant checkpointing runs again and others don't.
+        """
         ...
 
 
@@ -58,7 +62,10 @@ class Hooks:
         for parameter in self._trained:
             parameter.requires_grad_(False)
         self._handles = [tap.layer.module.register_forward_hook(tap.forward) for tap in self._taps]
-        if _checkpoints_activations(self.model):
+        checkpoints = _checkpoints_activations(self.model)
+        for tap in self._taps:
+            tap.checkpoints = checkpoints
+        if checkpoints:
             embedding = self.model.get_input_embeddings()  # type: ignore[operator]
             self._handles.append(embedding.register_forward_hook(_require_grad))
         return self
@@ -147,6 +154,8 @@ class _Tap:
         self.layer = layer
         self.examples: int | None = None
         """N while the backward pass runs; None otherwise."""
+        self.checkpoints = False
+        """Whether the model checkpoints its activations, so that what ran under no_grad may be run again."""
         self._sink = sink
         self._due = 0
         self._recorded = False
@@ -166,7 +175,7 @@ class _Tap:
             )
 
     def forward(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Tensor | None:
-        if self.examples is None:
+        if self.examples is None and (torch.is_grad_enabled() or self.checkpoints):
             # What checkpointing runs again during the backward pass is a use that was counted before.
             self._due += 1
         if not torch.is_grad_enabled():

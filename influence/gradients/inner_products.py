@@ -62,6 +62,11 @@ class InnerProducts(Hooks):
         self._sinks = [_Products(layer, held) for layer, held in zip(layers, matrices, strict=True)]
         super().__init__(model, layers, self._sinks)
 
+    @property
+    def width(self) -> int:
+        """Numbers an example: m."""
+        return self.queries
+
     def __call__(self, measure: Measure, batch: Any) -> tuple[Tensor, PerExample]:
         """Return Σ_modules ⟨G_n, H_q⟩ of every example and query.
 

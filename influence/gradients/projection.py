@@ -23,12 +23,15 @@ from typing import Annotated, Literal, Protocol
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
 from influence.errors import ProjectionError
 
 PROJECTION_VERSION = 1
+
+MOST_BLOCKS = 100
+"""trak's block seeds are 1,000 apart and its checkpoints' 100,000: of more blocks, two would be the same."""
 
 Width = Annotated[int, Field(ge=1, le=16_384)]
 
@@ -38,7 +41,8 @@ class ProjectionSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    kind: Literal["kronecker", "none"] = "kronecker"
+    kind: Literal["kronecker", "trak", "none"] = "kronecker"
+    """Two-sided, layer by layer; or dense, over the gradient of all layers together, by the `trak` package."""
     p: Width = 16
     """P, the width that a layer's inputs are projected to."""
     q: Width = 16
@@ -49,6 +53,38 @@ class ProjectionSettings(BaseModel):
     """What the rows of R_i and R_o are: random; random with K-FAC's half-inverse behind; or leading eigenvectors."""
     damping: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.1
     """Of a whitened projection: λ_A and λ_S as shares of the mean eigenvalues of A and S."""
+    dims: Annotated[int, Field(ge=1)] | None = None
+    """k, the width of a trak projection."""
+    projector: Literal["basic", "cuda"] = "basic"
+    """Which of trak's projectors; `cuda` needs a GPU and the package `fast_jl`."""
+    block: Annotated[int, Field(ge=1)] = 100
+    """Columns that trak's basic projector draws at once; it holds this many numbers for every weight."""
+
+    @model_validator(mode="after")
+    def _of_one_kind(self) -> "ProjectionSettings":
+        """Refuse settings of one kind of projection beside another kind, where they would do nothing."""
+        other, kind = (
+            (("p", "q", "rows"), "kronecker") if self.kind == "trak" else (("dims", "projector", "block"), "trak")
+        )
+        idle = [name for name in other if getattr(self, name) != type(self).model_fields[name].default]
+        if idle:
+            raise ValueError(
+                f"{' and '.join(idle)} mean nothing to kind {self.kind}: leave them out, or choose kind {kind}"
+            )
+        if self.kind == "trak":
+            if self.dims is None:
+                raise ValueError("a trak projection needs dims, its width")
+            if self.projector == "basic" and self.blocks > MOST_BLOCKS:
+                raise ValueError(
+                    f"dims {self.dims:,} in blocks of {self.block} makes {self.blocks} blocks, and of more than "
+                    f"{MOST_BLOCKS} trak's seeds repeat themselves: set block to {-(-self.dims // MOST_BLOCKS)} or more"
+                )
+        return self
+
+    @property
+    def blocks(self) -> int:
+        """The blocks that trak's basic projector draws one after another."""
+        return -(-(self.dims or 0) // self.block)
 
     @property
     def folds(self) -> bool:
@@ -60,6 +96,9 @@ class ProjectionSettings(BaseModel):
         """The projection in words: `two-sided 16×16 rademacher projection (seed 0)`."""
         if self.kind == "none":
             return "no projection"
+        if self.kind == "trak":
+            name = {"basic": "BasicProjector", "cuda": "CudaProjector"}[self.projector]
+            return f"dense {self.entries} projection to {self.dims} by trak's {name} (seed {self.seed})"
         if self.rows == "eigenvectors":
             return f"two-sided {self.q}×{self.p} projection on leading eigenvectors"
         whitened = f"K-FAC-whitened (damping {self.damping:g}) " if self.rows == "whitened" else ""
@@ -98,10 +137,12 @@ class Projection:
     Attributes:
         settings: Kind, widths, seed.
         factors: Needed by `rows: whitened` and `rows: eigenvectors`, and by nothing else.
+        checkpoint: Which of a recipe's checkpoints it is for, from 0; trak's projector draws another matrix for each.
     """
 
     settings: ProjectionSettings = ProjectionSettings()
     factors: Fold | None = None
+    checkpoint: int = 0
 
     def __post_init__(self) -> None:
         """Refuse a whitened projection without factors, and factors that nothing asked for."""
@@ -110,7 +151,7 @@ class Projection:
             raise ProjectionError(f"The projection is {self.settings.summary}, and {found}.")
 
     def sides(self, name: str, inputs: int, outputs: int, dtype: torch.dtype = torch.float32) -> Sides:
-        """Return the matrices of the module `name`, on the CPU.
+        """Return the matrices of the module `name`, on the CPU; none where modules aren't projected one by one.
 
         Args:
             name: The module's name within its model; it is part of the generator's key.
@@ -121,7 +162,7 @@ class Projection:
         Raises:
             ProjectionError: A matrix holds zeros only or non-finite numbers.
         """
-        if self.settings.kind == "none":
+        if self.settings.kind != "kronecker":
             return Sides(None, None, p=inputs, q=outputs)
         p, q = min(self.settings.p, inputs), min(self.settings.q, outputs)
         return Sides(self._side(name, "inputs", p, inputs, dtype), self._side(name, "outputs", q, outputs, dtype), p, q)

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
@@ -28,11 +29,15 @@ KEPT = 512
 so that memory grows with the positions and not with their square."""
 
 
+def stands_in(model: Any, device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether our kernel takes the place of transformers' own choice: of `sdpa`, in bfloat16 on a CPU only."""
+    narrow = device.type == "cpu" and dtype == torch.bfloat16
+    return narrow and getattr(model.config, "_attn_implementation", None) == "sdpa"
+
+
 def use_default_attention(model: Any, device: torch.device, dtype: torch.dtype) -> None:
-    """Give a model that transformers would run on `sdpa` our kernel, in bfloat16 on a CPU only."""
-    if device.type != "cpu" or dtype != torch.bfloat16:
-        return
-    if getattr(model.config, "_attn_implementation", None) != "sdpa":
+    """Give a model our kernel where it stands in for the one that transformers chose."""
+    if not stands_in(model, device, dtype):
         return
     AttentionInterface.register(CPU_BFLOAT16, _attention)
     AttentionMaskInterface.register(CPU_BFLOAT16, sdpa_mask)
@@ -63,14 +68,25 @@ def _attention(
 
 
 class BlockedCausal(torch.autograd.Function):
-    """Causal attention without a mask: softmax(scale · Q Kᵀ) V of [N, heads, S, d], returned as [N, S, heads, d].
+    """Causal attention without a mask: softmax(scale · Q Kᵀ) V.
 
     Each position sees itself and the positions before it.
     """
 
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
-        """Return the attended values."""
+        """Return the attended values, and keep what the backward pass needs.
+
+        Args:
+            ctx: Of this call.
+            query: [N, heads, S, d], of any floating dtype, which all products but the scores are computed in.
+            key: [N, heads, S, d], in the same dtype; grouped keys and values are repeated beforehand.
+            value: [N, heads, S, e], in the same dtype; e need not be d.
+            scale: What the scores are multiplied by before the softmax.
+
+        Returns:
+            [N, S, heads, e], in the same dtype.
+        """
         examples, heads, positions, _ = query.shape
         query, key, value = (tensor.flatten(0, 1) for tensor in (query, key, value))
         found = value.new_empty(examples, positions, heads, value.shape[-1])
@@ -85,7 +101,8 @@ class BlockedCausal(torch.autograd.Function):
         return found
 
     @staticmethod
-    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+    @once_differentiable
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:  # type: ignore[override]
         """Return the gradients of queries, keys and values."""
         query, key, value, *kept = ctx.saved_tensors
         above = upstream[0].transpose(1, 2).flatten(0, 1)

@@ -19,6 +19,7 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from transformers.pytorch_utils import Conv1D
 
 from influence.errors import ModelError
+from influence.model.unembedding import unembedding
 
 log = logging.getLogger(__name__)
 
@@ -133,11 +134,7 @@ def _describe(name: str, module: nn.Module, kind: LayerKind, with_bias: bool) ->
 
 def _on_request(model: nn.Module, modules: dict[str, nn.Module], kinds: dict[str, LayerKind]) -> set[str]:
     """The names that `"*"` alone doesn't choose: embeddings, the unembedding, and whatever adapters leave frozen."""
-    find = getattr(model, "get_output_embeddings", None)
-    try:
-        unembedding = find() if callable(find) else None
-    except NotImplementedError:
-        unembedding = None
+    last = unembedding(model)
     # PEFT's wrappers say in `adapter_layer_names` which of their children are the trained ones.
     adapters = [
         f"{name}.{child}."
@@ -149,7 +146,7 @@ def _on_request(model: nn.Module, modules: dict[str, nn.Module], kinds: dict[str
         name
         for name, kind in kinds.items()
         if kind == "embedding"
-        or modules[name] is unembedding
+        or modules[name] is last
         or (adapters and not any(name.startswith(adapter) for adapter in adapters))
     }
 

@@ -13,16 +13,17 @@ from distributed import Client
 from influence.config import RunConfig, save_config
 from influence.data.dataset import Rows, open_rows
 from influence.errors import Incomplete
-from influence.pipeline import capture_stage, curvature_stage, index_stage
+from influence.pipeline import capture_stage, curvature_stage, factor_stage, index_stage
 from influence.pipeline.cluster import connect
 from influence.pipeline.fingerprint import Probed, all_parts, settled_parts
-from influence.pipeline.plan import MIN_ROWS, plan_shards, rows_per_shard
+from influence.pipeline.plan import most_shards, plan_shards, rows_per_shard
 from influence.pipeline.probe import ProbeTask, run_probe
 from influence.pipeline.progress import Report, Stage
-from influence.pipeline.session import CaptureSpec
+from influence.pipeline.spec import CaptureSpec
 from influence.pipeline.submit import run_tasks
 from influence.pipeline.worker import install
 from influence.recipe import Recipe
+from influence.store.codecs import bytes_per_row
 from influence.store.manifest import MANIFEST, Manifest, Part, ShardRange, check_fingerprint, fingerprint_of
 from influence.store.reader import missing_shards
 from influence.store.writer import HOLDER, LOCK, lock_run
@@ -55,7 +56,7 @@ def build_run(config: RunConfig, run_dir: Path, report: Report | None = None) ->
         try:
             settled = settled_parts(config, rows)
             manifest = _capture(config, run_dir, rows, settled, report)
-            _finish(config.recipe, config, run_dir, manifest, report)
+            _finish(config.recipe.stored, config, run_dir, manifest, report)
         except KeyboardInterrupt:
             raise Incomplete(
                 f"Interrupted. {_standing(run_dir)} Run the same build again to go on from there."
@@ -66,12 +67,18 @@ def _capture(config: RunConfig, run_dir: Path, rows: Rows, settled: dict[str, Pa
     """Bring manifest, rows and partial sums up to date. A cluster starts only if there is work for it."""
     manifest = _standing_manifest(run_dir, settled)
     todo, zeros = capture_stage.missing(run_dir, manifest) if manifest else ([], [])
-    if manifest and not todo and not _curvature_work(config.recipe, run_dir, manifest):
+    stored = config.recipe.stored
+    if (
+        manifest
+        and not todo
+        and not _curvature_work(stored, run_dir, manifest)
+        and factor_stage.factors_stand(run_dir, manifest, config.recipe)
+    ):
         _settle(config, run_dir, manifest)
         Stage("capture", len(manifest.shards), report, done=len(manifest.shards))
         capture_stage.report_zero_rows(zeros, manifest.rows)
         return manifest
-    most = -(-len(rows) // (config.store.rows_per_shard or MIN_ROWS))
+    most = len(manifest.shards) if manifest else most_shards(len(rows), config.store)
     with connect(config.cluster, most) as client:
         install(client, config.cluster.threads_per_worker, local=config.cluster.kind == "local")
         if manifest is None or todo:
@@ -80,10 +87,11 @@ def _capture(config: RunConfig, run_dir: Path, rows: Rows, settled: dict[str, Pa
             manifest = _write_manifest(config, run_dir, rows, settled, probed)
             todo, zeros = capture_stage.missing(run_dir, manifest) if first else (todo, zeros)
         _settle(config, run_dir, manifest)
+        _fit_factors(client, config, run_dir, manifest, report)
         zeros = sorted(zeros + _capture_shards(client, config, run_dir, manifest, todo, report))
         capture_stage.report_zero_rows(zeros, manifest.rows)
-        if _curvature_work(config.recipe, run_dir, manifest):
-            _sum_curvature(client, run_dir, manifest, report)
+        if _curvature_work(stored, run_dir, manifest):
+            _sum_curvature(client, stored, run_dir, manifest, report)
     return manifest
 
 
@@ -101,13 +109,22 @@ def _capture_shards(
     stage = Stage("capture", len(manifest.shards), report, done=done)
     if not todo:
         return []
-    spec = CaptureSpec.of(_resolved(config, manifest))
+    factors = factor_stage.factor_file(run_dir, manifest, config.recipe)
+    spec = CaptureSpec.of(_resolved(config, manifest), factors)
     return capture_stage.capture_missing(client, spec, run_dir, manifest, todo, stage)
 
 
-def _sum_curvature(client: Client, run_dir: Path, manifest: Manifest, report: Report | None) -> None:
-    total = len(curvature_stage.plan_partials(run_dir, manifest))
-    todo = curvature_stage.missing_partials(run_dir, manifest)
+def _fit_factors(client: Client, config: RunConfig, run_dir: Path, manifest: Manifest, report: Report | None) -> None:
+    if factor_stage.factors_stand(run_dir, manifest, config.recipe):
+        return
+    stage = Stage("factors", factor_stage.factor_steps(run_dir, manifest, config.recipe), report)
+    spec = CaptureSpec.of(_resolved(config, manifest))
+    factor_stage.fit_factors(client, spec, run_dir, manifest, config.recipe, stage)
+
+
+def _sum_curvature(client: Client, recipe: Recipe, run_dir: Path, manifest: Manifest, report: Report | None) -> None:
+    total = len(curvature_stage.plan_partials(run_dir, manifest, recipe))
+    todo = curvature_stage.missing_partials(run_dir, manifest, recipe)
     curvature_stage.sum_missing(client, todo, Stage("curvature", total, report, done=total - len(todo)))
 
 
@@ -115,7 +132,7 @@ def _curvature_work(recipe: Recipe, run_dir: Path, manifest: Manifest) -> bool:
     """Whether partial sums are wanted: the recipe's factors aren't there and some partial isn't either."""
     if curvature_stage.curvature_stands(run_dir, manifest, recipe):
         return False
-    return bool(curvature_stage.missing_partials(run_dir, manifest))
+    return bool(curvature_stage.missing_partials(run_dir, manifest, recipe))
 
 
 def _finish(recipe: Recipe, config: RunConfig, run_dir: Path, manifest: Manifest, report: Report | None) -> None:
@@ -153,7 +170,7 @@ def _standing_manifest(run_dir: Path, settled: dict[str, Part]) -> Manifest | No
 
 
 def _write_manifest(config: RunConfig, run_dir: Path, rows: Rows, settled: dict[str, Part], probed: Probed) -> Manifest:
-    per_shard = rows_per_shard(len(rows), probed.dims, config.store)
+    per_shard = rows_per_shard(len(rows), bytes_per_row(config.store, probed.modules), config.store)
     parts = all_parts(settled, probed, per_shard)
     manifest = Manifest(
         fingerprint=fingerprint_of(parts),
@@ -162,6 +179,7 @@ def _write_manifest(config: RunConfig, run_dir: Path, rows: Rows, settled: dict[
         dims=probed.dims,
         rows=len(rows),
         codec=config.store.codec,
+        rank=config.store.rank,
         shards=plan_shards(len(rows), per_shard),
         meta=_meta(config, probed),
     )

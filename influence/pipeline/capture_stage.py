@@ -15,11 +15,14 @@ from distributed import Client
 from influence.data.example import Example, place_of
 from influence.data.tokenise import Part
 from influence.errors import CaptureError, InfluenceError
-from influence.pipeline.leaving import Piece
 from influence.pipeline.progress import Stage
-from influence.pipeline.session import CaptureSpec, Session
+from influence.pipeline.session import Session
+from influence.pipeline.spec import CaptureSpec
 from influence.pipeline.submit import run_tasks
+from influence.pipeline.transfer import Piece
 from influence.pipeline.worker import session_here
+from influence.store.codec import Codec, CodecSettings, Encoded
+from influence.store.codecs import codec_for
 from influence.store.manifest import Manifest, ShardRange
 from influence.store.manifest import Part as FingerprintPart
 from influence.store.shard import RowMeta, ShardRecord
@@ -38,6 +41,7 @@ class ShardTask:
     span: ShardRange
     fingerprint: str
     fingerprint_parts: dict[str, FingerprintPart]
+    codec: CodecSettings = CodecSettings()
 
     @property
     def name(self) -> str:
@@ -60,12 +64,12 @@ class Captured:
     """One shard's rows in memory.
 
     Attributes:
-        unit: Directions, float16 [n, D]; zeros where nothing was scored.
+        encoded: Directions as the codec keeps them, n rows; zeros where nothing was scored.
         norms: Lengths, float32 [n].
         losses: Of the scored tokens, float32 [n], in nats.
     """
 
-    unit: np.ndarray
+    encoded: Encoded
     norms: np.ndarray
     losses: np.ndarray
 
@@ -98,7 +102,8 @@ def capture_missing(
     Raises:
         InfluenceError: As a worker raised it; the message names the shard and, where one is to blame, the row.
     """
-    tasks = (ShardTask(spec, run_dir, span, manifest.fingerprint, manifest.fingerprint_parts) for span in todo)
+    codec = CodecSettings(codec=manifest.codec, rank=manifest.rank)
+    tasks = (ShardTask(spec, run_dir, span, manifest.fingerprint, manifest.fingerprint_parts, codec) for span in todo)
     zeros: list[int] = []
     for done in run_tasks(client, run_shard, tasks, lambda task: task.name):
         zeros += done.zero_rows
@@ -114,21 +119,23 @@ def run_shard(task: ShardTask) -> ShardDone:
 def capture_shard(session: Session, task: ShardTask) -> ShardDone:
     """Read, tokenise, capture and write one shard.
 
-    Memory: the shard's float16 rows, its texts and tokens, and one batch.
+    Memory: the shard's encoded rows, its texts and tokens, and one batch.
 
     Raises:
         InfluenceError: Of the kind that went wrong, with the shard in front of the message.
     """
     span = task.span
     try:
+        codec = codec_for(task.codec, session.modules)
         examples = list(session.rows.examples(span.start, span.stop))
         parts = session.tokenise(examples)
         with session.computing:
-            captured = capture_rows(session, examples, parts)
+            captured = capture_rows(session, codec, examples, parts)
         record = write_shard(
             task.run_dir,
             span,
-            captured.unit,
+            codec,
+            captured.encoded,
             captured.norms,
             _metadata(session, examples, parts, captured.losses),
             task.fingerprint,
@@ -142,7 +149,7 @@ def capture_shard(session: Session, task: ShardTask) -> ShardDone:
     return ShardDone(span.shard, span.rows, sum(len(part.input_ids) for part in parts), record.zero_rows)
 
 
-def capture_rows(session: Session, examples: Sequence[Example], parts: Sequence[Part]) -> Captured:
+def capture_rows(session: Session, codec: Codec, examples: Sequence[Example], parts: Sequence[Part]) -> Captured:
     """Capture the loss gradient of every example, adding up the parts of those that were split.
 
     Raises:
@@ -150,16 +157,17 @@ def capture_rows(session: Session, examples: Sequence[Example], parts: Sequence[
     """
     count = len(examples)
     names = [place_of(example) for example in examples]
-    unit = np.zeros((count, session.dims), dtype=np.float16)
+    encoded, taken = codec.zeros(count), {"float16": torch.float16, "float32": torch.float32}[codec.takes]
     norms, losses = np.zeros(count, dtype=np.float32), np.zeros(count)
     scored = [part for part in parts if part.scored]
     expected = np.bincount([part.position for part in scored], minlength=count)
     for positions, rows, values in whole_rows(session.losses(scored, names), expected):
         directions, lengths = _split(rows, values, [names[position] for position in positions])
-        unit[positions] = directions.to(torch.float16).numpy()
+        for name, codes in codec.encode(directions.to(taken).numpy()).items():
+            encoded[name][positions] = codes
         norms[positions] = lengths.float().numpy()
         losses[positions] = values.numpy()
-    return Captured(unit, norms, losses.astype(np.float32))
+    return Captured(encoded, norms, losses.astype(np.float32))
 
 
 def whole_rows(

@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 import threading
+import time
 import types
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -29,6 +30,7 @@ TASK_SLOTS = 2
 ALLOWED_FAILURES = 3
 """How many workers may die on a task before it is given up."""
 START_TIMEOUT = 120
+REPLACE_TIMEOUT = 10
 ENVIRONMENT = {
     "TOKENIZERS_PARALLELISM": "false",
     "MALLOC_TRIM_THRESHOLD_": str(2**30),
@@ -38,11 +40,12 @@ ENVIRONMENT = {
     "LRU_CACHE_CAPACITY": "64",
     "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "64",
 }
-"""What a process that computes must find when it starts. Threads come from the settings.
+"""What a local worker on the CPU finds when it starts. Threads come from the settings.
 
-MALLOC is glibc's: keep freed memory for the next batch. Dask's own default gives free pages back at once, and each
-batch then pays for them again, page by page. The capacities are those of torch's and oneDNN's caches of compiled
-products, which hold half a megabyte for every new shape, and batches come in thousands of shapes: enough for one."""
+MALLOC is glibc's: keep freed memory for the next batch, in one heap (ARENA_MAX) from which either task slot takes what
+the other freed. Dask's own default gives free pages back at once, and each batch then pays for them again, page by
+page. The capacities are those of torch's and oneDNN's caches of compiled products, which hold half a megabyte for every
+new shape, and batches come in thousands of shapes: enough for one."""
 REACH_TIMEOUT = 30
 """Seconds that a scheduler has to answer: it may only just be starting."""
 
@@ -111,17 +114,18 @@ def connect(settings: ClusterSettings, tasks: int | None = None) -> Iterator[Cli
             yield stack.enter_context(_remote(str(settings.address)))
             return
         try:
-            device = resolve_device(settings)
             stack.enter_context(_main_not_run_again())
             with _interrupts_deferred():
-                cluster = stack.enter_context(_local(settings, device, tasks))
+                cluster = stack.enter_context(_local(settings, tasks))
+            stack.callback(_let_workers_start, cluster)
             client = stack.enter_context(Client(cluster, timeout=START_TIMEOUT, set_as_default=False))
         except (OSError, TimeoutError, RuntimeError) as error:
             raise ClusterError(f"The local workers didn't start: {error}") from error
         yield client
 
 
-def _local(settings: ClusterSettings, device: str, tasks: int | None) -> LocalCluster:
+def _local(settings: ClusterSettings, tasks: int | None) -> LocalCluster:
+    device = resolve_device(settings)
     count = worker_count(settings, device, tasks)
     options: dict[str, Any] = {
         "n_workers": count,
@@ -143,6 +147,21 @@ def _local(settings: ClusterSettings, device: str, tasks: int | None) -> LocalCl
     env = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, **ENVIRONMENT}
     with dask.config.set({"distributed.nanny.pre-spawn-environ": env}):
         return LocalCluster(**options, processes=True, memory_limit=0, worker_dashboard_address=None)
+
+
+def _let_workers_start(cluster: LocalCluster) -> None:
+    """Wait until no worker's process is still to be started, as the one is that replaces a dead one.
+
+    Where workers die as they come up, `distributed` takes the next one for running too early, and closing it fails.
+    """
+    end = time.monotonic() + REPLACE_TIMEOUT
+    while time.monotonic() < end and any(_unstarted(nanny) for nanny in list(cluster.workers.values())):
+        time.sleep(0.02)
+
+
+def _unstarted(nanny: Any) -> bool:
+    process = nanny.process and nanny.process.process
+    return process is not None and process.pid is None
 
 
 @contextmanager

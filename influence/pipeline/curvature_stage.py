@@ -5,15 +5,17 @@ any number of workers gives the same bytes, because additions happen in the same
 """
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
 from distributed import Client
 
-from influence.curvature.projected_fisher import FisherSums, ProjectedFisher
+from influence.curvature.projected_fisher import FisherSums, ProjectedFisher, blocks_of
+from influence.curvature.spectrum import Spectrum
 from influence.errors import InfluenceError
 from influence.pipeline.plan import group_shards
 from influence.pipeline.progress import Stage
@@ -35,6 +37,7 @@ class PartialTask:
 
     run_dir: Path
     fingerprint: str
+    blocks: Literal["module", "all"]
     number: int
     groups: int
     start: int
@@ -51,11 +54,13 @@ class PartialTask:
         return f"curvature partial {self.number} of {self.groups} (rows {self.start} to {self.stop - 1})"
 
 
-def plan_partials(run_dir: Path, manifest: Manifest) -> tuple[PartialTask, ...]:
+def plan_partials(run_dir: Path, manifest: Manifest, recipe: Recipe) -> tuple[PartialTask, ...]:
     """Return the partial sums of a run, in the order they are merged."""
-    groups = group_shards(manifest.shards, manifest.modules)
+    blocks = recipe.curvature.blocks
+    groups = group_shards(manifest.shards, blocks_of(manifest.modules, blocks))
+    fingerprint = fingerprint_of({"rows": manifest.fingerprint, "blocks": blocks})
     return tuple(
-        PartialTask(run_dir, manifest.fingerprint, number, len(groups), group[0].start, group[-1].stop)
+        PartialTask(run_dir, fingerprint, blocks, number, len(groups), group[0].start, group[-1].stop)
         for number, group in enumerate(groups)
     )
 
@@ -66,7 +71,13 @@ def curvature_fingerprint(manifest: Manifest, recipe: Recipe) -> str | None:
         return None
     damping = recipe.curvature.damping
     return fingerprint_of(
-        {"rows": manifest.fingerprint, "damping": damping.value, "damping.kind": damping.kind, "kind": "fisher"}
+        {
+            "rows": manifest.fingerprint,
+            "damping": damping.value,
+            "damping.kind": damping.kind,
+            "kind": "fisher",
+            "blocks": recipe.curvature.blocks,
+        }
     )
 
 
@@ -76,9 +87,9 @@ def curvature_stands(run_dir: Path, manifest: Manifest, recipe: Recipe) -> bool:
     return wanted is None or saved_for(_factors(run_dir), wanted)
 
 
-def missing_partials(run_dir: Path, manifest: Manifest) -> list[PartialTask]:
+def missing_partials(run_dir: Path, manifest: Manifest, recipe: Recipe) -> list[PartialTask]:
     """Return the partial sums that are still to be computed."""
-    return [task for task in plan_partials(run_dir, manifest) if not saved_for(task.path, task.fingerprint)]
+    return [task for task in plan_partials(run_dir, manifest, recipe) if not saved_for(task.path, task.fingerprint)]
 
 
 def sum_missing(client: Client, todo: Sequence[PartialTask], stage: Stage) -> None:
@@ -91,7 +102,7 @@ def run_partial(task: PartialTask) -> int:
     """Sum over one group and save it; the entry point of a task."""
     try:
         store = Store(task.run_dir)
-        sums = FisherSums(store.modules)
+        sums = FisherSums(blocks_of(store.modules, task.blocks))
         for _, gradients in gradient_blocks(store, task.start, task.stop):
             sums.add(gradients)
         save_tensors(task.path, sums.tensors(), task.fingerprint)
@@ -115,23 +126,16 @@ def decompose(run_dir: Path, manifest: Manifest, recipe: Recipe) -> None:
     wanted = curvature_fingerprint(manifest, recipe)
     assert wanted is not None, "a recipe without curvature has nothing to decompose"
     merged: FisherSums | None = None
-    for task in plan_partials(run_dir, manifest):
-        sums = FisherSums.from_tensors(manifest.modules, load_tensors(task.path, task.fingerprint))
+    blocks = blocks_of(manifest.modules, recipe.curvature.blocks)
+    for task in plan_partials(run_dir, manifest, recipe):
+        sums = FisherSums.from_tensors(blocks, load_tensors(task.path, task.fingerprint))
         if merged is None:
             merged = sums
         else:
             merged.merge(sums)
     assert merged is not None, "a run has at least one shard"
     fisher = ProjectedFisher.prepare(merged, recipe.curvature.damping)
-    for spectrum in fisher.spectra():
-        log.info(
-            "%s: largest eigenvalue %.3g, mean %.3g, damping %.3g; %.0f %% of the trace lies under the damping.",
-            spectrum.module,
-            spectrum.largest,
-            spectrum.mean,
-            spectrum.damping,
-            100 * spectrum.trace_share_under_damping,
-        )
+    log_spectra("Fisher", fisher.spectra())
     save_tensors(_factors(run_dir), fisher.tensors(), wanted)
 
 
@@ -144,7 +148,31 @@ def load_curvature(run_dir: Path, manifest: Manifest, recipe: Recipe) -> Project
     wanted = curvature_fingerprint(manifest, recipe)
     if wanted is None:
         return None
-    return ProjectedFisher.from_tensors(manifest.modules, load_tensors(_factors(run_dir), wanted))
+    blocks = blocks_of(manifest.modules, recipe.curvature.blocks)
+    return ProjectedFisher.from_tensors(blocks, load_tensors(_factors(run_dir), wanted))
+
+
+def log_spectra(what: str, spectra: Iterable[Spectrum]) -> None:
+    """Log a curvature's spectrum, module by module at debug level, and what damping decides in one line."""
+    shares = []
+    for spectrum in spectra:
+        shares.append(spectrum.trace_share_under_damping)
+        log.debug(
+            "%s of %s: largest eigenvalue %.3g, mean %.3g, damping %.3g; %.0f %% of the trace lies under the damping.",
+            what,
+            spectrum.module,
+            spectrum.largest,
+            spectrum.mean,
+            spectrum.damping,
+            100 * spectrum.trace_share_under_damping,
+        )
+    log.info(
+        "%s of %d blocks: %.0f to %.0f %% of the trace lies under the damping.",
+        what,
+        len(shares),
+        100 * min(shares),
+        100 * max(shares),
+    )
 
 
 def _factors(run_dir: Path) -> Path:
@@ -158,6 +186,7 @@ __all__ = [
     "decompose",
     "gradient_blocks",
     "load_curvature",
+    "log_spectra",
     "missing_partials",
     "plan_partials",
     "run_partial",

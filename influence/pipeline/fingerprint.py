@@ -10,6 +10,7 @@ from influence.config import RunConfig
 from influence.data.dataset import Rows
 from influence.gradients.projection import PROJECTION_VERSION
 from influence.model.load import model_digest, tokeniser_digest
+from influence.pipeline.plan import PLAN_VERSION
 from influence.store.digest import FORMAT_VERSION
 from influence.store.manifest import Part
 
@@ -48,7 +49,8 @@ def settled_parts(config: RunConfig, rows: Rows) -> dict[str, Part]:
     `model.dtype`, `cluster.device`, `cluster.token_budget` and `store.rows_per_shard` are among them only where the
     configuration decides them.
     """
-    model, data, projection = config.model, config.data, config.recipe.projection
+    model, data, recipe = config.model, config.data, config.recipe.stored
+    projection = recipe.projection.model_dump(mode="json", exclude=None if recipe.projection.folds else {"damping"})
     parts: dict[str, Part] = {
         "format_version": FORMAT_VERSION,
         "model": model_digest(model),
@@ -65,12 +67,18 @@ def settled_parts(config: RunConfig, rows: Rows) -> dict[str, Part]:
         "data.long_rows": data.long_rows,
         "data.append_eos": data.append_eos,
         "task.reduction": config.task.reduction,
-        "recipe.gradient": config.recipe.gradient,
-        **{f"recipe.projection.{key}": value for key, value in projection.model_dump(mode="json").items()},
+        "recipe.gradient": recipe.gradient,
+        **{f"recipe.projection.{key}": value for key, value in projection.items()},
         "projection_version": PROJECTION_VERSION,
+        "plan_version": PLAN_VERSION,
         "store.codec": config.store.codec,
         "cluster.threads_per_worker": config.cluster.threads_per_worker,
     }
+    if config.store.rank is not None:
+        parts["store.rank"] = config.store.rank
+    if recipe.projection.folds:
+        factors = recipe.factors.model_dump(mode="json")
+        parts |= {f"recipe.factors.{key}": value for key, value in factors.items()}
     if model.dtype != "auto":
         parts["model.dtype"] = model.dtype
     if config.cluster.token_budget is not None:

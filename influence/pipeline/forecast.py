@@ -9,8 +9,9 @@ from influence.pipeline.build import probe_on
 from influence.pipeline.cluster import connect, list_workers, resolve_device, worker_count
 from influence.pipeline.fingerprint import Probed
 from influence.pipeline.plan import Estimate, estimate, rows_per_shard
-from influence.pipeline.session import CaptureSpec
+from influence.pipeline.spec import CaptureSpec
 from influence.pipeline.worker import install
+from influence.store.codecs import bytes_per_row
 
 
 @dataclass(frozen=True)
@@ -42,9 +43,9 @@ def plan_run(config: RunConfig) -> Plan:
         install(client, config.cluster.threads_per_worker, local=config.cluster.kind == "local")
         probed = probe_on(client, CaptureSpec.of(config), timed=True)
         there = len(list_workers(client))
-    per_shard = rows_per_shard(len(rows), probed.dims, config.store)
-    kinds: dict[str, Any] = {"curvature": config.recipe.curvature.kind, "index": config.index.kind}
-    needs = estimate(len(rows), probed.modules, per_shard, model_bytes=probed.model_bytes, **kinds)
+    per_shard = rows_per_shard(len(rows), bytes_per_row(config.store, probed.modules), config.store)
+    kinds: dict[str, Any] = {"curvature": config.recipe.stored.curvature.kind, "index": config.index.kind}
+    needs = estimate(len(rows), probed.modules, per_shard, codec=config.store, model_bytes=probed.model_bytes, **kinds)
     workers = there
     if config.cluster.kind == "local":
         workers = worker_count(config.cluster, resolve_device(config.cluster), needs.shards)

@@ -9,6 +9,7 @@ import numpy as np
 import index.build
 import index.persist
 from index.errors import VectorIndexError
+from index.exact import inner_products
 from index.factory import IndexSettings, bytes_needed, load_faiss
 from influence.pipeline.curvature_stage import curvature_fingerprint, gradient_blocks
 from influence.recipe import Recipe
@@ -83,3 +84,27 @@ def compared_blocks(
     """Yield (first row, vectors float32 [b, D]) of the stored rows as the recipe compares them, in order."""
     for first, gradients in gradient_blocks(store, start, stop):
         yield first, comparison.row_vectors(gradients).numpy()
+
+
+def scored_blocks(
+    store: Store, comparison: Comparison, vectors: np.ndarray, start: int = 0, stop: int | None = None
+) -> Iterator[tuple[int, np.ndarray]]:
+    """Yield (first row, scores float32 [m, b]) of the stored rows for queries as they are compared, in order.
+
+    Where rows are compared as they are stored, or at unit length, they are scored straight from their codes; where half
+    the curvature is on their side they are decoded first. Equal rows score equally either way.
+
+    Args:
+        store: Of the run.
+        comparison: Of the run's recipe.
+        vectors: What `comparison.query_vectors` made of the queries, [m, D] float32.
+        start: The first row.
+        stop: One past the last; all rows if None.
+    """
+    if comparison.fisher is None or not comparison.recipe.halved:
+        yield from store.scores(vectors, start, stop, unit=comparison.recipe.comparison == "cosine")
+        return
+    asked = vectors.astype(np.float64)
+    for first, block in compared_blocks(store, comparison, start, stop):
+        rows = block.astype(np.float64)
+        yield first, np.stack([inner_products(rows, query) for query in asked]).astype(np.float32)

@@ -10,8 +10,12 @@ from typing import Literal
 
 from influence.axes import ModuleColumns
 from influence.errors import DataError
+from influence.store.codec import CodecSettings
+from influence.store.codecs import bytes_per_row
 from influence.store.manifest import ShardRange, StoreSettings
 
+PLAN_VERSION = 1
+"""Part of a run's fingerprint: raised when the rule that cuts shards changes, so that no build mixes two cuts."""
 SHARD_BYTES = 256 * 2**20
 MIN_ROWS, MAX_ROWS = 64, 65_536
 SPREAD = 32
@@ -25,15 +29,15 @@ PARTIAL_BYTES = 4 * 2**30
 """What the curvature's partial sums may take on disk together, unless a single one takes more."""
 
 
-def rows_per_shard(rows: int, dims: int, settings: StoreSettings) -> int:
+def rows_per_shard(rows: int, row_bytes: int, settings: StoreSettings) -> int:
     """Return how many rows a shard holds.
 
-    As set; or as many as make about 256 MB of float16 rows (64 to 65,536), fewer where the data set is so small that
+    As set; or as many as make about 256 MB of rows (64 to 65,536), fewer where the data set is so small that
     it would make under 32 shards, down to 256.
     """
     if settings.rows_per_shard is not None:
         return settings.rows_per_shard
-    by_size = max(MIN_ROWS, min(MAX_ROWS, SHARD_BYTES // (2 * max(dims, 1))))
+    by_size = max(MIN_ROWS, min(MAX_ROWS, SHARD_BYTES // row_bytes))
     by_spread = max(SPREAD_ROWS, -(-rows // SPREAD))
     return min(by_size, by_spread)
 
@@ -56,6 +60,13 @@ def plan_shards(rows: int, per_shard: int) -> tuple[ShardRange, ...]:
         shards.append(ShardRange(shard=len(shards), start=start, stop=start + size))
         start += size
     return tuple(shards)
+
+
+def most_shards(rows: int, settings: StoreSettings) -> int:
+    """Return how many shards the rows make; where their width decides that, the most they can make of any width."""
+    if settings.rows_per_shard is None:
+        return -(-rows // MIN_ROWS)
+    return len(plan_shards(rows, settings.rows_per_shard))
 
 
 def group_shards(shards: Sequence[ShardRange], modules: Sequence[ModuleColumns]) -> tuple[tuple[ShardRange, ...], ...]:
@@ -82,11 +93,11 @@ class Estimate:
         rows: Rows of the data set.
         dims: D, columns of a row.
         shards: Files of rows.
-        rows_per_shard: Rows in each.
+        rows_per_shard: Rows in the largest, which is the first.
         disk_rows: Bytes of all row vectors and norms (metadata comes on top: about the size of the text).
         disk_curvature: Bytes of partial sums and merged factors.
         disk_index: Bytes of the index file.
-        memory_capture: Bytes a worker holds while capturing, without the model and its activations.
+        memory_capture: Bytes a worker holds while capturing the largest shards, without the model and its activations.
         memory_curvature: Bytes a worker holds while summing the curvature, and the coordinator while decomposing it.
         memory_index: Bytes held while building the index, and while searching it.
         memory_model: Bytes of the model's weights on each worker.
@@ -117,12 +128,14 @@ def estimate(
     *,
     curvature: Literal["identity", "fisher"],
     index: Literal["exact", "flat"],
+    codec: CodecSettings = CodecSettings(),
     model_bytes: int = 0,
 ) -> Estimate:
     """Work out disk and memory from counts alone; see `Estimate` for what each number holds."""
     dims = modules[-1].stop if modules else 0
+    row_bytes = bytes_per_row(codec, modules)
     shards = plan_shards(rows, per_shard)
-    in_shard = min(per_shard, rows)
+    in_shard = shards[0].rows
     sums = fisher_bytes(modules) if curvature == "fisher" else 0
     groups = len(group_shards(shards, modules)) if sums else 0
     widest = max((8 * (module.stop - module.start) ** 2 for module in modules), default=0) if sums else 0
@@ -132,11 +145,11 @@ def estimate(
         dims=dims,
         shards=len(shards),
         rows_per_shard=in_shard,
-        disk_rows=rows * (2 * dims + 4),
+        disk_rows=rows * row_bytes,
         disk_curvature=groups * sums + sums // 2,
         disk_index=flat,
         # A shard being captured and the one before it being written.
-        memory_capture=2 * in_shard * (2 * dims + 4),
+        memory_capture=2 * in_shard * row_bytes,
         # Both sums of a merge, then one module's matrix, its eigenvectors and the solver's workspace.
         memory_curvature=2 * sums + 3 * widest,
         memory_index=flat,

@@ -13,7 +13,8 @@ from influence.data.example import Example, place_of
 from influence.data.tokenise import Part
 from influence.errors import CaptureError, ClusterError, DataError, ModelError
 from influence.pipeline.fingerprint import Probed
-from influence.pipeline.session import CaptureSpec, Session
+from influence.pipeline.session import Session
+from influence.pipeline.spec import CaptureSpec
 from influence.pipeline.worker import session_here
 
 log = logging.getLogger(__name__)

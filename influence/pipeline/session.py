@@ -1,81 +1,39 @@
 """The capture of one run, opened once in a process: model, tokeniser, data set, hooks. Workers and queries share it.
 
 Batches are cut by length under the token budget, with the plan's settings alone, so a shard's bytes don't depend on who
-computes it. On a GPU rows leave through pinned buffers while the next batch computes, and nothing waits for the device
-before a later batch is under way.
+computes it.
 """
 
-import logging
 import threading
-from collections import deque
 from collections.abc import Iterator, Sequence
 from functools import cached_property
-from typing import Literal, Self
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 from influence.axes import ModuleColumns
-from influence.config import RunConfig
-from influence.data.batch import MAX_ROWS, collate, cut_batches
-from influence.data.dataset import DataSettings, Rows, open_rows
+from influence.curvature.covariance import widths_of
+from influence.curvature.kfac import Eigenbasis
+from influence.curvature.whitening import fold_for
+from influence.data.dataset import Rows, open_rows
 from influence.data.example import Example, place_of
 from influence.data.tokenise import Part, readable, tokenise
-from influence.errors import CaptureError, ClusterError, DataError, QueryError
+from influence.errors import ClusterError, DataError, QueryError
 from influence.gradients.capture import Capture
-from influence.gradients.hooks import Measure
-from influence.gradients.projection import Projection, ProjectionSettings
+from influence.gradients.hooks import Hooks, Measure
+from influence.gradients.inner_products import InnerProducts
+from influence.gradients.projection import Projection
 from influence.model.layers import tracked_layers
-from influence.model.load import ModelSettings, load_model, load_tokeniser, pad_id, resolve_dtype
-from influence.pipeline.leaving import Leaving, Piece
-from influence.pipeline.memory import out_of_memory
-from influence.task import TaskSettings, measurement, task_for
+from influence.model.load import load_model, load_tokeniser, pad_id, resolve_dtype
+from influence.pipeline.batches import run_batches
+from influence.pipeline.spec import CaptureSpec
+from influence.pipeline.tensors import load_tensors
+from influence.pipeline.transfer import Piece
+from influence.task import measurement, task_for
 
-log = logging.getLogger(__name__)
-
-BATCH_BYTES = 256 * 2**20
-"""The float32 rows of a batch take at most this, unless one row alone takes more."""
-TOKEN_BUDGET = {"cpu": 2_048, "cuda": 16_384}
-"""Padded tokens of a batch where nobody sets them: on a CPU activations stay in the cache, on a GPU they fill it."""
-LAG = 2
-"""Batches whose rows are still on their way out of a GPU."""
 WHOLE = 2**20
 """Tokens a query may have where the model's configuration names no limit."""
-
-
-class CaptureSpec(BaseModel):
-    """Everything that decides a row, and nothing else; small, and sent to workers with their tasks."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    model: ModelSettings
-    data: DataSettings
-    task: TaskSettings
-    projection: ProjectionSettings
-    token_budget: int | None
-    threads: int
-    device: Literal["auto", "cpu", "cuda"]
-
-    @classmethod
-    def of(cls, config: RunConfig) -> Self:
-        """Return the part of a configuration that decides its rows."""
-        return cls(
-            model=config.model,
-            data=config.data,
-            task=config.task,
-            projection=config.recipe.projection,
-            token_budget=config.cluster.token_budget,
-            threads=config.cluster.threads_per_worker,
-            device=config.cluster.device,
-        )
-
-    def resolved(self, dtype: str, device: Literal["cpu", "cuda"]) -> "CaptureSpec":
-        """Return the specification with everything decided that was left to the device."""
-        model = self.model.model_copy(update={"dtype": dtype})
-        budget = self.token_budget or TOKEN_BUDGET[device]
-        return self.model_copy(update={"model": model, "device": device, "token_budget": budget})
 
 
 class Session:
@@ -84,8 +42,10 @@ class Session:
     Attributes:
         asked: The specification it was opened with.
         spec: The same with dtype and device decided.
-        modules: Which columns of a row belong to which layer.
-        dims: D.
+        pad: The token that fills a batch.
+        task: What is differentiated.
+        layers: The tracked layers.
+        rows_capture: Gives the run's rows, projected.
         tokenising: Held while the tokeniser is in use: a fast tokeniser may not be entered twice.
         computing: Held while a shard is captured, so that a worker's two task slots take turns.
     """
@@ -97,16 +57,24 @@ class Session:
         self.spec = spec.resolved(str(dtype).removeprefix("torch."), self.device.type)  # type: ignore[arg-type]
         self.model = load_model(spec.model, self.device, dtype)
         self.tokeniser = load_tokeniser(spec.model)
-        self._pad = pad_id(self.model, self.tokeniser)
+        self.pad = pad_id(self.model, self.tokeniser)
         self._embeddings: int = self.model.get_input_embeddings().weight.shape[0]
         self.task = task_for(spec.model.kind, spec.task)
         self.layers = tracked_layers(self.model, spec.model.layers)
-        self._capture = Capture(self.model, self.layers, Projection(spec.projection))
-        self._capture.__enter__()
-        self.modules: tuple[ModuleColumns, ...] = self._capture.modules
-        self.dims = self._capture.dims
+        self.rows_capture = self._projected(spec)
+        self._hooks: Hooks = self.rows_capture.__enter__()
         self.tokenising = threading.Lock()
         self.computing = threading.Lock()
+
+    @property
+    def modules(self) -> tuple[ModuleColumns, ...]:
+        """Which columns of a row belong to which layer."""
+        return self.rows_capture.modules
+
+    @property
+    def dims(self) -> int:
+        """D, the columns of a row."""
+        return self.rows_capture.dims
 
     @property
     def token_budget(self) -> int:
@@ -114,9 +82,35 @@ class Session:
         assert self.spec.token_budget is not None
         return self.spec.token_budget
 
+    def serves(self, spec: CaptureSpec) -> bool:
+        """Whether this model, data and task are what a specification asks for, whatever its projection."""
+        return spec.unprojected() in (self.asked.unprojected(), self.spec.unprojected())
+
+    def project(self, spec: CaptureSpec) -> None:
+        """Project rows as another specification of the same model and data says."""
+        if (spec.projection, spec.factors) == (self.spec.projection, self.spec.factors):
+            return
+        self.rows_capture = self._projected(spec)
+        self.spec = self.spec.model_copy(update={"projection": spec.projection, "factors": spec.factors})
+        self.set_hooks(self.rows_capture)
+
+    def set_hooks(self, hooks: Hooks) -> None:
+        """Set hooks on the model in the place of those that are set."""
+        if hooks is not self._hooks:
+            self._hooks.__exit__(None, None, None)
+            self._hooks = hooks.__enter__()
+
     def close(self) -> None:
         """Remove the hooks; the session can't be used afterwards."""
-        self._capture.__exit__(None, None, None)
+        self._hooks.__exit__(None, None, None)
+
+    def _projected(self, spec: CaptureSpec) -> Capture:
+        fold = None
+        if spec.factors is not None:
+            tensors = load_tensors(spec.factors.path, spec.factors.fingerprint)
+            basis = Eigenbasis.from_tensors(widths_of(self.layers), spec.factors.settings, tensors)
+            fold = fold_for(spec.projection, basis)
+        return Capture(self.model, self.layers, Projection(spec.projection, fold))
 
     @cached_property
     def rows(self) -> Rows:
@@ -166,9 +160,11 @@ class Session:
                 raise DataError(f"{where} has {found} tokens, and the model has {self.longest} positions. {do}")
             highest = int(part.input_ids.max(initial=0))
             if highest >= self._embeddings:
+                written = self.tokeniser.convert_ids_to_tokens(highest)
                 raise DataError(
-                    f"{place_of(examples[part.position])} has token {highest}, and the model has embeddings for "
-                    f"{self._embeddings:,}: the tokeniser (model.tokeniser) has tokens that the model was not given."
+                    f"{place_of(examples[part.position])} has token {highest} ({written!r}), and the model has "
+                    f"embeddings for {self._embeddings:,} tokens. Set model.tokeniser to the one that this model was "
+                    "trained with; if it is that one, leave the token out of this text."
                 )
         return parts
 
@@ -181,101 +177,74 @@ class Session:
         """Capture ∇ℓ of every part: what a training row stores. See `capture`."""
         return self.capture(self.task.example_loss, parts, names)
 
-    def queries(self, parts: Sequence[Part], names: Sequence[str]) -> Iterator[Piece]:
-        """Capture −∇m of every part, m the measurement; the pieces' values are −m. See `capture`."""
-        return self.capture(lambda model, batch: -measurement(self.task, model, batch), parts, names)
-
-    def query_gradients(self, examples: Sequence[Example]) -> tuple[Tensor, np.ndarray]:
+    def query_gradients(
+        self, queries: Sequence[Example], whole: Capture | None = None
+    ) -> tuple[Tensor, np.ndarray, np.ndarray]:
         """Capture queries, whole and in a few batches.
 
+        Args:
+            queries: With what they are asked against, where they are.
+            whole: Gives other gradients than the run's projected ones, such as unprojected ones.
+
         Returns:
-            −∇m of every query, [m, D] float32 on the CPU, and m, [m] float64, in nats.
+            −∇m of every query, [m, D] float32 on the CPU; log p of what was said, [m] float64, in nats; and of what it
+            is asked against, NaN where it isn't. The measurement m is the first, or their difference.
 
         Raises:
             QueryError: A query has no scored token; it is named.
             DataError: A query can't be tokenised, or is longer than the model has positions.
         """
+        against = [number for number, query in enumerate(queries) if query.contrast is not None]
+        examples = [*queries, *(query.contrast for query in queries if query.contrast is not None)]
         parts = self.tokenise(examples, whole=True)
         for part in parts:
             if not part.scored:
                 raise QueryError(
                     f"{place_of(examples[part.position])} has no scored token: its completion is empty, or it has "
-                    "no prompt "
-                    "and its completion is a single token. Give both, so that something is predicted."
+                    "no prompt and its completion is a single token. Give both, so that something is predicted."
                 )
         names = [place_of(example) for example in examples]
-        gradients, values = torch.zeros(len(examples), self.dims), np.zeros(len(examples))
-        for piece in self.queries(parts, names):
+        gradients = torch.zeros(len(examples), (whole or self.rows_capture).dims)
+        said = np.zeros(len(examples))
+        for piece in self.capture(self._negative_measurement, parts, names, whole):
             where = [part.position for part in piece.parts]
             gradients[where] = piece.rows.float()
-            values[where] = -piece.values.double().numpy()
-        return gradients, values
+            said[where] = -piece.values.double().numpy()
+        count = len(queries)
+        gradients[against] -= gradients[count:]
+        instead = np.full(count, np.nan)
+        instead[against] = said[count:]
+        return gradients[:count], said[:count], instead
 
-    def capture(self, measure: Measure, parts: Sequence[Part], names: Sequence[str]) -> Iterator[Piece]:
-        """Capture the gradient of every part's measured value, batch by batch.
-
-        When memory runs out the budget halves, with a log line, for what is left of these parts; the rows stay the same
-        to rounding.
+    def capture(
+        self,
+        measure: Measure,
+        parts: Sequence[Part],
+        names: Sequence[str],
+        hooks: Capture | InnerProducts | None = None,
+    ) -> Iterator[Piece]:
+        """Capture the gradient of every part's measured value, batch by batch; see `batches.run_batches`.
 
         Args:
             measure: What is differentiated, one value a part.
             parts: With at least one scored token each.
             names: What to call the example at each position in a message.
-
-        Raises:
-            CaptureError: A single part doesn't fit into memory; its example is named.
+            hooks: What is kept of a gradient; the run's projected rows where nothing else is asked for.
         """
-        budget = self.token_budget
-        todo = deque(self._cut(list(parts), budget))
-        leaving: deque[Leaving] = deque()
-        while todo:
-            chosen = todo.popleft()
-            piece = self._try(measure, chosen)
-            if piece is None:
-                leaving_now = list(leaving)
-                leaving.clear()
-                for earlier in leaving_now:
-                    yield earlier.arrived()
-                if len(chosen) == 1:
-                    raise CaptureError(
-                        f"{names[chosen[0].position]} has {len(chosen[0].input_ids)} tokens and does not fit into "
-                        "the memory of "
-                        f"{self.device_name} even alone. Lower data.max_tokens, or set model.gradient_checkpointing."
-                    )
-                budget = max(2, min(budget, _padded(chosen)) // 2)
-                log.warning("Out of memory at %d padded tokens: the token budget is now %d.", _padded(chosen), budget)
-                todo = deque(self._cut([*chosen, *(part for batch in todo for part in batch)], budget))
-                continue
-            leaving.append(piece)
-            if self.device.type != "cuda" or len(leaving) > LAG:
-                yield leaving.popleft().arrived()
-        while leaving:
-            yield leaving.popleft().arrived()
+        chosen = hooks or self.rows_capture
+        self.set_hooks(chosen)
+        return run_batches(
+            lambda batch: chosen(measure, batch),
+            parts,
+            names,
+            width=chosen.width,
+            budget=self.token_budget,
+            pad=self.pad,
+            device=self.device,
+        )
 
-    def _cut(self, parts: list[Part], budget: int) -> list[list[Part]]:
-        most = max(1, min(MAX_ROWS, BATCH_BYTES // (4 * self.dims)))
-        cut = cut_batches([len(part.input_ids) for part in parts], budget, max_rows=most)
-        return [[parts[index] for index in batch] for batch in cut]
-
-    def _try(self, measure: Measure, chosen: list[Part]) -> "Leaving | None":
-        """Capture one batch, or return None where memory runs out. The failed attempt's tensors are gone on return."""
-        try:
-            return self._captured(measure, chosen)
-        except (RuntimeError, MemoryError) as error:
-            if not out_of_memory(error):
-                raise
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
-        return None
-
-    def _captured(self, measure: Measure, chosen: list[Part]) -> "Leaving":
-        batch = collate(chosen, self._pad).to(self.device)
-        rows, values = self._capture(measure, batch)
-        return Leaving(tuple(chosen), rows, values)
-
-
-def _padded(parts: Sequence[Part]) -> int:
-    return len(parts) * max(len(part.input_ids) for part in parts)
+    def _negative_measurement(self, model: object, batch: object) -> Tensor:
+        return -measurement(self.task, model, batch)
 
 
 def _device(spec: CaptureSpec) -> str:

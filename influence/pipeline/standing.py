@@ -7,8 +7,9 @@ from influence.config import RunConfig, load_config
 from influence.errors import Incomplete
 from influence.pipeline.build import CONFIG
 from influence.pipeline.curvature_stage import curvature_stands
+from influence.pipeline.factor_stage import factors_stand
 from influence.pipeline.index_stage import index_stands
-from influence.store.manifest import MANIFEST, Manifest
+from influence.store.manifest import Manifest
 from influence.store.reader import missing_shards
 from influence.store.shard import ShardFiles, ShardRecord
 from influence.store.writer import building
@@ -19,24 +20,31 @@ def status(path: str | Path) -> dict[str, Any]:
 
     Returns:
         path, rows, dims, fingerprint, recipe; `shards` and `shards_done`, `rows_done`, `bytes` of those done, `tokens`,
-        `zero_rows`; `curvature` and `index`, each `done`, `missing` or `not needed`; `complete`.
+        `zero_rows`; `factors`, `curvature` and `index`, each `done`, `missing` or `not needed`; `complete`.
 
     Raises:
-        StoreError: There is no run.
-        Incomplete: A build has begun and has nothing to show yet.
+        StoreError: There is no run, or its manifest or a shard's record can't be used: damaged (`DigestMismatch`) or
+            of another version of the format (`FormatVersionMismatch`).
+        ConfigError: Its configuration can't be used.
+        Incomplete: A build has begun and has nothing to show yet, or stopped that early.
     """
     run_dir = Path(path)
     builder = building(run_dir)
-    if builder and not (run_dir / MANIFEST).exists():
+    if builder and not (run_dir / CONFIG).exists():
         raise Incomplete(f"{run_dir} is being begun by {builder}, which still looks at the model and the data.")
     manifest = Manifest.load(run_dir)
     if not (run_dir / CONFIG).exists():
-        raise Incomplete(f"{run_dir} has no {CONFIG} yet: its build has only begun, or stopped early. Build it again.")
+        raise Incomplete(f"{run_dir} has no {CONFIG}: its build stopped early. Build it again.")
     config = load_config(run_dir / CONFIG)
     absent = set(missing_shards(run_dir, manifest))
     records = [ShardRecord.load(ShardFiles(run_dir, span)) for span in manifest.shards if span.shard not in absent]
     missing = missing_parts(run_dir, manifest, config)
-    parts = {"curvature": config.recipe.curvature.kind != "identity", "index": config.index.kind != "exact"}
+    recipe = config.recipe
+    parts = {
+        "factors": recipe.needs_factors,
+        "curvature": recipe.stored.curvature.kind != "identity",
+        "index": config.index.kind != "exact",
+    }
     return {
         "path": str(run_dir),
         "complete": not absent and not missing,
@@ -53,11 +61,16 @@ def status(path: str | Path) -> dict[str, Any]:
             for name, needed in parts.items()
         },
         "fingerprint": manifest.fingerprint,
-        "recipe": config.recipe.summary,
+        "recipe": recipe.summary,
     }
 
 
 def missing_parts(run_dir: Path, manifest: Manifest, config: RunConfig) -> list[str]:
-    """Return which of curvature and index the recipe needs and the run lacks."""
-    missing = [] if curvature_stands(run_dir, manifest, config.recipe) else ["curvature"]
-    return missing if index_stands(run_dir, manifest, config.recipe, config.index) else [*missing, "index"]
+    """Return which of factors, curvature and index the recipe needs and the run lacks."""
+    recipe = config.recipe
+    standing = {
+        "factors": factors_stand(run_dir, manifest, recipe),
+        "curvature": curvature_stands(run_dir, manifest, recipe.stored),
+        "index": index_stands(run_dir, manifest, recipe.stored, config.index),
+    }
+    return [name for name, stands in standing.items() if not stands]

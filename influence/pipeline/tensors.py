@@ -62,6 +62,12 @@ def saved_for(path: Path, fingerprint: str) -> bool:
     )
 
 
+def remove_tensors(path: Path) -> None:
+    """Remove tensors that `save_tensors` wrote, the record first; nothing happens where there are none."""
+    path.with_suffix(".json").unlink(missing_ok=True)
+    path.unlink(missing_ok=True)
+
+
 def load_tensors(path: Path, fingerprint: str) -> dict[str, Tensor]:
     """Read tensors that `save_tensors` wrote.
 
@@ -76,7 +82,8 @@ def load_tensors(path: Path, fingerprint: str) -> dict[str, Tensor]:
     verify(path, str(found.get("digest")), int(found.get("size", 0)), remedy)
     tensors = load(path.read_bytes())
     for name in tensors:
-        # Where a file's header ends decides how its tensors lie in memory, and with that how products of them round.
+        # Products round by how their operands are aligned. Torch's own tensors start at a multiple of 64 bytes, those
+        # that safetensors returns anywhere: only copied do they multiply to the same bits as those that were saved.
         tensors[name] = tensors[name].clone()
     return tensors
 

@@ -10,7 +10,8 @@ import torch
 from distributed import Client, Worker, WorkerPlugin, get_worker
 
 from influence.errors import ClusterError
-from influence.pipeline.session import CaptureSpec, Session
+from influence.pipeline.session import Session
+from influence.pipeline.spec import CaptureSpec
 
 PLUGIN = "influence-session"
 
@@ -51,13 +52,15 @@ class SessionPlugin(WorkerPlugin):
     def session(self, spec: CaptureSpec) -> Session:
         """Return the session of this specification, opening it if the one at hand is another's."""
         with self._opening:
-            if self._session is not None and spec not in (self._session.asked, self._session.spec):
+            if self._session is not None and not self._session.serves(spec):
                 self._session.close()
                 self._session = None
             if self._session is None:
-                # Before anything computes: set while the other task slot computed, it gave wrong rows now and then.
+                # The thread count may only change while nothing computes: under the other task slot's products it makes
+                # wrong rows.
                 torch.set_num_threads(self.threads)
                 self._session = Session(spec)
+            self._session.project(spec)
             return self._session
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from index.neighbours import Neighbours
+from influence.baselines.bm25 import BM25
 from influence.data.example import Example, PromptContent
 from influence.errors import QueryError
 from influence.query.hits import Hit, Hits, MeasuredQuery, snippet
@@ -29,12 +30,14 @@ class Queries:
     Attributes:
         examples: The queries, m of them.
         gradients: −∇m, [m, D] float32, projected as rows are.
-        measured: m(q), [m] float64: log p(completion | prompt) in nats.
+        measured: log p(completion | prompt) of each, [m] float64, in nats.
+        contrasted: log p of what it is asked against, [m] float64, NaN where it isn't.
     """
 
     examples: tuple[Example, ...]
     gradients: torch.Tensor
     measured: np.ndarray
+    contrasted: np.ndarray
 
 
 def query_vectors(queries: Queries, comparison: Comparison) -> np.ndarray:
@@ -82,18 +85,70 @@ def attribute(
         raise QueryError(f"k is {k}, but the run {store.run_dir} has {store.rows} rows. Ask for 1 to {store.rows}.")
     vectors = query_vectors(queries, comparison)
     found = search(vectors, k)
+    told = _Told(store, summary or comparison.recipe.summary, comparison.recipe.unit, exact=False)
     answers = []
+    for number, vector in enumerate(vectors):
+        both = (found.largest.rows[number], found.smallest.rows[number])
+        sides = [(rows, rescore(store, comparison, vector, rows)) for rows in both]
+        answers.append(told.hits(queries, number, *sides))
+    return answers
+
+
+def propose(
+    queries: Queries, comparison: Comparison, search: Search, count: int, words: BM25 | None = None
+) -> list[np.ndarray]:
+    """Return each query's candidates: the index's best and worst `count` rows, joined with as many of BM25's.
+
+    Args:
+        queries: Captured.
+        comparison: The recipe of the stored rows.
+        search: Over the rows as they are compared.
+        count: Rows of each proposer and side.
+        words: Over the rows' texts; None leaves it out.
+
+    Returns:
+        For each query row numbers, int64, ascending, none twice.
+
+    Raises:
+        QueryError: A query has no usable gradient.
+    """
+    found = search(query_vectors(queries, comparison), count)
+    proposals = []
     for number, example in enumerate(queries.examples):
-        answers.append(
-            Hits(
-                query=described(example, float(queries.measured[number])),
-                recipe=summary or comparison.recipe.summary,
-                unit=comparison.recipe.unit,
-                fingerprint=store.manifest.fingerprint,
-                promoting=_side(store, comparison, vectors[number], found.largest.rows[number], promoting=True),
-                opposing=_side(store, comparison, vectors[number], found.smallest.rows[number], promoting=False),
-            )
-        )
+        proposed = [found.largest.rows[number], found.smallest.rows[number]]
+        if words is not None:
+            asked = example.text if example.contrast is None else f"{example.text} {example.contrast.text}"
+            proposed.append(words.top(asked, count).astype(np.int64))
+        proposals.append(np.unique(np.concatenate(proposed)))
+    return proposals
+
+
+def decide(
+    queries: Queries,
+    store: Store,
+    candidates: Sequence[np.ndarray],
+    scores: Sequence[np.ndarray],
+    k: int,
+    *,
+    summary: str,
+    unit: str,
+) -> list[Hits]:
+    """Answer every query from its candidates' exact scores; every other row counts as zero.
+
+    Args:
+        queries: Captured.
+        store: The run's rows.
+        candidates: Each query's rows.
+        scores: Their exact scores.
+        k: Rows wanted on each side.
+        summary: What the answers call the method.
+        unit: Of the scores.
+    """
+    told = _Told(store, summary, unit, exact=True)
+    answers = []
+    for number, (rows, found) in enumerate(zip(candidates, scores, strict=True)):
+        best, worst = ranked(rows, found, largest=True)[:k], ranked(rows, found, largest=False)[:k]
+        answers.append(told.hits(queries, number, (rows[best], found[best]), (rows[worst], found[worst])))
     return answers
 
 
@@ -106,38 +161,71 @@ def scores(
         yield first, (vectors @ block.astype(np.float64).T).astype(np.float32)
 
 
-def described(example: Example, measured: float) -> MeasuredQuery:
-    """Return what an answer says of its query; `measured` is log p(completion | prompt) in nats."""
-    content = example.content
-    prompt, completion = "", example.text
-    if isinstance(content, PromptContent):
-        prompt, completion = content.prompt, content.completion
-    elif example.label is not None:
-        prompt, completion = example.text, str(example.label)
-    return MeasuredQuery(id=example.id, prompt=prompt, completion=completion, log_likelihood=measured)
+def described(queries: Queries, number: int) -> MeasuredQuery:
+    """Return what an answer says of its query."""
+    example = queries.examples[number]
+    prompt, completion = _said(example)
+    measured = float(queries.measured[number])
+    if example.contrast is None:
+        return MeasuredQuery(id=example.id, prompt=prompt, completion=completion, log_likelihood=measured)
+    against = float(queries.contrasted[number])
+    return MeasuredQuery(example.id, prompt, completion, measured, _said(example.contrast)[1], against)
 
 
-def _side(
-    store: Store, comparison: Comparison, vector: np.ndarray, rows: np.ndarray, *, promoting: bool
-) -> tuple[Hit, ...]:
-    found = rescore(store, comparison, vector, rows)
-    order = ranked(rows, found, largest=promoting)
-    kept = [place for place in order.tolist() if (found[place] > 0 if promoting else found[place] < 0)]
-    told = store.meta(rows[kept], ("row", "id", "source", "uri", "tokens", "text")) if kept else []
-    return tuple(
-        Hit(
-            rank=rank,
-            row=int(rows[place]),
-            id=meta["id"],
-            score=float(found[place]),
-            source=meta["source"],
-            uri=meta["uri"],
-            tokens=int(meta["tokens"]),
-            snippet=snippet(meta["text"]),
-            exact=False,
+def _said(example: Example) -> tuple[str, str]:
+    """Return an example's prompt and completion."""
+    if isinstance(example.content, PromptContent):
+        return example.content.prompt, example.content.completion
+    if example.label is not None:
+        return example.text, str(example.label)
+    return "", example.text
+
+
+@dataclass(frozen=True)
+class _Told:
+    """What all answers of one call have in common."""
+
+    store: Store
+    summary: str
+    unit: str
+    exact: bool
+
+    def hits(
+        self,
+        queries: Queries,
+        number: int,
+        promoting: tuple[np.ndarray, np.ndarray],
+        opposing: tuple[np.ndarray, np.ndarray],
+    ) -> Hits:
+        """Return one answer from rows and scores of either side."""
+        return Hits(
+            query=described(queries, number),
+            recipe=self.summary,
+            unit=self.unit,
+            fingerprint=self.store.manifest.fingerprint,
+            promoting=self._side(*promoting, sign=1),
+            opposing=self._side(*opposing, sign=-1),
         )
-        for rank, (place, meta) in enumerate(zip(kept, told, strict=True), start=1)
-    )
+
+    def _side(self, rows: np.ndarray, scores: np.ndarray, sign: int) -> tuple[Hit, ...]:
+        order = ranked(rows, scores, largest=sign > 0)
+        kept = [place for place in order.tolist() if sign * scores[place] > 0]
+        columns = ("row", "id", "source", "uri", "tokens", "text")
+        told = self.store.meta(rows[kept], columns) if kept else []
+        return tuple(
+            Hit(
+                rank=rank,
+                row=int(rows[place]),
+                id=meta["id"],
+                score=float(scores[place]),
+                source=meta["source"],
+                uri=meta["uri"],
+                tokens=int(meta["tokens"]),
+                snippet=snippet(meta["text"]),
+                exact=self.exact,
+            )
+            for rank, (place, meta) in enumerate(zip(kept, told, strict=True), start=1)
+        )
 
 
 def named(queries: Sequence[Example]) -> tuple[Example, ...]:

@@ -38,7 +38,7 @@ class Hit:
         tokens: Scored tokens of the row.
         snippet: The beginning of its text, as it is: whoever shows it escapes it.
         exact: Whether the score comes from whole gradients, recomputed for this query; false where it comes from the
-            stored, projected rows, as every recipe's does today.
+            stored, projected rows.
     """
 
     rank: int
@@ -61,12 +61,16 @@ class MeasuredQuery:
         prompt: What the model was given; empty where a whole text is measured. A classifier's text.
         completion: What the model said, and what is measured. A classifier's label.
         log_likelihood: log p(completion | prompt), summed over its tokens, in nats.
+        contrast: What it is asked against; None where the completion is asked about by itself.
+        contrast_log_likelihood: log p(contrast | prompt), likewise.
     """
 
     id: str
     prompt: str
     completion: str
     log_likelihood: float
+    contrast: str | None = None
+    contrast_log_likelihood: float | None = None
 
 
 @dataclass(frozen=True)
@@ -118,6 +122,8 @@ class Hits:
                     "prompt": self.query.prompt,
                     "completion": self.query.completion,
                     "log_likelihood": self.query.log_likelihood,
+                    "contrast": self.query.contrast,
+                    "contrast_log_likelihood": self.query.contrast_log_likelihood,
                     "side": side,
                     **asdict(hit),
                     "unit": self.unit,
@@ -137,7 +143,10 @@ class Hits:
         return render_fragment(self)
 
 
-_QUERY_COLUMNS = ("query_id", "prompt", "completion", "log_likelihood", "side")
+_QUERY_COLUMNS = (
+    *("query_id", "prompt", "completion", "log_likelihood", "contrast", "contrast_log_likelihood"),
+    "side",
+)
 COLUMNS = (*_QUERY_COLUMNS, *(field.name for field in fields(Hit)), "unit", "recipe", "fingerprint")
 """The columns of every flat form, in order."""
 
@@ -224,7 +233,12 @@ def _parquet(answers: Sequence[Hits]) -> bytes:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    kinds = {"log_likelihood": pa.float64(), "score": pa.float64(), "exact": pa.bool_()}
+    kinds = {
+        "log_likelihood": pa.float64(),
+        "contrast_log_likelihood": pa.float64(),
+        "score": pa.float64(),
+        "exact": pa.bool_(),
+    }
     kinds |= {"rank": pa.int64(), "row": pa.int64(), "tokens": pa.int64()}
     schema = pa.schema([(name, kinds.get(name, pa.string())) for name in COLUMNS], metadata={"sign": SIGN_RULE})
     records = [

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from influence.axes import ModuleColumns
 from influence.curvature.covariance import CovarianceFit
 from influence.curvature.ekfac import EigenvalueFit
-from influence.curvature.kfac import Eigenbasis, KroneckerCurvature, decompose, kfac_eigenvalues
+from influence.curvature.kfac import Eigenbasis, KroneckerCurvature, decompose, kfac_eigenvalues, preconditioned
 from influence.curvature.projected_fisher import FisherSums, ProjectedFisher, blocks_of
 from influence.curvature.whitening import fold_for
 from influence.errors import CaptureError
@@ -22,7 +22,6 @@ from influence.gradients.hooks import Measure
 from influence.gradients.inner_products import InnerProducts
 from influence.gradients.projection import Projection, ProjectionSettings
 from influence.model.layers import LayerSettings, TrackedLayer, tracked_layers
-from influence.query.exact import preconditioned
 from influence.recipe import Recipe
 from influence.task import Task, fisher_loss, measurement
 from influence.vectors.whiten import Comparison
@@ -61,14 +60,13 @@ def pairwise(
     """
     chosen = tracked_layers(model, layers)
     asked = _Asked(model, task, chosen, recipe)
-    basis = None
-    if recipe.projection.folds or recipe.curvature.whole:
-        train = list(train)
-        basis = asked.eigenbasis(train)
+    if not recipe.projection.folds and not recipe.curvature.whole:
+        return asked.projected(train, queries, None)
+    batches = list(train)
+    basis = asked.eigenbasis(batches)
     if recipe.curvature.whole:
-        assert basis is not None
-        return asked.exact(train, queries, asked.curvature(basis, train))
-    return asked.projected(train, queries, basis)
+        return asked.exact(batches, queries, asked.curvature(basis, batches))
+    return asked.projected(batches, queries, basis)
 
 
 class _Asked:
@@ -125,8 +123,7 @@ class _Asked:
 
     def _fisher(self, number: int) -> Measure:
         factors = self.recipe.factors
-        # Every batch draws labels of its own; the seed and the batch's place decide them.
-        seed = factors.seed * 1_000_003 + number
+        seed = factors.label_seed(number)
         return lambda model, batch: fisher_loss(self.task, factors.labels, model, batch, seed)
 
 

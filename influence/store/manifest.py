@@ -9,12 +9,13 @@ import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from influence.axes import ModuleColumns
 from influence.errors import FingerprintMismatch, StoreError
+from influence.store.codec import CodecSettings
 from influence.store.digest import FORMAT_VERSION, seal, unseal
 from influence.store.partial import write_whole
 
@@ -26,19 +27,15 @@ Part = str | int | float | bool | None
 log = logging.getLogger(__name__)
 
 
-class StoreSettings(BaseModel):
-    """How rows are kept.
+class StoreSettings(CodecSettings):
+    """How rows are kept: the codec, its rank where it has one, and the cut.
 
     Attributes:
         rows_per_shard: The most rows of a shard, the last few hold fewer; None makes shards of about 256 MB, between 64
             and 65,536 rows.
-        codec: How a unit vector is stored: two bytes a coordinate.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
     rows_per_shard: int | None = Field(default=None, ge=1)
-    codec: Literal["float16"] = "float16"
 
 
 class ShardRange(BaseModel):
@@ -67,8 +64,8 @@ class ShardRange(BaseModel):
         return f"shard-{self.shard:05d}"
 
 
-class Manifest(BaseModel):
-    """What every shard of a run has in common. Frozen, saved once, before the first shard.
+class Manifest(CodecSettings):
+    """What every shard of a run has in common, its codec too. Frozen, saved once, before the first shard.
 
     Attributes:
         format_version: The version of the files.
@@ -77,12 +74,9 @@ class Manifest(BaseModel):
         modules: The tracked modules and their columns, covering [0, dims) in order.
         dims: D, the columns of a row.
         rows: Rows of the data set.
-        codec: How a unit vector is stored.
         shards: The plan, in order: it covers [0, rows) without gaps.
         meta: What people want to know but no row depends on: paths, software versions.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     format_version: int = FORMAT_VERSION
     fingerprint: str
@@ -90,9 +84,8 @@ class Manifest(BaseModel):
     modules: tuple[ModuleColumns, ...]
     dims: int = Field(ge=1)
     rows: int = Field(ge=0)
-    codec: Literal["float16"] = "float16"
     shards: tuple[ShardRange, ...]
-    meta: dict[str, Any] = {}
+    meta: dict[str, Any] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _covers_rows_and_columns(self) -> Self:
@@ -157,7 +150,7 @@ class Manifest(BaseModel):
         check_fingerprint(
             str(path), there.fingerprint, there.fingerprint_parts, self.fingerprint, self.fingerprint_parts
         )
-        for field in ("dims", "rows", "codec", "modules", "shards"):
+        for field in ("dims", "rows", "codec", "rank", "modules", "shards"):
             if getattr(there, field) != getattr(self, field):
                 raise StoreError(
                     f"{path} has the same fingerprint as this run and other {field}. "

@@ -2,7 +2,8 @@
 
 Opening lists one directory and reads the manifest. A shard's record and digests are checked the first time the process
 touches the shard. What is held in memory is a block (two, while the next one is read), never a shard: 100 million rows
-cost the plan of their shards.
+cost the plan of their shards. Rows come back decoded, as gradients or as directions; `scores` needs neither and reads
+inner products off the codes.
 """
 
 import os
@@ -17,9 +18,14 @@ import pyarrow.parquet as pq
 
 from influence.axes import ModuleColumns
 from influence.errors import DigestMismatch, Incomplete, StoreError
+from influence.store.codec import Codec, Encoded
+from influence.store.codecs import codec_for
 from influence.store.digest import verify
 from influence.store.manifest import Manifest, ShardRange, check_fingerprint
-from influence.store.shard import METADATA, ROW_GROUP, ROWS, ShardFiles, ShardRecord, read_vectors
+from influence.store.shard import METADATA, ROW_GROUP, ROWS, ShardFiles, ShardRecord, read_rows
+
+SCORED_BYTES = 16 * 2**20
+"""Codes that are scored at a time, and scores that are made of them."""
 
 
 class Store:
@@ -28,6 +34,7 @@ class Store:
     Attributes:
         run_dir: The run.
         manifest: What the rows are.
+        codec: How their directions are kept.
     """
 
     def __init__(self, run_dir: Path) -> None:
@@ -39,6 +46,7 @@ class Store:
         """
         self.run_dir = Path(run_dir)
         self.manifest = Manifest.load(self.run_dir)
+        self.codec: Codec = codec_for(self.manifest, self.manifest.modules)
         missing = missing_shards(self.run_dir, self.manifest)
         if missing:
             named = ", ".join(str(shard) for shard in missing[:10]) + (", …" if len(missing) > 10 else "")
@@ -71,25 +79,51 @@ class Store:
         """Yield rows [start, stop) in order, `size` at a time, across shard boundaries; the last block may be shorter.
 
         Yields:
-            The block's first row; unit vectors, float16 [b, D]; norms, float32 [b]. The arrays are the caller's own.
+            The block's first row; directions as the codec gives them back, float32 [b, D]; norms, float32 [b]. The
+            arrays are the caller's own.
 
         Raises:
             StoreError: The range lies outside the store, or a shard can't be used.
             DigestMismatch: A file isn't the one that was committed.
         """
-        stop = self.rows if stop is None else stop
-        if size < 1 or not 0 <= start <= stop <= self.rows:
-            raise StoreError(
-                f"Rows {start} to {stop} in blocks of {size} were asked of {self.run_dir}, "
-                f"which holds rows 0 to {self.rows}, in blocks of 1 or more."
-            )
-        for first in range(start, stop, size):
-            unit, norms = self._arrays(min(size, stop - first))
-            self._fill(first, unit, norms)
-            yield first, unit, norms
+        for first, encoded, norms in self._encoded(size, start, stop):
+            yield first, self.codec.decode(encoded), norms
+
+    def scores(
+        self, queries: np.ndarray, start: int = 0, stop: int | None = None, *, unit: bool = False
+    ) -> Iterator[tuple[int, np.ndarray]]:
+        """Yield the inner products of queries with rows [start, stop), in order, straight from the codes.
+
+        Memory: 16 MiB of codes, as much of scores, and half a megabyte of rows at a time. Equal rows have equal scores
+        to the last bit, in blocks of any size and beside any other queries; see `codec`.
+
+        Args:
+            queries: [m, D], read as float32.
+            start: The first row.
+            stop: One past the last; all rows if None.
+            unit: Score the rows' directions, at length 1 whatever the codec made of it, instead of their gradients.
+
+        Yields:
+            The block's first row, and scores float32 [m, b]: with the gradients (direction × norm), unless `unit`. One
+            beyond the range of float32 is infinite. Zero rows score 0.
+
+        Raises:
+            StoreError: Queries of another width, a range outside the store, or a shard that can't be used.
+            DigestMismatch: A file isn't the one that was committed.
+        """
+        size = max(1, min(SCORED_BYTES // self.codec.row_bytes, SCORED_BYTES // (8 * max(1, len(queries)))))
+        for first, encoded, norms in self._encoded(size, start, stop):
+            found = self.codec.scores(encoded, queries)
+            if unit:
+                lengths = self.codec.lengths(encoded)
+                np.divide(found, lengths, out=found, where=lengths > 0)
+            else:
+                with np.errstate(over="ignore"):
+                    np.multiply(found, norms, out=found)
+            yield first, found
 
     def vectors(self, rows: Sequence[int] | np.ndarray) -> np.ndarray:
-        """Return the gradients of some rows: unit vector times norm, on the scale of the summed loss.
+        """Return the gradients of some rows: decoded direction times norm, on the scale of the summed loss.
 
         Args:
             rows: Row numbers, in any order, repeats allowed.
@@ -105,10 +139,9 @@ class Store:
         gradients = np.empty((len(wanted), self.dims), dtype=np.float32)
         for first, run in _runs(wanted):
             for offset in range(0, run, ROW_GROUP):
-                unit, norms = self._arrays(min(ROW_GROUP, run - offset))
                 at = first + offset
-                self._fill(int(wanted[at]), unit, norms)
-                np.multiply(unit, norms[:, None], out=gradients[at : at + len(unit)], dtype=np.float32)
+                encoded, norms = self._read(int(wanted[at]), min(ROW_GROUP, run - offset))
+                np.multiply(self.codec.decode(encoded), norms[:, None], out=gradients[at : at + len(norms)])
         return gradients if np.array_equal(back, np.arange(len(wanted))) else gradients[back]
 
     def meta(
@@ -136,6 +169,13 @@ class Store:
         for span in self.manifest.shards:
             with pq.ParquetFile(self._metadata(span)) as file:
                 yield span.start, file.read(columns=["norm"]).column("norm").to_numpy()
+
+    def texts(self) -> Iterator[str]:
+        """Yield every row's text, in order, a row group in memory at a time."""
+        for span in self.manifest.shards:
+            with pq.ParquetFile(self._metadata(span)) as file:
+                for group in range(file.num_row_groups):
+                    yield from file.read_row_group(group, columns=["text"]).column("text").to_pylist()
 
     def zero_rows(self) -> np.ndarray:
         """Return the rows whose gradient is zero, int64, ascending. Reads every commit record."""
@@ -165,21 +205,32 @@ class Store:
             more = f"\n… and {len(damaged) - 10} more." if len(damaged) > 10 else ""
             raise DigestMismatch("\n".join(damaged[:10]) + more)
 
-    def _arrays(self, rows: int) -> tuple[np.ndarray, np.ndarray]:
-        return np.empty((rows, self.dims), dtype=np.float16), np.empty(rows, dtype=np.float32)
+    def _encoded(self, size: int, start: int, stop: int | None) -> Iterator[tuple[int, Encoded, np.ndarray]]:
+        """Yield (first row, codes, norms) of rows [start, stop), `size` at a time."""
+        stop = self.rows if stop is None else stop
+        if size < 1 or not 0 <= start <= stop <= self.rows:
+            raise StoreError(
+                f"Rows {start} to {stop} in blocks of {size} were asked of {self.run_dir}, "
+                f"which holds rows 0 to {self.rows}, in blocks of 1 or more."
+            )
+        for first in range(start, stop, size):
+            yield first, *self._read(first, min(size, stop - first))
 
-    def _fill(self, first: int, unit: np.ndarray, norms: np.ndarray) -> None:
-        """Fill arrays with consecutive rows from `first` on, from as many shards as hold them."""
+    def _read(self, first: int, rows: int) -> tuple[Encoded, np.ndarray]:
+        """Return codes and norms of consecutive rows from `first` on, from as many shards as hold them."""
+        encoded, norms = self.codec.zeros(rows), np.empty(rows, dtype=np.float32)
         filled = 0
-        while filled < len(unit):
+        while filled < rows:
             row = first + filled
             span = self.manifest.shards[int(self._shards_of(np.array([row]))[0])]
-            count = min(len(unit) - filled, span.stop - row)
+            count = min(rows - filled, span.stop - row)
             files = ShardFiles(self.run_dir, span)
             self._check_file(files.vectors, span, files)
             taken = slice(filled, filled + count)
-            read_vectors(files.vectors, span.rows, row - span.start, unit[taken], norms[taken])
+            into = {name: array[taken] for name, array in encoded.items()}
+            read_rows(files.vectors, self.codec, span.rows, row - span.start, into, norms[taken])
             filled += count
+        return encoded, norms
 
     def _lines(self, span: ShardRange, places: np.ndarray, columns: Sequence[str]) -> list[dict[str, Any]]:
         """Return the metadata of ascending places within one shard; only the row groups that hold them are read."""

@@ -1,6 +1,11 @@
 """The three files of one shard: vectors, metadata, commit record.
 
-    shard-00007.safetensors   "norms" float32 [n], "vectors" float16 [n, D]: unit gradients of the summed loss, or zeros
+    shard-00007.safetensors   "norms" float32 [n], then unit gradients of the summed loss, or zeros, by codec:
+                              float16   "vectors" float16 [n, D]
+                              int8      "scales" float32 [n, M], "int8" int8 [n, D]
+                              int4      "scales" float32 [n, M], "int4" uint8 [n, Σ ⌈QP/2⌉]
+                              bits      "scales" float32 [n, M], "bits" uint8 [n, Σ ⌈QP/8⌉]
+                              factors   "factors" float16 [n, Σ c(Q + P)]
     shard-00007.parquet       one line a row: row, id, source, uri, label, tokens, loss, norm, text
     shard-00007.json          the commit record, written last: without it there is no shard
 
@@ -21,6 +26,7 @@ import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from influence.errors import StoreError
+from influence.store.codec import NORM_BYTES, Codec, Encoded
 from influence.store.digest import FORMAT_VERSION, seal, unseal
 from influence.store.manifest import Part, ShardRange
 
@@ -160,39 +166,44 @@ class ShardRecord(BaseModel):
             raise StoreError(f"{files.record} can't be used: {where}: {first['msg']}. {files.remedy}") from None
 
 
-def vectors_header(rows: int, dims: int) -> bytes:
-    """Return the safetensors header of a shard: its length, then JSON padded to eight bytes; norms, then vectors."""
-    norms, vectors = 4 * rows, 2 * rows * dims
-    layout = {
-        "norms": {"dtype": "F32", "shape": [rows], "data_offsets": [0, norms]},
-        "vectors": {"dtype": "F16", "shape": [rows, dims], "data_offsets": [norms, norms + vectors]},
-    }
+def rows_header(codec: Codec, rows: int) -> bytes:
+    """Return the safetensors header of a shard: its length, JSON padded to eight bytes; norms, then codes."""
+    end = NORM_BYTES * rows
+    layout = {"norms": {"dtype": "F32", "shape": [rows], "data_offsets": [0, end]}}
+    for plane in codec.layout:
+        start, end = end, end + plane.row_bytes * rows
+        layout[plane.name] = {"dtype": plane.code, "shape": [rows, plane.width], "data_offsets": [start, end]}
     text = json.dumps(layout, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     return len(text).to_bytes(8, "little") + text
 
 
-def read_vectors(path: Path, rows: int, start: int, unit: np.ndarray, norms: np.ndarray) -> None:
+def read_rows(path: Path, codec: Codec, rows: int, start: int, encoded: Encoded, norms: np.ndarray) -> None:
     """Read consecutive rows of one shard into arrays; only their bytes are read.
 
     Args:
         path: The shard's vectors.
+        codec: How they are kept.
         rows: How many rows the shard holds.
         start: The first one wanted, counted within the shard.
-        unit: Filled with unit vectors; float16 [b, D], C-contiguous.
+        encoded: Filled with codes; arrays as `codec.layout` has them, [b, …], C-contiguous.
         norms: Filled with norms; float32 [b], contiguous.
 
     Raises:
         StoreError: The file isn't laid out as this version of the format lays it out, or ends too soon.
     """
-    header = vectors_header(rows, unit.shape[1])
+    header = rows_header(codec, rows)
     with path.open("rb", buffering=0) as file:
         if file.read(len(header)) != header:
             raise StoreError(
-                f"{path} isn't laid out as {rows} rows of {unit.shape[1]} float16 columns and their norms."
+                f"{path} isn't laid out as the norms of {rows} rows and their {codec.dims} columns in codec "
+                f"{codec.summary}."
             )
-        for array, offset in ((norms, 4 * start), (unit, 4 * rows + 2 * start * unit.shape[1])):
-            file.seek(len(header) + offset)
+        wanted = [(norms, NORM_BYTES), *((encoded[plane.name], plane.row_bytes) for plane in codec.layout)]
+        at = len(header)
+        for array, row_bytes in wanted:
+            file.seek(at + start * row_bytes)
+            at += rows * row_bytes
             rest = array.data.cast("B")
             while rest:
                 count = file.readinto(rest)

@@ -8,7 +8,7 @@ import json
 import logging
 import os
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,9 +19,10 @@ import pyarrow.parquet as pq
 from filelock import FileLock, Timeout
 
 from influence.errors import DigestMismatch, RunLocked, StoreError
+from influence.store.codec import Codec, Encoded, finite_rows
 from influence.store.manifest import Manifest, Part, ShardRange, check_fingerprint
 from influence.store.partial import PartialFile, disk_errors, remove_partials, sync_folder, write_whole
-from influence.store.shard import ROW_GROUP, ROWS, RowMeta, ShardFiles, ShardRecord, vectors_header
+from influence.store.shard import ROW_GROUP, ROWS, RowMeta, ShardFiles, ShardRecord, rows_header
 
 LOCK = ".lock"
 HOLDER = ".lock.json"
@@ -32,7 +33,8 @@ log = logging.getLogger(__name__)
 def write_shard(
     run_dir: Path,
     span: ShardRange,
-    unit: np.ndarray,
+    codec: Codec,
+    encoded: Encoded,
     norms: np.ndarray,
     meta: RowMeta,
     fingerprint: str,
@@ -43,7 +45,8 @@ def write_shard(
     Args:
         run_dir: The run.
         span: Which rows these are.
-        unit: Unit gradients of the summed loss, float16 [n, D]; a row of zeros where the gradient is zero.
+        codec: The run's.
+        encoded: What `codec.encode` made of the unit gradients of the summed loss, n rows; zeros where the gradient is.
         norms: The gradients' lengths, float32 [n]; zero where the gradient is zero.
         meta: The rows' metadata.
         fingerprint: The run's fingerprint.
@@ -56,16 +59,17 @@ def write_shard(
         StoreError: Shapes, types or values that can't be stored, or a directory that can't be written to.
         Incomplete: The disk is full; nothing half-written is left.
     """
-    _check_rows(span, unit, norms)
+    _check_rows(span, codec, encoded, norms)
     files = ShardFiles(run_dir, span)
-    written = _write_data(files, span, unit, norms, meta.table(span, norms))
+    pieces = [rows_header(codec, span.rows), norms.data, *(encoded[plane.name].data for plane in codec.layout)]
+    written = _write_data(files, span, [memoryview(piece).cast("B") for piece in pieces], meta.table(span, norms))
     record = ShardRecord(
         shard=span.shard,
         start=span.start,
         stop=span.stop,
         fingerprint=fingerprint,
         fingerprint_parts=dict(parts or {}),
-        dims=unit.shape[1],
+        dims=codec.dims,
         digests={file.path.name: file.digest for file in written},
         sizes={file.path.name: file.size for file in written},
         zero_rows=tuple(int(row) for row in span.start + np.flatnonzero(norms == 0)),
@@ -150,20 +154,19 @@ def lock_run(run_dir: Path) -> Iterator[None]:
 
 
 def _write_data(
-    files: ShardFiles, span: ShardRange, unit: np.ndarray, norms: np.ndarray, table: pa.Table
+    files: ShardFiles, span: ShardRange, pieces: Sequence[memoryview], table: pa.Table
 ) -> list[PartialFile]:
     """Write and publish the two data files; return them for their names, digests and sizes."""
     folder = files.record.parent
-    header = vectors_header(*unit.shape)
     written: list[PartialFile] = []
-    with disk_errors(folder, span.name, len(header) + norms.nbytes + unit.nbytes + table.nbytes):
+    with disk_errors(folder, span.name, sum(map(len, pieces)) + table.nbytes):
         folder.mkdir(parents=True, exist_ok=True)
         # A shard that is written again must not be vouched for by its old record while its files are replaced.
         files.record.unlink(missing_ok=True)
         try:
             for path in (files.vectors, files.metadata):
                 written.append(PartialFile(path))
-            for piece in (header, norms.data.cast("B"), unit.data.cast("B")):
+            for piece in pieces:
                 written[0].write(piece)
             # The row group's size and the codec are part of the format: they decide the bytes.
             pq.write_table(table, written[1], row_group_size=ROW_GROUP, compression="zstd")
@@ -204,19 +207,26 @@ def _holder(run_dir: Path) -> str:
         return "another process"
 
 
-def _check_rows(span: ShardRange, unit: np.ndarray, norms: np.ndarray) -> None:
-    if unit.ndim != 2 or unit.dtype != np.float16 or not unit.flags.c_contiguous or len(unit) != span.rows:
+def _check_rows(span: ShardRange, codec: Codec, encoded: Encoded, norms: np.ndarray) -> None:
+    """Refuse rows that the shard's files can't hold, and rows that aren't finite."""
+    planes = [(plane.name, plane.dtype, (span.rows, plane.width)) for plane in codec.layout]
+    names = [name for name, _, _ in planes]
+    if set(encoded) != set(names):
         raise StoreError(
-            f"{span.name} takes contiguous float16 [{span.rows}, D] unit vectors, "
-            f"found {unit.dtype} {list(unit.shape)}."
+            f"{span.name} takes {', '.join(names)} of codec {codec.summary}, found {', '.join(encoded) or 'nothing'}."
         )
-    if norms.shape != (span.rows,) or norms.dtype != np.float32 or not norms.flags.c_contiguous:
-        raise StoreError(
-            f"{span.name} takes contiguous float32 [{span.rows}] norms, found {norms.dtype} {list(norms.shape)}."
-        )
+    for name, dtype, shape in [("norms", np.float32, (span.rows,)), *planes]:
+        array = norms if name == "norms" else encoded[name]
+        if array.shape != shape or array.dtype != dtype or not array.flags.c_contiguous:
+            layout = "" if array.flags.c_contiguous else ", not contiguous"
+            raise StoreError(
+                f"{span.name} takes contiguous {np.dtype(dtype)} {list(shape)} {name}, "
+                f"found {array.dtype} {list(array.shape)}{layout}."
+            )
     finite = np.isfinite(norms) & (norms >= 0)
     for start in range(0, span.rows, ROW_GROUP):
-        finite[start : start + ROW_GROUP] &= np.isfinite(unit[start : start + ROW_GROUP]).all(axis=1)
+        for name, _, _ in planes:
+            finite[start : start + ROW_GROUP] &= finite_rows(encoded[name][start : start + ROW_GROUP])
     if not finite.all():
         rows = span.start + np.flatnonzero(~finite)
         raise StoreError(

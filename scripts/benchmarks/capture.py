@@ -27,7 +27,7 @@ from influence.data.batch import Batch, collate, cut_batches
 from influence.data.tokenise import Part
 from influence.gradients.capture import Capture
 from influence.gradients.projection import Projection, ProjectionSettings
-from influence.model.attention import use_default_attention
+from influence.model.attention import stands_in, use_default_attention
 from influence.model.layers import tracked_layers
 from influence.task import CausalLM
 
@@ -173,9 +173,10 @@ def main() -> None:
         rows: dict[str, torch.Tensor] = {}
         medians: dict[tuple[str, str], list[float]] = {}
         for dtype in given.dtypes:
-            model = build_model(name, getattr(torch, dtype), device, given.max_tokens)
-            ours = build_model(name, getattr(torch, dtype), device, given.max_tokens)
-            use_default_attention(ours, device, getattr(torch, dtype))
+            model = ours = build_model(name, getattr(torch, dtype), device, given.max_tokens)
+            if stands_in(model, device, getattr(torch, dtype)):
+                ours = build_model(name, getattr(torch, dtype), device, given.max_tokens)
+                use_default_attention(ours, device, getattr(torch, dtype))
             seconds = measure(model, ours, batches, given.projections, given.rounds)
             for variant, times in seconds.items():
                 medians[variant, dtype] = times

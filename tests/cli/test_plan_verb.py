@@ -23,10 +23,22 @@ def here(tmp_path, monkeypatch) -> Path:
 def test_a_plan_tells_columns_bytes_memory_and_hours_and_writes_nothing(cli, run_file, here):
     ended = cli("plan", "-c", run_file())
     assert ended.code == 0, ended.err
-    for part in ("40 in 5 shards of 8", "224 of 14 layers", "tokens/s a worker", "on disk", "capture", "curvature"):
+    for part in (
+        "40 in 5 shards of at most 8",
+        "224 of 14 layers",
+        "tokens/s a worker",
+        "on disk",
+        "capture",
+        "curvature",
+    ):
         assert part in ended.out
     assert "1 (as configured)" in ended.out
     assert list(here.iterdir()) == []
+
+
+def test_a_single_shard_is_told_in_the_singular(cli, run_file, here):
+    ended = cli("plan", "-c", run_file(), "--set", "store.rows_per_shard=100", "--set", "data.limit=30")
+    assert "30 in 1 shard of at most 30" in ended.out
 
 
 def test_a_plan_in_json_has_every_number(cli, run_file, here):

@@ -80,10 +80,44 @@ def test_a_build_that_has_only_begun_is_told_from_no_run(cli, tmp_path):
     assert f"is being begun by process {os.getpid()}" in ended.told
 
 
-def test_watching_waits_for_a_build_that_has_only_begun(cli, built, tmp_path, monkeypatch):
+def test_a_build_whose_manifest_stands_alone_is_told_from_one_that_stopped(cli, run_copy):
+    (run_copy / "config.yaml").unlink()
+    with lock_run(run_copy):
+        ended = cli("status", run_copy)
+    assert ended.code == 4
+    assert f"is being begun by process {os.getpid()}" in ended.told
+    ended = cli("status", run_copy)
+    assert ended.code == 4
+    assert "has no config.yaml: its build stopped early. Build it again." in ended.told
+
+
+def test_watching_says_once_what_it_waits_for_until_the_build_has_begun(cli, built, tmp_path, monkeypatch):
     run = tmp_path / "run"
+    slept = []
+
+    def sleep(seconds):
+        slept.append(seconds)
+        if len(slept) == 3:
+            shutil.copytree(built, run, dirs_exist_ok=True)
+
     with lock_run(run):
-        monkeypatch.setattr(verb.time, "sleep", lambda seconds: shutil.copytree(built, run, dirs_exist_ok=True))
+        monkeypatch.setattr(verb.time, "sleep", sleep)
         ended = cli("status", run, "--watch", "--format", "json")
     assert ended.code == 0
     assert json.loads(ended.out)["complete"]
+    assert slept == [verb.INTERVAL] * 3
+    assert ended.told.count(f"Waiting: {run} is being begun by process {os.getpid()}") == 1
+
+
+@pytest.mark.parametrize("form", ["json", "table"])
+def test_ctrl_c_ends_the_waiting_for_a_build_that_has_only_begun(cli, tmp_path, monkeypatch, form):
+    def interrupted(_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(verb.time, "sleep", interrupted)
+    with lock_run(tmp_path / "run"):
+        ended = cli("status", tmp_path / "run", "--watch", "--format", form)
+    assert ended.code == 0
+    assert ended.out == ""
+    assert "Waiting: " in ended.told
+    assert "Interrupted" not in ended.told

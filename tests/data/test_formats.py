@@ -2,6 +2,7 @@
 
 import csv
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -197,6 +198,16 @@ def test_a_changed_file_is_read_anew_even_with_its_old_length_and_date(jsonl):
     new = open_rows(settings)
     assert (old.example(0).text, new.example(0).text) == ("old", "new")
     assert new.digest() != digest
+
+
+def test_a_file_is_said_to_be_read_only_when_it_is(jsonl, caplog):
+    caplog.set_level(logging.INFO, "influence")
+    settings = DataSettings(path=str(jsonl([{"text": "a"}])))
+    open_rows(settings)
+    assert caplog.messages == [f"Reading {settings.path} (1 file(s), text) into the cache of datasets."]
+    caplog.clear()
+    open_rows(settings)
+    assert caplog.messages == []
 
 
 def test_another_process_reopens_the_cache_and_prints_nothing(jsonl, own_cache):

@@ -1,4 +1,5 @@
 import random
+import shutil
 
 import numpy as np
 import pytest
@@ -76,6 +77,20 @@ def test_an_interrupted_training_leaves_the_old_folder_and_nothing_else(data, tm
         train(data, tmp_path / "model", TINY.model_copy(update={"seed": 1}), interrupt)
     after = load_file(tmp_path / "model" / "model.safetensors")
     assert all(torch.equal(before[name], after[name]) for name in before)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["corpus.jsonl", "model"]
+
+
+def test_what_a_killed_training_left_goes_with_the_next_one(data, tmp_path):
+    def keep(step):
+        (scratch,) = tmp_path.glob(".*")
+        shutil.copytree(scratch, tmp_path / "kept" / scratch.name, dirs_exist_ok=True)
+        (tmp_path / "kept" / scratch.name / "half a weight").touch()
+
+    train(data, tmp_path / "model", TINY, keep)
+    for leftover in (tmp_path / "kept").iterdir():
+        leftover.rename(tmp_path / leftover.name)
+    (tmp_path / "kept").rmdir()
+    train(data, tmp_path / "model", TINY)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["corpus.jsonl", "model"]
 
 

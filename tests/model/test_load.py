@@ -380,13 +380,14 @@ def test_a_tokeniser_with_more_tokens_than_embeddings_is_another_models(tiny_mod
         pad_id(model, tokeniser)
 
 
-def test_a_token_added_to_a_full_vocabulary_does_not_make_it_another_models(tiny_model, model_folder):
+def test_a_token_added_to_a_full_vocabulary_makes_it_no_other_models_and_never_pads(tiny_model, model_folder):
     # transformers 5 adds one of its own to a Qwen2 tokeniser's.
     tokeniser = load_tokeniser(settings_for(model_folder("llama")))
     model = tiny_model("llama")
     model.resize_token_embeddings(len(tokeniser))
     tokeniser.add_tokens(["one more"])
-    assert pad_id(model, tokeniser) < len(tokeniser) - 1
+    model.config.pad_token_id, tokeniser.pad_token, tokeniser.eos_token = None, "one more", "."
+    assert pad_id(model, tokeniser) == tokeniser.convert_tokens_to_ids(".")
 
 
 def test_the_padding_token_is_the_models_then_the_tokenisers_then_its_end_of_text(tiny_model, model_folder):

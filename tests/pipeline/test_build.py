@@ -2,6 +2,7 @@
 
 import json
 import sys
+from contextlib import contextmanager
 
 import pytest
 
@@ -37,6 +38,24 @@ def test_a_finished_run_starts_no_cluster(configured, in_process, run_dir, monke
     build_run(configured("data.limit=20"), run_dir, steps.append)
     assert contents(run_dir) == before
     assert [(step.stage, step.done, step.total) for step in steps] == [("capture", 3, 3), ("index", 1, 1)]
+
+
+def test_no_more_workers_are_started_than_there_are_shards(configured, in_process, run_dir, written, monkeypatch):
+    data = written(*[{"text": "A list."}] * 150)
+    config = configured("store.rows_per_shard=100", "recipe.name=graddot", "index.kind=exact", data=data)
+    caps = []
+
+    @contextmanager
+    def connect(settings, most):
+        caps.append(most)
+        yield in_process
+
+    monkeypatch.setattr(build_module, "connect", connect)
+    build_run(config, run_dir)
+    shards = len(list((run_dir / "rows").glob("*.safetensors")))
+    (run_dir / "rows" / "shard-00001.json").unlink()
+    build_run(config, run_dir)
+    assert caps == [shards, shards] == [3, 3]
 
 
 def test_only_what_is_missing_is_computed_again(configured, in_process, run_dir, monkeypatch, contents):

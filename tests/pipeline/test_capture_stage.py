@@ -6,11 +6,15 @@ import torch
 
 from influence.data.tokenise import Part
 from influence.errors import CaptureError, DataError
+from influence.gradients.capture import Capture
 from influence.pipeline.capture_stage import ShardTask, capture_shard, whole_rows
-from influence.pipeline.leaving import Piece
-from influence.pipeline.session import CaptureSpec, Session
+from influence.pipeline.session import Session
+from influence.pipeline.spec import CaptureSpec
+from influence.pipeline.transfer import Piece
+from influence.store.codec import CodecSettings
+from influence.store.codecs import codec_for
 from influence.store.manifest import ShardRange
-from influence.store.shard import ShardFiles, read_vectors
+from influence.store.shard import ShardFiles, read_rows
 
 
 @pytest.fixture
@@ -23,10 +27,10 @@ def captured(configured, tmp_path):
         sessions.append(session)
         span = ShardRange(shard=0, start=0, stop=stop or len(session.rows))
         done = capture_shard(session, ShardTask(session.spec, tmp_path, span, "f" * 32, {}))
-        unit = np.empty((span.rows, session.dims), dtype=np.float16)
-        norms = np.empty(span.rows, dtype=np.float32)
-        read_vectors(ShardFiles(tmp_path, span).vectors, span.rows, 0, unit, norms)
-        return done, unit.astype(np.float32) * norms[:, None], norms
+        codec = codec_for(CodecSettings(), session.modules)
+        encoded, norms = codec.zeros(span.rows), np.empty(span.rows, dtype=np.float32)
+        read_rows(ShardFiles(tmp_path, span).vectors, codec, span.rows, 0, encoded, norms)
+        return done, codec.decode(encoded) * norms[:, None], norms
 
     yield capture
     for session in sessions:
@@ -68,16 +72,14 @@ def test_a_long_row_that_is_split_has_all_its_tokens_scored_once(captured, confi
 
 def test_a_gradient_that_is_not_finite_names_its_row_and_shard(captured, configured, written, monkeypatch):
     data = written({"text": "The river was named.", "id": "good"}, {"text": "The list keeps.", "id": "bad"})
-    capture = Session._captured
+    capture = Capture.__call__
 
-    def overflow(self, measure, chosen):
-        leaving = capture(self, measure, chosen)
-        for place, part in enumerate(chosen):
-            if part.position == 1:
-                leaving._rows[place, 0] = float("inf")
-        return leaving
+    def overflow(self, measure, batch):
+        rows, values = capture(self, measure, batch)
+        rows[[place for place, position in enumerate(batch.positions) if position == 1], 0] = float("inf")
+        return rows, values
 
-    monkeypatch.setattr(Session, "_captured", overflow)
+    monkeypatch.setattr(Capture, "__call__", overflow)
     with pytest.raises(CaptureError) as caught:
         captured(configured(data=data))
     assert str(caught.value).startswith("shard-00000 (rows 0 to 1): The gradient of Row 1 (counted from 0, id 'bad')")

@@ -8,7 +8,9 @@ import torch
 
 from influence.data.example import Example, TextContent
 from influence.errors import CaptureError, DataError, QueryError
-from influence.pipeline.session import CaptureSpec, Session
+from influence.gradients.capture import Capture
+from influence.pipeline.session import Session
+from influence.pipeline.spec import CaptureSpec
 
 
 def text(row: int, words: str) -> Example:
@@ -49,18 +51,17 @@ def test_running_out_of_memory_halves_the_budget_and_keeps_the_rows(opened, monk
     session = opened("cluster.token_budget=256")
     examples = list(session.rows.examples(0, 9))
     expected, _ = losses(session, examples)
-    captured, sizes = session._captured, []
+    captured, sizes = Capture.__call__, []
 
-    def short_of_memory(measure, chosen):
-        padded = len(chosen) * max(len(part.input_ids) for part in chosen)
-        sizes.append(padded)
-        if padded > 100:
+    def short_of_memory(capture, measure, batch):
+        sizes.append(batch.padded)
+        if batch.padded > 100:
             raise RuntimeError(
                 "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"
             )
-        return captured(measure, chosen)
+        return captured(capture, measure, batch)
 
-    monkeypatch.setattr(session, "_captured", short_of_memory)
+    monkeypatch.setattr(Capture, "__call__", short_of_memory)
     with caplog.at_level(logging.WARNING):
         found, _ = losses(session, examples)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
@@ -71,10 +72,10 @@ def test_running_out_of_memory_halves_the_budget_and_keeps_the_rows(opened, monk
 def test_a_row_that_never_fits_into_memory_is_named(opened, monkeypatch):
     session = opened()
 
-    def no_memory(measure, chosen):
+    def no_memory(capture, measure, batch):
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
-    monkeypatch.setattr(session, "_captured", no_memory)
+    monkeypatch.setattr(Capture, "__call__", no_memory)
     with pytest.raises(CaptureError, match=r"r5 has \d+ tokens and does not fit"):
         losses(session, [text(5, "a list keeps its items")])
 
@@ -82,10 +83,10 @@ def test_a_row_that_never_fits_into_memory_is_named(opened, monkeypatch):
 def test_other_errors_of_the_model_are_not_taken_for_a_lack_of_memory(opened, monkeypatch):
     session = opened()
 
-    def broken(measure, chosen):
+    def broken(capture, measure, batch):
         raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
 
-    monkeypatch.setattr(session, "_captured", broken)
+    monkeypatch.setattr(Capture, "__call__", broken)
     with pytest.raises(RuntimeError, match="shapes"):
         losses(session, [text(0, "a list")])
 
@@ -99,7 +100,8 @@ def test_rows_longer_than_the_model_has_positions_are_named(opened):
 def test_a_token_that_the_model_has_no_embedding_for_is_named_with_its_row(opened):
     session = opened()
     session.tokeniser.add_tokens(["zyzzyva"])
-    with pytest.raises(DataError, match=r"Row 3 .*has token 300, and the model has embeddings for 300"):
+    told = r"Row 3 .*has token 300 \('zyzzyva'\), and the model has embeddings for 300 tokens\. Set model\.tokeniser to"
+    with pytest.raises(DataError, match=told):
         session.tokenise([text(3, "a zyzzyva")])
 
 
@@ -107,7 +109,7 @@ def test_a_query_is_never_truncated(opened):
     session = opened("data.max_tokens=8")
     whole = Example.query("A list keeps its items in order and a set keeps", " each of them once")
     short = Example.query("", "A list keeps its items in order and a set keeps each of them once")
-    gradients, measured = session.query_gradients([whole, short])
+    gradients, measured, _ = session.query_gradients([whole, short])
     assert measured[1] < measured[0] < 0
     assert gradients.abs().sum(dim=1).min() > 0
     with pytest.raises(DataError, match=r"Query 'far' has more tokens, and the model has 512 positions\. Shorten it"):
@@ -123,6 +125,6 @@ def test_a_query_is_minus_the_row_of_its_log_likelihood(opened):
     session = opened()
     example = text(0, "The river was named after a cartographer.")
     row, loss = losses(session, [example])
-    gradient, measured = session.query_gradients([example])
+    gradient, measured, _ = session.query_gradients([example])
     torch.testing.assert_close(gradient, row, rtol=1e-4, atol=1e-5)
     assert measured == pytest.approx(-loss)

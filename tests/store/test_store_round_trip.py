@@ -1,4 +1,3 @@
-import pickle
 import subprocess
 import sys
 import tracemalloc
@@ -108,11 +107,6 @@ def test_a_shard_of_zero_vectors_is_kept_counted_and_listed(make_run):
 def test_norms_come_with_the_first_row_of_their_shard(run):
     found = [(first, norms.tolist()) for first, norms in run.write_all().norms()]
     assert found == [(start, run.norms[start : start + 4].tolist()) for start in (0, 4, 8)]
-
-
-def test_a_store_travels_to_another_process(run):
-    store = pickle.loads(pickle.dumps(run.write_all()))
-    np.testing.assert_array_equal(store.vectors([2]), run.unit[[2]].astype(np.float32) * run.norms[2])
 
 
 def test_the_same_rows_give_the_same_bytes_in_every_file(make_run):

@@ -24,7 +24,7 @@ class Piece:
     values: Tensor
 
 
-class Leaving:
+class Transfer:
     """A batch's rows on their way to the CPU."""
 
     def __init__(self, parts: tuple[Part, ...], rows: Tensor, values: Tensor) -> None:

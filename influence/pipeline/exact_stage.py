@@ -1,0 +1,108 @@
+"""Exact scores: candidates' whole gradients computed again and multiplied with queries under the full curvature.
+
+A batch of queries shares the candidates' backward passes; nothing of a candidate is kept but its scores. The cost is
+that of the candidates, however many rows there are.
+"""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from influence.curvature.kfac import KroneckerCurvature, preconditioned
+from influence.data.example import Example, place_of
+from influence.gradients.capture import Capture
+from influence.gradients.inner_products import InnerProducts, LowRank, compress
+from influence.gradients.projection import Projection, ProjectionSettings
+from influence.pipeline.capture_stage import whole_rows
+from influence.pipeline.session import Session
+
+QUERY_BYTES = 2**30
+"""Queries' whole gradients that are held at once; more queries than fit take another pass over the candidates."""
+BLOCK_ROWS = 256
+"""Candidates that are read and tokenised at a time."""
+
+Scored = Callable[[np.ndarray, np.ndarray], None]
+"""Hears of rows [n] and their scores for the queries at hand, [m, n]."""
+
+
+class ExactScorer:
+    """Scores rows for queries from whole gradients.
+
+    Attributes:
+        errors: ‖H − H_r‖ / ‖H‖ of each module for the queries scored last, where their matrices were compressed.
+    """
+
+    def __init__(self, session: Session, curvature: KroneckerCurvature, rows: int, rank: int | None) -> None:
+        """Set up.
+
+        Args:
+            session: The run's model and data.
+            curvature: K-FAC's or EK-FAC's, damped.
+            rows: N, for the 1/N of a score in nats per extra copy.
+            rank: What queries' matrices are compressed to; None keeps them whole.
+        """
+        self._session, self._curvature, self._rows, self._rank = session, curvature, rows, rank
+        self._whole = Capture(session.model, session.layers, Projection(ProjectionSettings(kind="none")))
+        self.errors: tuple[float, ...] = ()
+
+    @property
+    def queries_at_once(self) -> int:
+        """How many queries' whole gradients fit into memory together."""
+        return max(1, QUERY_BYTES // (4 * max(1, self._whole.dims)))
+
+    def candidates(self, queries: Sequence[Example], wanted: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """Score each query's own candidates.
+
+        Args:
+            queries: m queries.
+            wanted: Each query's candidates, row numbers, any order, no repeats.
+
+        Returns:
+            For each query the scores of its candidates, float32, in nats per extra copy of the row; positive promotes.
+        """
+        found = [np.zeros(len(rows), dtype=np.float32) for rows in wanted]
+        for first in range(0, len(queries), self.queries_at_once):
+            group = range(first, min(first + self.queries_at_once, len(queries)))
+            union = np.unique(np.concatenate([wanted[number] for number in group]))
+            scores = np.zeros((len(group), len(union)), dtype=np.float32)
+            products = self._products([queries[number] for number in group])
+            for place in range(0, len(union), BLOCK_ROWS):
+                rows = union[place : place + BLOCK_ROWS]
+                scores[:, place : place + len(rows)] = self._block(products, rows)
+            for within, number in enumerate(group):
+                found[number] = scores[within, np.searchsorted(union, wanted[number])]
+        return found
+
+    def every_row(self, queries: Sequence[Example], heard: Callable[[int], None] = lambda rows: None) -> np.ndarray:
+        """Score every row for every query, [queries, rows] float32; `heard` is told of rows as they are done."""
+        scores = np.zeros((len(queries), self._rows), dtype=np.float32)
+        for first in range(0, len(queries), self.queries_at_once):
+            group = slice(first, first + self.queries_at_once)
+            products = self._products(queries[group])
+            for start in range(0, self._rows, BLOCK_ROWS):
+                rows = np.arange(start, min(start + BLOCK_ROWS, self._rows))
+                scores[group, rows] = self._block(products, rows)
+                heard(len(rows))
+        return scores
+
+    def _products(self, queries: Sequence[Example]) -> InnerProducts:
+        gradients, _, _ = self._session.query_gradients(queries, self._whole)
+        matrices = preconditioned(gradients, self._whole.modules, self._curvature)
+        if self._rank is None:
+            return InnerProducts(self._session.model, self._session.layers, matrices)
+        compressed: list[LowRank] = [compress(matrix, self._rank) for matrix in matrices]
+        self.errors = tuple(matrix.error for matrix in compressed)
+        return InnerProducts(self._session.model, self._session.layers, compressed)
+
+    def _block(self, products: InnerProducts, rows: np.ndarray) -> np.ndarray:
+        """Score some rows, [m, len(rows)]; a row without a scored token scores 0."""
+        session = self._session
+        examples = [session.rows.example(int(row)) for row in rows]
+        names = [place_of(example) for example in examples]
+        parts = [part for part in session.tokenise(examples) if part.scored]
+        scores = np.zeros((len(rows), products.queries), dtype=np.float32)
+        expected = np.bincount([part.position for part in parts], minlength=len(rows))
+        pieces = session.capture(session.task.example_loss, parts, names, products)
+        for positions, found, _ in whole_rows(pieces, expected):
+            scores[positions] = found.float().numpy()
+        return scores.T / self._rows
