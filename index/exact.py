@@ -98,9 +98,8 @@ def _check_scores(start: int, scores: NDArray[np.float32]) -> None:
     if not finite.all():
         query, place = (int(found[0]) for found in np.nonzero(~finite))
         raise VectorIndexError(
-            f"Row {start + place} scores {scores[query, place]} with query {query}; a finite score was expected. One of "
-            "them is too long for float32 scores, or not finite: look at that example, or compute its gradient in "
-            "float32."
+            f"Row {start + place} scores {scores[query, place]} with query {query}; a finite score was expected. "
+            "Row or query is too long for float32 scores: look at that example, or compute its gradient in float32."
         )
 
 

@@ -17,11 +17,13 @@ from influence.curvature.covariance import FactorSettings
 from influence.curvature.damping import Damping
 from influence.errors import RecipeError
 from influence.gradients.projection import ProjectionSettings
+from influence.task import Measured
 
 SIGN_RULE = (
     "Positive: training more on this row raises the measured output's log-probability (promotes it). "
     "Negative: opposes it."
 )
+EXTRA_COPY = "nats per extra copy of the row"
 EXTRA_COPY = "nats per extra copy of the row"
 
 
@@ -35,6 +37,8 @@ class Curvature(BaseModel):
         blocks: Of a Fisher: one block a `module`, or one over `all` columns together.
         side: `query` applies the inverse to the query; `both` its root to either side. The scores are the same.
             `cosine` needs `both`, which is its default there.
+        rescale: Divide each checkpoint's inverse by the mean absolute value of its entries, as `traker` does; of a
+            Fisher over all columns. Scores then have no unit.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -43,6 +47,7 @@ class Curvature(BaseModel):
     damping: Damping = Damping()
     blocks: Literal["module", "all"] = "module"
     side: Literal["query", "both"] | None = None
+    rescale: bool = False
 
     @property
     def whole(self) -> bool:
@@ -70,30 +75,50 @@ class ExactSettings(BaseModel):
     rank: Annotated[int, Field(ge=1)] | None = None
 
 
+class Checkpoint(BaseModel):
+    """One of the checkpoints that scores are summed over.
+
+    Attributes:
+        path: Its folder; `influence.pairwise` is given the weights themselves.
+        weight: What its inner products count for: in TracIn its learning rate η. Set it for all checkpoints or for
+            none, which means their mean. Where a curvature is inverted weights are divided by their sum, so that the
+            unit stays.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    path: Annotated[str, Field(min_length=1)] | None = None
+    weight: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+
+
 class Recipe(BaseModel):
     """The parts of one method. Frozen; equal recipes give equal scores.
 
     Attributes:
         name: The preset it came from, for people to read; scores don't depend on it.
-        measurement: What is asked of a query: its log-likelihood, log p(completion | prompt), in nats.
+        measurement: What is asked of a query: its log-likelihood, log p(completion | prompt), in nats; or its
+            `log_odds`, log p/(1−p) summed over the scored tokens, TRAK's. A row is then the gradient of its own
+            log-odds, times the mean of its 1−p after the curvature.
         gradient: `raw`, the loss's own gradient.
         projection: How a gradient becomes a row of the store.
         curvature: What is inverted between query and row.
         comparison: `dot`, or `cosine` (curvature first, then unit length, then the inner product).
         factors: How Kronecker factors are fitted, where a part needs them.
         exact: What decides among the rows that the index proposes.
+        checkpoints: Whose inner products are summed; none is the model itself.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str = "custom"
-    measurement: Literal["log_likelihood"] = "log_likelihood"
+    measurement: Measured = "log_likelihood"
     gradient: Literal["raw"] = "raw"
     projection: ProjectionSettings = ProjectionSettings()
     curvature: Curvature = Curvature()
     comparison: Literal["dot", "cosine"] = "dot"
     factors: FactorSettings = FactorSettings()
     exact: ExactSettings = ExactSettings()
+    checkpoints: tuple[Checkpoint, ...] = ()
 
     @model_validator(mode="after")
     def _parts_combine(self) -> "Recipe":
@@ -114,7 +139,59 @@ class Recipe(BaseModel):
             raise ValueError("cosine takes half the curvature on each side: leave curvature side out, or say both")
         if curvature.blocks == "all" and curvature.kind != "fisher":
             raise ValueError(f"only a fisher can be taken over all columns together, not {curvature.kind}")
+        if curvature.rescale and curvature.blocks != "all":
+            raise ValueError(
+                "rescale divides one inverse by its own mean entry, so it needs curvature kind fisher with blocks all"
+            )
+        if self.weighted and self.needs_factors:
+            raise ValueError(
+                "Kronecker factors are those of the loss, whose gradients a row of log_odds isn't. The nearest that "
+                "can be: curvature fisher with projection rows random and exact none, or measurement log_likelihood"
+            )
+        if self.checkpoints and self.exact.kind != "none":
+            raise ValueError(
+                "exact scores are under one model, not several checkpoints. The nearest that can be: exact none, or "
+                "no checkpoints"
+            )
+        if len({checkpoint.weight is None for checkpoint in self.checkpoints}) > 1:
+            raise ValueError("some checkpoints have a weight and some have none: give every one its weight, or none")
+        paths = [checkpoint.path for checkpoint in self.checkpoints if checkpoint.path is not None]
+        if len(paths) != len(set(paths)):
+            raise ValueError(f"a checkpoint is named twice among {', '.join(paths)}: give it once, with its weight")
         return self
+
+    @property
+    def per_copy(self) -> bool:
+        """Whether scores count what an extra copy of a row does, so that they take the 1/N."""
+        return self.inverts and self.comparison == "dot" and not self.curvature.rescale
+
+    @property
+    def weighted(self) -> bool:
+        """Whether rows are multiplied by a weight of their own after the curvature."""
+        return self.measurement == "log_odds"
+
+    def checkpoint_shares(self, count: int) -> tuple[float, ...]:
+        """Return each checkpoint's share of a mean over `count` checkpoints, by their weights; they sum to 1."""
+        weights = [checkpoint.weight or 1.0 for checkpoint in self.checkpoints] or [1.0] * count
+        if len(weights) != count:
+            raise RecipeError(
+                f"The recipe names {len(weights)} checkpoints, and there are {count}: give the recipe and the call the "
+                "same ones, in the same order."
+            )
+        return tuple(weight / sum(weights) for weight in weights)
+
+    def checkpoint_weights(self, count: int) -> tuple[float, ...]:
+        """Return what each of `count` checkpoints' inner products count for: η where that is set, else its share."""
+        shares = self.checkpoint_shares(count)
+        if not self._learning_rates:
+            return shares
+        return tuple(checkpoint.weight or 1.0 for checkpoint in self.checkpoints)
+
+    @property
+    def _learning_rates(self) -> bool:
+        """Whether the checkpoints' weights are taken as learning rates."""
+        weighted = any(checkpoint.weight is not None for checkpoint in self.checkpoints)
+        return weighted and not self.inverts and self.comparison == "dot"
 
     @property
     def halved(self) -> bool:
@@ -149,7 +226,7 @@ class Recipe(BaseModel):
 
     @property
     def inverts(self) -> bool:
-        """Whether scores are under an inverse curvature, so that they count what an extra copy of a row does."""
+        """Whether scores are under an inverse curvature."""
         return self.curvature.kind != "identity" or (self.projection.folds and self.projection.rows == "whitened")
 
     @property
@@ -157,7 +234,14 @@ class Recipe(BaseModel):
         """The unit of a score, as every table, JSON document and page prints it."""
         if self.comparison == "cosine":
             return "cosine (no unit)"
-        return EXTRA_COPY if self.inverts else "nats per unit of learning rate (one SGD step on the row's summed loss)"
+        if self.curvature.rescale:
+            return "rescaled as traker does (no unit)"
+        asked, loss = ("nats of log-odds", "log-odds times 1−p") if self.weighted else ("nats", "summed loss")
+        if self.per_copy:
+            return EXTRA_COPY.replace("nats", asked) + (", p(1−p) taken as 1" if self.weighted else "")
+        if self._learning_rates:
+            return f"{asked} (one SGD step on the row's {loss} at each checkpoint, its weight the learning rate)"
+        return f"{asked} per unit of learning rate (one SGD step on the row's {loss})"
 
     @property
     def summary(self) -> str:
@@ -166,11 +250,16 @@ class Recipe(BaseModel):
         if curvature == "fisher":
             blocks = "per module" if self.curvature.blocks == "module" else "over all columns"
             curvature = f"empirical projected Fisher {blocks}, {self.curvature.damping.summary}"
+            curvature += ", rescaled" if self.curvature.rescale else ""
         elif self.curvature.whole:
             curvature = f"{_shown(curvature)}, {self.curvature.damping.summary}"
         parts = f"{self.gradient} gradients, {self.projection.summary}, curvature {curvature}, {self.comparison}"
         if self.projection.folds or self.curvature.whole:
             parts += f" ({self.factors.summary})"
+        if self.weighted:
+            parts = f"log-odds, {parts}, rows times 1−p"
+        if self.checkpoints:
+            parts += f", {len(self.checkpoints)} checkpoint" + ("s" if len(self.checkpoints) > 1 else "")
         return f"{self.name}: {parts}"
 
     @property
@@ -192,9 +281,15 @@ def _shown(kind: str) -> str:
 PRESETS: dict[str, dict[str, Any]] = {
     "graddot": {},
     "gradcos": {"comparison": "cosine"},
+    "tracin": {},
     "logra": {"curvature": {"kind": "fisher"}},
     "trackstar": {"curvature": {"kind": "fisher"}, "comparison": "cosine"},
     "whitened": {"projection": {"rows": "whitened"}},
+    "trak": {
+        "measurement": "log_odds",
+        "projection": {"kind": "trak", "dims": 2048},
+        "curvature": {"kind": "fisher", "blocks": "all", "damping": {"value": 0.0}},
+    },
     "kfac": {"projection": {"kind": "none"}, "curvature": {"kind": "kfac"}},
     "ekfac": {"projection": {"kind": "none"}, "curvature": {"kind": "ekfac"}},
 }
@@ -243,4 +338,4 @@ def recipe(name: str = "logra", /, **parts: Any) -> Recipe:
         ) from None
 
 
-__all__ = ["PRESETS", "SIGN_RULE", "Curvature", "ExactSettings", "Recipe", "recipe"]
+__all__ = ["PRESETS", "SIGN_RULE", "Checkpoint", "Curvature", "ExactSettings", "Recipe", "recipe"]

@@ -40,7 +40,7 @@ from influence.pipeline.session import Session
 from influence.pipeline.spec import CaptureSpec
 from influence.pipeline.standing import missing_parts, status
 from influence.query.asked import Query, as_example
-from influence.query.attribute import Queries, attribute, decide, named, propose, scores
+from influence.query.attribute import Queries, attribute, decide, named, propose, query_vectors
 from influence.query.hits import Hits
 from influence.recipe import EXTRA_COPY, ExactSettings, Recipe
 from influence.store.manifest import Manifest

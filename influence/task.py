@@ -7,9 +7,7 @@ what is asked of a query; without one it is minus the loss, the log-likelihood; 
 Fisher needs. TRAK's measurement needs `log_odds(model, batch) -> Tensor[N]`, log p/(1−p) summed over the scored
 positions, and `residual(model, batch) -> Tensor[N]`, their mean of 1−p, which carries no gradient.
 
-The causal language model's loss never holds the logits of a whole batch: the unembedding runs in chunks of positions,
-and the gradient with respect to the hidden states is computed in the same pass (`p` of a chunk gives `onehot −
-p`), so a vocabulary of 128k costs time but not memory. Only scored positions reach the unembedding.
+The causal language model's loss never holds the logits of a whole batch: see `model.token_likelihood`.
 """
 
 import logging
@@ -19,16 +17,13 @@ from weakref import WeakKeyDictionary
 import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from influence.axes import PerExample
 from influence.errors import TaskError
+from influence.model.token_likelihood import log_odds, of_logits, reached, token_log_likelihood, wide
 from influence.model.unembedding import unembedding
 
 log = logging.getLogger(__name__)
-
-LOGIT_BYTES = {"cpu": 4 * 2**20, "cuda": 256 * 2**20}
-"""The size a chunk of float32 logits is cut to: on a CPU it should stay in the cache, on a GPU fill the device."""
 
 
 class TaskSettings(BaseModel):
@@ -165,7 +160,7 @@ class CausalLM:
     def residual(self, model: Any, batch: Any) -> PerExample:
         """Return the mean of 1−p over the scored tokens of each example, [N], detached.
 
-        It is d loss / d log-odds, so where the settings reduce the loss to a mean it is divided by the tokens once more.
+        It stands for d loss / d log-odds, so where the settings make the loss a mean it is divided by the tokens again.
         """
         with torch.no_grad():
             behind = torch.sigmoid(-self.token_log_likelihood(model, batch, odds=True))
@@ -196,18 +191,13 @@ class CausalLM:
         mask = {} if causal else {"attention_mask": batch.attention_mask}
         if not plain_head:
             logits = model(input_ids=batch.input_ids, **mask, use_cache=False).logits[:, :-1]
-            return _gathered(logits, targets if uniforms is None else _drawn(logits, targets, uniforms), odds)
+            return of_logits(logits, targets, uniforms, odds=odds)
         hidden = body(input_ids=batch.input_ids, **mask, use_cache=False).last_hidden_state
         # The last position predicts nothing; marking it so spares a copy of the others, forward and backward.
         shifted = nn.functional.pad(targets, (0, 1), value=-100)
         if uniforms is not None:
             uniforms = nn.functional.pad(uniforms, (0, 1))
-        if head._forward_hooks or any(parameter.requires_grad for parameter in head.parameters()):
-            return _checkpointed(head, hidden, shifted, uniforms, odds)[:, :-1]
-        weight, bias = head.weight, getattr(head, "bias", None)
-        chunked = _ChunkedLogLikelihood.apply
-        found: Tensor = chunked(hidden, weight, bias, shifted, uniforms, odds)  # type: ignore[assignment]
-        return found[:, :-1]
+        return token_log_likelihood(head, hidden, shifted, uniforms, odds=odds)[:, :-1]
 
     def _probe(self, model: Any, body: Any, head: Any) -> tuple[bool, bool]:
         """Find out two things once a model, on eight tokens.
@@ -248,7 +238,7 @@ class SequenceClassification:
 
     def example_loss(self, model: Any, batch: Any) -> PerExample:
         """Return −log p(label | text), [N], in nats."""
-        return nn.functional.cross_entropy(_wide(self._logits(model, batch)), _label(batch), reduction="none")
+        return nn.functional.cross_entropy(wide(self._logits(model, batch)), _label(batch), reduction="none")
 
     def log_odds(self, model: Any, batch: Any) -> PerExample:
         """Return log p/(1−p) of the label, [N]."""
@@ -261,20 +251,10 @@ class SequenceClassification:
 
     def sampled_loss(self, model: Any, batch: Any, generator: torch.Generator) -> PerExample:
         """Return −log p of labels drawn from the model, [N], in nats."""
-        logits = _wide(self._logits(model, batch))
+        logits = wide(self._logits(model, batch))
         uniforms = torch.rand(len(logits), generator=generator).to(logits.device)
-        drawn = _at(torch.softmax(logits.detach(), dim=1), uniforms)
+        drawn = reached(torch.softmax(logits.detach(), dim=1), uniforms)
         return nn.functional.cross_entropy(logits, drawn, reduction="none")
-
-
-def log_odds(logits: Tensor, targets: Tensor) -> Tensor:
-    """Return log p/(1−p) of targets [...] under logits [..., V], V ≥ 2: finite however near p is to 0 or 1.
-
-    It is the target's logit behind the logsumexp of the others', so neither p nor 1−p is ever formed.
-    """
-    wide, place = _wide(logits), targets.unsqueeze(-1)
-    others = wide.scatter(-1, place, float("-inf")).logsumexp(dim=-1)
-    return wide.gather(-1, place).squeeze(-1) - others
 
 
 def split_head(model: Any) -> tuple[Any, Any]:
@@ -287,92 +267,6 @@ def split_head(model: Any) -> tuple[Any, Any]:
     return body, head
 
 
-class _ChunkedLogLikelihood(torch.autograd.Function):
-    """log p of the targets from hidden states, [N, S], and its gradient, in one pass over the chunks.
-
-    `grads`, all that is kept for the backward pass, is −∂ log p / ∂ hidden of every position, [N·S, H], in the dtype of
-    the hidden states: (p − onehot) times the unembedding, and 0 where no target is scored. With `odds` it is
-    log p/(1−p) and its gradient, for which p stands for the distribution over the other tokens, 0 at the target.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        hidden: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        targets: Tensor,
-        uniforms: Tensor | None,
-        odds: bool,
-    ) -> Tensor:
-        flat, wanted = hidden.reshape(-1, hidden.shape[-1]), targets.reshape(-1)
-        scored = (wanted != -100).nonzero().squeeze(1)
-        found = torch.zeros(
-            len(flat), dtype=torch.float64 if hidden.dtype == torch.float64 else torch.float32, device=hidden.device
-        )
-        grads = hidden.new_zeros(flat.shape)
-        step = _chunk(weight.shape[0], hidden)
-        for chunk in scored.split(step):
-            target = wanted[chunk].unsqueeze(1)
-            states = flat[chunk]
-            logits = _wide(nn.functional.linear(states, weight, bias))
-            if odds:
-                found[chunk] = log_odds(logits, target.squeeze(1))
-                logits.scatter_(1, target, float("-inf"))
-            p = torch.softmax(logits, dim=1)
-            if uniforms is not None:
-                target = _at(p, uniforms.reshape(-1)[chunk]).unsqueeze(1)
-            if not odds:
-                # log p of the target by way of the likeliest token's, whose p can't underflow: one exponential does.
-                behind = logits.gather(1, target).squeeze(1) - logits.amax(dim=1)
-                found[chunk] = behind + p.amax(dim=1).log()
-            p.scatter_add_(1, target, torch.full_like(target, -1, dtype=p.dtype))
-            grads[chunk] = p.to(weight.dtype) @ weight
-        ctx.save_for_backward(grads)
-        return found.view(targets.shape)
-
-    @staticmethod
-    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, None, None, None, None, None]:
-        (grads,) = ctx.saved_tensors
-        scale = upstream[0].reshape(-1, 1)
-        return (grads * -scale.to(grads.dtype)).view(*upstream[0].shape, -1), None, None, None, None, None
-
-
-def _checkpointed(head: nn.Module, hidden: Tensor, targets: Tensor, uniforms: Tensor | None, odds: bool) -> Tensor:
-    """The same through autograd, for a tracked unembedding: each chunk's logits are computed twice."""
-    step = _chunk(hidden.shape[0] * int(head.weight.shape[0]), hidden)  # type: ignore[arg-type]
-
-    def chunk(states: Tensor, wanted: Tensor, drawn: Tensor | None) -> Tensor:
-        logits = head(states)
-        return _gathered(logits, wanted if drawn is None else _drawn(logits, wanted, drawn), odds)
-
-    pieces = []
-    for start in range(0, hidden.shape[1], step):
-        part = slice(start, start + step)
-        drawn = None if uniforms is None else uniforms[:, part]
-        pieces.append(checkpoint(chunk, hidden[:, part], targets[:, part], drawn, use_reentrant=False))
-    return torch.cat(pieces, dim=1)  # type: ignore[arg-type]
-
-
-def _gathered(logits: Tensor, targets: Tensor, odds: bool) -> Tensor:
-    if odds:
-        return log_odds(logits, targets.clamp(min=0)) * (targets != -100)
-    log_p = torch.log_softmax(_wide(logits), dim=-1)
-    return log_p.gather(-1, targets.clamp(min=0).unsqueeze(-1)).squeeze(-1) * (targets != -100)
-
-
-def _drawn(logits: Tensor, targets: Tensor, uniforms: Tensor) -> Tensor:
-    """Replace the scored targets, [N, S], by tokens drawn from the logits, [N, S, V]."""
-    with torch.no_grad():
-        return torch.where(targets == -100, targets, _at(torch.softmax(_wide(logits), dim=-1), uniforms))
-
-
-def _at(p: Tensor, uniforms: Tensor) -> Tensor:
-    """Return where the cumulative distribution p, [..., V], reaches each uniform number, [...]."""
-    reached = torch.searchsorted(p.cumsum(dim=-1), uniforms.to(p.dtype).unsqueeze(-1), right=True).squeeze(-1)
-    return reached.clamp(max=p.shape[-1] - 1)
-
-
 def _label(batch: Any) -> Tensor:
     if batch.label is None:
         raise TaskError("A classifier's examples need labels: the batch has none.")
@@ -382,12 +276,3 @@ def _label(batch: Any) -> Tensor:
 def _scored(batch: Any) -> Tensor:
     """How many tokens of each example are scored, [N], at least 1."""
     return (batch.labels[:, 1:] != -100).sum(dim=1).clamp(min=1)
-
-
-def _chunk(numbers: int, like: Tensor) -> int:
-    """How many positions a chunk takes when one position has this many logits."""
-    return max(1, LOGIT_BYTES.get(like.device.type, LOGIT_BYTES["cuda"]) // (4 * numbers))
-
-
-def _wide(logits: Tensor) -> Tensor:
-    return logits if logits.dtype == torch.float64 else logits.float()

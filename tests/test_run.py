@@ -77,9 +77,13 @@ def defined(run) -> np.ndarray:
     return found.numpy()
 
 
-@pytest.mark.parametrize("preset", ["graddot", "gradcos", "logra"])
+# Labels that are drawn depend on how rows fall into batches; the data's own don't.
+EMPIRICAL = "recipe.factors.labels=empirical"
+
+
+@pytest.mark.parametrize("preset", ["graddot", "gradcos", "logra", "trackstar", "whitened", "kfac", "ekfac"])
 def test_scores_are_those_of_the_definition(built, preset):
-    run = built(preset)
+    run = built(preset, EMPIRICAL)
     found, expected = run.score(QUERIES), defined(run)
     assert found.dtype == np.float32
     assert found == pytest.approx(expected, rel=2e-2, abs=2e-3 * float(np.abs(expected).max()))
@@ -95,6 +99,81 @@ def test_hits_are_the_ends_of_the_ranking_of_all_scores(built, preset):
         assert [hit.row for hit in hits.opposing] == [place for place in up[:5] if row[place] < 0]
         assert [hit.score for hit in hits.promoting] == pytest.approx([row[hit.row] for hit in hits.promoting])
         assert [hit.rank for hit in hits.promoting] == list(range(1, len(hits.promoting) + 1))
+
+
+@pytest.fixture
+def deciding(built):
+    """A whitened run whose proposals EK-FAC decides."""
+    return built("whitened", EMPIRICAL, "recipe.exact.kind=ekfac", "recipe.exact.candidates=6")
+
+
+def test_exact_hits_are_the_proposals_in_the_order_of_ekfac(deciding, built):
+    everyone = built("ekfac", EMPIRICAL, "recipe.curvature.damping.value=0.01").score(QUERIES)
+    for hits, row in zip(deciding.query_many(QUERIES, k=4), everyone, strict=True):
+        for side, sign in ((hits.promoting, 1), (hits.opposing, -1)):
+            assert [hit.score for hit in side] == pytest.approx([row[hit.row] for hit in side], rel=1e-3)
+            assert [hit.score for hit in side] == sorted((hit.score for hit in side), key=lambda score: -sign * score)
+            assert all(hit.exact and sign * hit.score > 0 for hit in side)
+        assert hits.unit == "nats per extra copy of the row"
+        assert "exact EK-FAC over the best 6 of each side and of BM25" in hits.recipe
+
+
+def test_with_every_row_a_candidate_exact_hits_are_the_ends_of_ekfacs_ranking(deciding, built):
+    everyone = built("ekfac", EMPIRICAL, "recipe.curvature.damping.value=0.01").query_many(QUERIES, k=5)
+    for found, expected in zip(deciding.query_many(QUERIES, k=5, candidates=40), everyone, strict=True):
+        assert [hit.row for hit in found.promoting] == [hit.row for hit in expected.promoting]
+        assert [hit.row for hit in found.opposing] == [hit.row for hit in expected.opposing]
+
+
+def test_an_exact_answer_does_not_depend_on_the_queries_beside_it(deciding):
+    together = deciding.query_many(QUERIES, k=3)
+    alone = [deciding.query_many([query], k=3)[0] for query in QUERIES]
+    for one, other in zip(together, alone, strict=True):
+        assert [hit.row for hit in one.promoting] == [hit.row for hit in other.promoting]
+        assert [hit.score for hit in one.promoting] == pytest.approx([hit.score for hit in other.promoting], rel=1e-4)
+
+
+def test_without_exact_the_stored_rows_decide(deciding):
+    scores = deciding.score(QUERIES)
+    for hits, row in zip(deciding.query_many(QUERIES, k=4, exact=False), scores, strict=True):
+        assert [hit.score for hit in hits.promoting] == pytest.approx([row[hit.row] for hit in hits.promoting])
+        assert not any(hit.exact for hit in (*hits.promoting, *hits.opposing))
+
+
+def test_full_rank_matrices_decide_as_whole_ones(built, deciding):
+    low = built("whitened", EMPIRICAL, "recipe.exact.kind=ekfac", "recipe.exact.rank=64")
+    whole, compressed = (run.query_many(QUERIES, k=4, candidates=40) for run in (deciding, low))
+    for one, other in zip(whole, compressed, strict=True):
+        assert [hit.score for hit in one.promoting] == pytest.approx([hit.score for hit in other.promoting], rel=1e-3)
+
+
+def test_a_contrast_scores_the_difference(built):
+    run = built("whitened", EMPIRICAL)
+    prompt, said, instead = "The river was named after", " a cartographer", " the harbour"
+    rather = run.score([{"prompt": prompt, "completion": said, "contrast": instead}])
+    each = run.score([{"prompt": prompt, "completion": text} for text in (said, instead)])
+    assert rather[0] == pytest.approx(each[0] - each[1], abs=1e-5 * float(np.abs(each).max()))
+    hits = run.query(prompt, said, contrast=instead, k=3)
+    apart = [run.query(prompt, text, k=1).query.log_likelihood for text in (said, instead)]
+    assert [hits.query.log_likelihood, hits.query.contrast_log_likelihood] == pytest.approx(apart, rel=1e-4)
+    assert hits.query.contrast == instead
+
+
+@pytest.mark.parametrize(
+    ("asked", "told"),
+    [
+        ({"exact": True}, r"no Kronecker factors.*--set recipe\.exact\.kind=ekfac"),
+        ({"candidates": 20}, r"ask for those too \(--exact\)"),
+    ],
+)
+def test_exact_scores_without_factors_are_refused(built, asked, told):
+    with pytest.raises(QueryError, match=told):
+        built().query("The river", " was named", **asked)
+
+
+def test_fewer_candidates_than_hits_are_refused(deciding):
+    with pytest.raises(QueryError, match=r"k is 7, and exact scores are for 6 candidates.*--candidates 7"):
+        deciding.query("The river", " was named", k=7)
 
 
 def test_a_row_promotes_its_own_text_most(built):

@@ -24,7 +24,7 @@ def log_likelihood(model, batch):
 def test_the_chunked_log_likelihood_is_that_of_the_models_own_logits(
     tiny_model, ragged_batch, monkeypatch, family, chunk
 ):
-    monkeypatch.setattr("influence.task.LOGIT_BYTES", {"cpu": 4 * 300 * chunk, "cuda": 1})
+    monkeypatch.setattr("influence.model.token_likelihood.LOGIT_BYTES", {"cpu": 4 * 300 * chunk, "cuda": 1})
     model = tiny_model(family)
     with torch.no_grad():
         found = CausalLM().token_log_likelihood(model, ragged_batch)

@@ -140,6 +140,12 @@ class ProjectedFisher:
             out[:, columns] = (((vectors[:, columns].to(basis.dtype) @ basis) * scale) @ basis.T).to(out.dtype)
         return out
 
+    def mean_absolute_inverse(self) -> float:
+        """Return the mean absolute value of the entries of (F + λ)⁻¹, of a Fisher of one block."""
+        assert len(self.modules) == 1, "a recipe rescales only a Fisher over all columns"
+        basis = self.eigenvectors[0].double()
+        return float(((basis / (self.eigenvalues[0] + self.dampings[0])) @ basis.T).abs().mean())
+
     def spectra(self) -> Iterable[Spectrum]:
         """Yield each module's spectrum; the share of the trace below λ says how much the damping decides."""
         for module, values, damping in zip(self.modules, self.eigenvalues, self.dampings, strict=True):

@@ -28,6 +28,7 @@ class Capture(Hooks):
     Attributes:
         modules: Which columns of a row belong to which layer; one block where layers are projected together.
         dims: D, the columns of a row.
+        record: What a trak projection drew and on what, to be kept beside the rows; None for any other.
     """
 
     def __init__(

@@ -64,7 +64,7 @@ class TrakProjection:
                 it returns zeros or non-finite values.
             MissingExtra: The CUDA projector is asked for, and `fast_jl` isn't installed.
         """
-        assert settings.kind == "trak" and settings.dims is not None, "the settings were checked when they were made"
+        assert settings.dims is not None, "settings of kind trak have dims"
         self._settings, self._widths = settings, {module.name: module.stop - module.start for module in modules}
         self._checkpoint, self._device, self._dtype = checkpoint, torch.device(device), dtype
         self.columns = modules[-1].stop
@@ -121,7 +121,8 @@ class TrakProjection:
             raise ProjectionError(
                 f"trak's BasicProjector holds {self.columns:,} weights × {block} columns, {need / 1e9:.1f} GB, and "
                 f"{free / 1e9:.1f} GB are free on {self._device}. Lower recipe.projection.block (to "
-                f"{-(-self.dims // MOST_BLOCKS)} or more at this width), track fewer layers, or take projection kind kronecker."
+                f"{-(-self.dims // MOST_BLOCKS)} or more at this width), track fewer layers, or take projection kind "
+                "kronecker."
             )
         projector = BasicProjector(
             grad_dim=self.columns,

@@ -83,6 +83,7 @@ def _capture(config: RunConfig, run_dir: Path, rows: Rows, settled: dict[str, Pa
         install(client, config.cluster.threads_per_worker, local=config.cluster.kind == "local")
         if manifest is None or todo:
             probed = probe_on(client, CaptureSpec.of(config), shared=run_dir / LOCK)
+            factor_stage.check_widths(probed.modules, config.recipe)
             first = manifest is None
             manifest = _write_manifest(config, run_dir, rows, settled, probed)
             todo, zeros = capture_stage.missing(run_dir, manifest) if first else (todo, zeros)

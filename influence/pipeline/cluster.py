@@ -20,6 +20,7 @@ from typing import Any, Literal
 import dask
 import torch
 from distributed import Client, LocalCluster
+from distributed.core import Status
 
 from influence.config import ClusterSettings
 from influence.errors import ClusterError, MissingExtra
@@ -117,7 +118,7 @@ def connect(settings: ClusterSettings, tasks: int | None = None) -> Iterator[Cli
             stack.enter_context(_main_not_run_again())
             with _interrupts_deferred():
                 cluster = stack.enter_context(_local(settings, tasks))
-            stack.callback(_let_workers_start, cluster)
+            stack.callback(_let_dead_be_replaced, cluster)
             client = stack.enter_context(Client(cluster, timeout=START_TIMEOUT, set_as_default=False))
         except (OSError, TimeoutError, RuntimeError) as error:
             raise ClusterError(f"The local workers didn't start: {error}") from error
@@ -149,19 +150,17 @@ def _local(settings: ClusterSettings, tasks: int | None) -> LocalCluster:
         return LocalCluster(**options, processes=True, memory_limit=0, worker_dashboard_address=None)
 
 
-def _let_workers_start(cluster: LocalCluster) -> None:
-    """Wait until no worker's process is still to be started, as the one is that replaces a dead one.
+def _let_dead_be_replaced(cluster: Any) -> None:
+    """Wait until every worker that died has its next process, before the cluster closes.
 
-    Where workers die as they come up, `distributed` takes the next one for running too early, and closing it fails.
+    Where workers die as they come up, `distributed` takes the next one for running before it is started, and fails its
+    own assertion in closing it: that would be told instead of what the workers died of.
     """
     end = time.monotonic() + REPLACE_TIMEOUT
-    while time.monotonic() < end and any(_unstarted(nanny) for nanny in list(cluster.workers.values())):
+    while time.monotonic() < end and any(
+        nanny.status is Status.running and not nanny.is_alive() for nanny in list(cluster.workers.values())
+    ):
         time.sleep(0.02)
-
-
-def _unstarted(nanny: Any) -> bool:
-    process = nanny.process and nanny.process.process
-    return process is not None and process.pid is None
 
 
 @contextmanager

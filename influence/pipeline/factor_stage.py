@@ -9,10 +9,11 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from distributed import Client
+from torch import Tensor
 
 from influence.axes import ModuleColumns
 from influence.curvature.covariance import CovarianceFit, CovarianceSums, FactorSettings, ModuleWidths
@@ -80,6 +81,16 @@ def factor_file(run_dir: Path, manifest: Manifest, recipe: Recipe) -> FactorFile
     return FactorFile(path=path, fingerprint=fingerprint_of(parts), settings=recipe.factors)
 
 
+def check_widths(modules: Sequence[ModuleColumns], recipe: Recipe) -> None:
+    """Refuse layers whose factors would be too wide, before anything is written.
+
+    Raises:
+        CurvatureError: A side is over the limit; the module is named.
+    """
+    if recipe.needs_factors:
+        CovarianceSums(module_widths(modules), recipe.factors)
+
+
 def sampled_rows(rows: int, settings: FactorSettings) -> np.ndarray:
     """Return the rows that factors are fitted to, int64, ascending: a random sample, or all."""
     if settings.rows is None or settings.rows >= rows:
@@ -118,7 +129,6 @@ def fit_factors(
     held = factor_file(run_dir, manifest, recipe)
     assert held is not None, "a recipe without factors has nothing to fit"
     widths = module_widths(manifest.modules)
-    CovarianceSums(widths, held.settings)
     if not saved_for(held.path, held.fingerprint):
         remove_tensors(_eigenvalue_path(held))
         tasks = _tasks(spec, run_dir, manifest, held, "covariance")
@@ -205,8 +215,15 @@ def _summed(
         for number, chosen in enumerate(cut(parts, budget, 1)):
             seed = settings.label_seed(task.number, number)
             batch = collate(chosen, session.pad).to(session.device)
+
+            def loss(model: Any, batch: Any, seed: int = seed) -> Tensor:
+                return fisher_loss(session.task, settings.labels, model, batch, seed)
+
             try:
-                fit.add(lambda m, b, seed=seed: fisher_loss(session.task, settings.labels, m, b, seed), batch)
+                if isinstance(fit, CovarianceFit):
+                    fit.add(loss, batch, batch.attention_mask)
+                else:
+                    fit.add(loss, batch)
             except (RuntimeError, MemoryError) as error:
                 if not out_of_memory(error):
                     raise

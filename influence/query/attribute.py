@@ -4,7 +4,7 @@ A query's gradient comes from the same capture and projection as a row's. The si
 −∇m and rows are ∇ℓ, so their product is positive where training more on the row raises m.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -150,15 +150,6 @@ def decide(
         best, worst = ranked(rows, found, largest=True)[:k], ranked(rows, found, largest=False)[:k]
         answers.append(told.hits(queries, number, (rows[best], found[best]), (rows[worst], found[worst])))
     return answers
-
-
-def scores(
-    queries: Queries, comparison: Comparison, blocks: Iterator[tuple[int, np.ndarray]]
-) -> Iterator[tuple[int, np.ndarray]]:
-    """Yield (first row, scores float32 [m, b]) of every block of compared rows, in order."""
-    vectors = query_vectors(queries, comparison).astype(np.float64)
-    for first, block in blocks:
-        yield first, (vectors @ block.astype(np.float64).T).astype(np.float32)
 
 
 def described(queries: Queries, number: int) -> MeasuredQuery:

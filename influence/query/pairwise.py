@@ -4,7 +4,8 @@ It shares the capture, the projection, the curvature and the comparison with the
 are left out. The rows of the whole training set are held at once: use `influence.build` for more than fits.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,14 +17,16 @@ from influence.curvature.ekfac import EigenvalueFit
 from influence.curvature.kfac import Eigenbasis, KroneckerCurvature, decompose, kfac_eigenvalues, preconditioned
 from influence.curvature.projected_fisher import FisherSums, ProjectedFisher, blocks_of
 from influence.curvature.whitening import fold_for
-from influence.errors import CaptureError
+from influence.errors import CaptureError, RecipeError
 from influence.gradients.capture import Capture
 from influence.gradients.hooks import Measure
 from influence.gradients.inner_products import InnerProducts
 from influence.gradients.projection import Projection, ProjectionSettings
+from influence.model.checkpoints import Checkpoints
 from influence.model.layers import LayerSettings, TrackedLayer, tracked_layers
 from influence.recipe import Recipe
-from influence.task import Task, fisher_loss, measurement
+from influence.task import Task, fisher_loss, measurement, row_loss, row_weight
+from influence.vectors.ensemble import Ensemble
 from influence.vectors.whiten import Comparison
 
 
@@ -34,6 +37,7 @@ def pairwise(
     queries: Iterable[Any],
     recipe: Recipe = Recipe(),
     layers: LayerSettings = LayerSettings(),
+    checkpoints: Sequence[Mapping[str, Tensor]] | None = None,
 ) -> Tensor:
     """Score every training example for every query.
 
@@ -42,12 +46,15 @@ def pairwise(
     Args:
         model: Any torch module, in eval mode; it is left as it was found.
         task: What is differentiated: `example_loss(model, batch) -> [N]`, summed over positions, and optionally
-            `measurement(model, batch) -> [N]` for the queries and `sampled_loss(model, batch, generator) -> [N]`.
+            `measurement(model, batch) -> [N]` for the queries, `sampled_loss(model, batch, generator) -> [N]`, and
+            `log_odds(model, batch) -> [N]` with `residual(model, batch) -> [N]`.
         train: Batches that the task understands; kept in memory where the recipe passes over them more than once. A
             batch's `attention_mask`, where it has one, says which positions hold tokens.
         queries: Batches likewise.
         recipe: The method; see `influence.recipe`.
         layers: Which layers are tracked.
+        checkpoints: State dicts of the model, in the order of `recipe.checkpoints` if it names any. Each is loaded in
+            turn, and the model gets its own weights back.
 
     Returns:
         [queries, rows], float32 (float64 for a float64 model), on the CPU, in `recipe.unit`. Positive: training more
@@ -56,17 +63,48 @@ def pairwise(
     Raises:
         CaptureError: There are no training or no query batches, or a gradient is not finite.
         CurvatureError: Factors that aren't finite, are singular, or are too wide.
-        TaskError: The recipe samples labels, and the task can't.
+        ModelError: A checkpoint has other weights than the model.
+        RecipeError: The recipe names other checkpoints than were given.
+        TaskError: The recipe samples labels or measures log-odds, and the task can't.
     """
-    chosen = tracked_layers(model, layers)
-    asked = _Asked(model, task, chosen, recipe)
-    if not recipe.projection.folds and not recipe.curvature.whole:
-        return asked.projected(train, queries, None)
-    batches = list(train)
-    basis = asked.eigenbasis(batches)
-    if recipe.curvature.whole:
-        return asked.exact(batches, queries, asked.curvature(basis, batches))
-    return asked.projected(batches, queries, basis)
+    if recipe.checkpoints and checkpoints is None:
+        raise RecipeError(
+            f"The recipe names {len(recipe.checkpoints)} checkpoints, and in memory their weights are given by you: "
+            "pairwise(…, checkpoints=[state dict, …])."
+        )
+    asked = _Asked(model, task, tracked_layers(model, layers), recipe)
+    with Checkpoints(model, checkpoints) as loaded:
+        weights = recipe.checkpoint_weights(len(loaded))
+        if len(loaded) > 1 or recipe.projection.folds or recipe.curvature.whole:
+            train, queries = list(train), list(queries)
+        if recipe.curvature.whole:
+            return torch.stack([weights[number] * asked.exact(train, queries) for number in loaded]).sum(dim=0)
+        return _compared([asked.projected(number, train, queries) for number in loaded])
+
+
+@dataclass(frozen=True)
+class _Projected:
+    """One checkpoint's share of a recipe whose rows could be stored: gradients of rows and queries, and curvature.
+
+    Attributes:
+        rows: [n, D].
+        weights: 1−p of the rows, [n], where the recipe measures log-odds.
+        wanted: −∇m of the queries, [m, D].
+        comparison: With this checkpoint's curvature.
+    """
+
+    rows: Tensor
+    weights: Tensor | None
+    wanted: Tensor
+    comparison: Comparison
+
+
+def _compared(held: Sequence[_Projected]) -> Tensor:
+    """Return the scores over all checkpoints."""
+    ensemble = Ensemble(tuple(one.comparison for one in held))
+    weights = ensemble.mean_weights([one.weights for one in held if one.weights is not None])
+    rows = ensemble.row_vectors(torch.cat([one.rows for one in held], dim=1), weights)
+    return ensemble.query_vectors(torch.cat([one.wanted for one in held], dim=1)) @ rows.T
 
 
 class _Asked:
@@ -75,22 +113,36 @@ class _Asked:
     def __init__(self, model: nn.Module, task: Task, layers: Sequence[TrackedLayer], recipe: Recipe) -> None:
         self.model, self.task, self.layers, self.recipe = model, task, layers, recipe
 
-    def projected(self, train: Iterable[Any], queries: Iterable[Any], basis: Eigenbasis | None) -> Tensor:
-        """Return the scores of a recipe whose rows could be stored."""
+    def projected(self, checkpoint: int, train: Iterable[Any], queries: Iterable[Any]) -> _Projected:
+        """Capture the rows and queries of a recipe whose rows could be stored, and fit its curvature."""
         settings = self.recipe.projection
-        fold = None if basis is None else fold_for(settings, basis)
-        with Capture(self.model, self.layers, Projection(settings, fold)) as capture:
-            rows = _gradients(capture, self.task.example_loss, train, "training")
+        fold = fold_for(settings, self.eigenbasis(train)) if settings.folds else None
+        with Capture(self.model, self.layers, Projection(settings, fold, checkpoint)) as capture:
+            rows, weights = self._rows(capture, train)
             wanted = -_gradients(capture, self._measure, queries, "query")
         fisher = None
         if self.recipe.curvature.kind == "fisher":
             sums = FisherSums(blocks_of(capture.modules, self.recipe.curvature.blocks))
             sums.add(rows)
             fisher = ProjectedFisher.prepare(sums, self.recipe.curvature.damping, dtype=rows.dtype)
-        comparison = Comparison(self.recipe, fisher, len(rows))
-        return comparison.query_vectors(wanted) @ comparison.row_vectors(rows).T
+        return _Projected(rows, weights, wanted, Comparison(self.recipe, fisher, len(rows)))
 
-    def eigenbasis(self, train: Sequence[Any]) -> Eigenbasis:
+    def _rows(self, capture: Capture, train: Iterable[Any]) -> tuple[Tensor, Tensor | None]:
+        """Capture the rows, and their weights where the recipe measures log-odds."""
+        kind = self.recipe.measurement
+        weights: list[Tensor] = []
+
+        def noted() -> Iterator[Any]:
+            for batch in train:
+                weight = row_weight(self.task, self.model, batch, kind)
+                if weight is not None:
+                    weights.append(weight.cpu())
+                yield batch
+
+        rows = _gradients(capture, lambda model, batch: row_loss(self.task, model, batch, kind), noted(), "training")
+        return rows, torch.cat(weights) if weights else None
+
+    def eigenbasis(self, train: Iterable[Any]) -> Eigenbasis:
         """Fit the Kronecker factors' eigenbasis."""
         settings = self.recipe.factors
         with CovarianceFit(self.model, self.layers, settings) as fit:
@@ -98,8 +150,9 @@ class _Asked:
                 fit.add(self._fisher(number), batch, getattr(batch, "attention_mask", None))
         return decompose(fit.sums, _dtype(self.model))
 
-    def curvature(self, basis: Eigenbasis, train: Sequence[Any]) -> KroneckerCurvature:
-        """Put K-FAC's or EK-FAC's eigenvalues on the basis."""
+    def curvature(self, train: Iterable[Any]) -> KroneckerCurvature:
+        """Fit K-FAC's or EK-FAC's eigenvalues on the factors' eigenbasis."""
+        basis = self.eigenbasis(train)
         if self.recipe.curvature.kind == "kfac":
             return KroneckerCurvature.prepare(basis, kfac_eigenvalues(basis), self.recipe.curvature.damping)
         with EigenvalueFit(self.model, self.layers, basis) as fit:
@@ -107,8 +160,9 @@ class _Asked:
                 fit.add(self._fisher(number), batch)
         return KroneckerCurvature.prepare(basis, fit.sums.eigenvalues(), self.recipe.curvature.damping)
 
-    def exact(self, train: Sequence[Any], queries: Iterable[Any], curvature: KroneckerCurvature) -> Tensor:
-        """Score every row's whole gradient against the preconditioned queries."""
+    def exact(self, train: Iterable[Any], queries: Iterable[Any]) -> Tensor:
+        """Score every row's whole gradient against the queries under the inverse curvature."""
+        curvature = self.curvature(train)
         with Capture(self.model, self.layers, Projection(ProjectionSettings(kind="none"))) as capture:
             wanted = -_gradients(capture, self._measure, queries, "query")
             modules: tuple[ModuleColumns, ...] = capture.modules
@@ -119,7 +173,7 @@ class _Asked:
         return scores.T / len(scores)
 
     def _measure(self, model: Any, batch: Any) -> Tensor:
-        return measurement(self.task, model, batch)
+        return measurement(self.task, model, batch, self.recipe.measurement)
 
     def _fisher(self, number: int) -> Measure:
         factors = self.recipe.factors

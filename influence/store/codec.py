@@ -27,8 +27,8 @@ CodecName = Literal["float16", "int8", "int4", "bits", "factors"]
 NORM_BYTES = 4
 """A row's length: a float32, beside its codes."""
 
-TILE = 2**17
-"""Coordinates that are unpacked at a time: half a megabyte of float32, which stays in a core's own cache."""
+TILE = 2**18
+"""Coordinates that are unpacked at a time: a megabyte of float32, which stays in a core's own cache."""
 
 PIECE = 8192
 """The most columns of one inner product. OpenBLAS starts threads above 10,000, which cost more than they bring."""

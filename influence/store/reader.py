@@ -94,7 +94,7 @@ class Store:
     ) -> Iterator[tuple[int, np.ndarray]]:
         """Yield the inner products of queries with rows [start, stop), in order, straight from the codes.
 
-        Memory: 16 MiB of codes, as much of scores, and half a megabyte of rows at a time. Equal rows have equal scores
+        Memory: 16 MiB of codes, as much of scores, and a megabyte of rows at a time. Equal rows have equal scores
         to the last bit, in blocks of any size and beside any other queries; see `codec`.
 
         Args:

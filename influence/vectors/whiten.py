@@ -9,15 +9,16 @@ With u the query's gradient −∇m, r the row's gradient ∇ℓ, F the curvatur
     cosine, identity           u/|u| · r/|r|
     cosine, fisher             unit((F+λ)^-½ u) · unit((F+λ)^-½ r)
 
-Curvature always comes before length, and this is the only place where either is applied to a query or a row. A zero
-vector stays zero and scores 0.
+A row of a recipe on log-odds is multiplied by its weight 1−p between the two. Curvature always comes before length, and
+this is the only place where either is applied to a query or a row. A zero vector stays zero and scores 0. Several
+checkpoints are several of these: see `ensemble`.
 
 Source: methods: Koh & Liang 2017 for the sign and 1/N; Chang et al. 2024 (TrackStar) for the halves under cosine.
 """
 
 from dataclasses import dataclass
 
-from influence.axes import ND
+from influence.axes import ND, PerExample
 from influence.curvature.projected_fisher import ProjectedFisher
 from influence.errors import RecipeError
 from influence.recipe import Recipe
@@ -46,14 +47,38 @@ class Comparison:
 
     def query_vectors(self, gradients: ND) -> ND:
         """Turn queries' gradients −∇m, [m, D], into vectors to search with, same shape and dtype."""
-        if self.recipe.comparison == "cosine":
-            return self.row_vectors(gradients)
+        return self.measured(self.curved_queries(gradients))
+
+    def row_vectors(self, gradients: ND, weights: PerExample | None = None) -> ND:
+        """Turn rows' gradients ∇ℓ, [n, D], into vectors to search among, same shape and dtype.
+
+        Args:
+            gradients: Of what the recipe differentiates: the rows' losses, or minus their log-odds.
+            weights: [n], of a recipe whose rows have weights, and of no other.
+
+        Raises:
+            RecipeError: Weights are missing, or the recipe has none.
+        """
+        return self.measured(self.weighed(self.curved_rows(gradients), weights))
+
+    def curved_queries(self, gradients: ND) -> ND:
+        """Apply the query's share of the curvature, and 1/N where scores count extra copies."""
         if self.fisher is not None:
             gradients = self.fisher.apply(gradients, power=-0.5 if self.recipe.halved else -1.0)
-        return gradients / self.rows if self.recipe.inverts else gradients
+        return gradients / self.rows if self.recipe.per_copy else gradients
 
-    def row_vectors(self, gradients: ND) -> ND:
-        """Turn rows' gradients ∇ℓ, [n, D], into vectors to search among, same shape and dtype."""
-        if self.fisher is not None and self.recipe.halved:
-            gradients = self.fisher.apply(gradients, power=-0.5)
-        return unit_norm(gradients)[0] if self.recipe.comparison == "cosine" else gradients
+    def curved_rows(self, gradients: ND) -> ND:
+        """Apply the row's share of the curvature."""
+        halved = self.fisher is not None and self.recipe.halved
+        return self.fisher.apply(gradients, power=-0.5) if halved else gradients
+
+    def weighed(self, vectors: ND, weights: PerExample | None) -> ND:
+        """Multiply rows by their weights, where the recipe has them; see `row_vectors`."""
+        if self.recipe.weighted != (weights is not None):
+            found = "no weights of its rows were given" if weights is None else "weights of its rows were given"
+            raise RecipeError(f"The recipe's measurement is {self.recipe.measurement}, and {found}.")
+        return vectors if weights is None else vectors * weights.to(vectors).unsqueeze(1)
+
+    def measured(self, vectors: ND) -> ND:
+        """Take the length, where only directions are compared."""
+        return unit_norm(vectors)[0] if self.recipe.comparison == "cosine" else vectors

@@ -70,7 +70,7 @@ def test_embeddings_and_unembedding_are_captured_when_asked_for(tiny_model, ragg
 def test_the_chunks_of_a_tracked_unembedding_add_up(tiny_model, ragged_batch, whole, monkeypatch):
     model, settings = tiny_model("llama"), LayerSettings(include=("lm_head",))
     in_one = capture_rows(model, ragged_batch, whole, CausalLM().example_loss, settings)
-    monkeypatch.setattr("influence.task.LOGIT_BYTES", {"cpu": 4 * 300 * 4 * 3, "cuda": 1})
+    monkeypatch.setattr("influence.model.token_likelihood.LOGIT_BYTES", {"cpu": 4 * 300 * 4 * 3, "cuda": 1})
     in_three_positions = capture_rows(model, ragged_batch, whole, CausalLM().example_loss, settings)
     torch.testing.assert_close(in_three_positions, in_one, rtol=1e-10, atol=1e-12)
 

@@ -7,6 +7,7 @@ that the Kronecker product of an [O, O] and an [I, I] matrix is `torch.kron(S, A
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -33,11 +34,9 @@ def seen_by(model: nn.Module, layers: Sequence[TrackedLayer], measure: Measure, 
     grads: list[list[Tensor]] = [[] for _ in layers]
     for example in examples:
         calls: list[tuple[int, Tensor, Tensor]] = []
-
-        def record(number: int, calls: list[tuple[int, Tensor, Tensor]] = calls) -> Any:
-            return lambda module, args, output: calls.append((number, args[0].detach(), output))
-
-        handles = [layer.module.register_forward_hook(record(number)) for number, layer in enumerate(layers)]
+        handles = [
+            layer.module.register_forward_hook(partial(_record, calls, number)) for number, layer in enumerate(layers)
+        ]
         loss = measure(model, example).sum()
         for handle in handles:
             handle.remove()
@@ -47,6 +46,12 @@ def seen_by(model: nn.Module, layers: Sequence[TrackedLayer], measure: Measure, 
             inputs[number].append(position_inputs(layers[number], received))
             grads[number].append(position_grads(layers[number], grad))
     return [Seen(torch.cat(a), torch.cat(g)) for a, g in zip(inputs, grads, strict=True)]
+
+
+def _record(calls: list[tuple[int, Tensor, Tensor]], number: int, module: nn.Module, args: Any, output: Tensor) -> Tensor:
+    """Note a call; what goes on is a copy, so that an activation in place changes the copy."""
+    calls.append((number, args[0].detach(), output))
+    return output.clone()
 
 
 def position_inputs(layer: TrackedLayer, received: Tensor) -> Tensor:

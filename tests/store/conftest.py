@@ -1,4 +1,7 @@
-"""A tiny run: 11 rows of 6 columns in shards of 4, 4 and 3, made of numbers that float16 keeps exactly."""
+"""A tiny run: 11 rows of 6 columns in shards of 4, 4 and 3, made of numbers that float16 keeps exactly.
+
+And columns and rows of any shape, for codecs.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,12 +11,22 @@ import numpy as np
 import pytest
 
 from influence.axes import ModuleColumns
+from influence.store.codec import Codec, CodecSettings
+from influence.store.codecs import codec_for
 from influence.store.manifest import Manifest, ShardRange, fingerprint_of
 from influence.store.reader import Store
 from influence.store.shard import RowMeta, ShardFiles, ShardRecord
 from influence.store.writer import write_shard
 
 PARTS = {"model": "3f2a", "projection.seed": 0, "max_tokens": 512}
+
+CODECS = {
+    "float16": CodecSettings(),
+    "int8": CodecSettings(codec="int8"),
+    "int4": CodecSettings(codec="int4"),
+    "bits": CodecSettings(codec="bits"),
+    "factors": CodecSettings(codec="factors", rank=2),
+}
 
 
 @dataclass(frozen=True)
@@ -24,13 +37,18 @@ class TinyRun:
     norms: np.ndarray
     meta: dict[str, list]
 
+    @property
+    def codec(self) -> Codec:
+        return codec_for(self.manifest, self.manifest.modules)
+
     def write(self, shard: int) -> ShardRecord:
         span = self.manifest.shards[shard]
         here = slice(span.start, span.stop)
         return write_shard(
             self.folder,
             span,
-            self.unit[here].copy(),
+            self.codec,
+            self.codec.encode(self.unit[here]),
             self.norms[here].copy(),
             RowMeta(**{name: values[here] for name, values in self.meta.items()}),
             self.manifest.fingerprint,
@@ -50,19 +68,34 @@ class TinyRun:
         return {str(path.relative_to(self.folder)): path.read_bytes() for path in self.folder.rglob("*.*")}
 
 
+def columns_of(*shapes: tuple[int, int]) -> tuple[ModuleColumns, ...]:
+    """The columns of modules with blocks of these shapes, [Q, P] each."""
+    found, start = [], 0
+    for number, (q, p) in enumerate(shapes):
+        stop = start + q * p
+        found.append(ModuleColumns(name=f"layer{number}", outputs=99, inputs=99, q=q, p=p, start=start, stop=stop))
+        start = stop
+    return tuple(found)
+
+
+def directions(rows: int, dims: int, seed: int = 0) -> np.ndarray:
+    """Random rows of length 1, float32, with heavy tails as gradients have."""
+    found = np.random.default_rng(seed).standard_t(4, (rows, dims))
+    return (found / np.linalg.norm(found, axis=1, keepdims=True)).astype(np.float32)
+
+
 def manifest_of(rows: int, dims: int, rows_per_shard: int, parts: dict = PARTS, **fields) -> Manifest:
     starts = range(0, rows, rows_per_shard)
     return Manifest(
         fingerprint=fingerprint_of(parts),
         fingerprint_parts=parts,
-        modules=(ModuleColumns(name="fc", outputs=8, inputs=8, q=1, p=dims, start=0, stop=dims),),
         dims=dims,
         rows=rows,
         shards=tuple(
             ShardRange(shard=number, start=start, stop=min(rows, start + rows_per_shard))
             for number, start in enumerate(starts)
         ),
-        **fields,
+        **{"modules": columns_of((1, dims)), **fields},
     )
 
 

@@ -221,5 +221,5 @@ def test_a_vectors_file_laid_out_otherwise_is_refused_though_its_digest_holds(ru
     name = run.files(1).vectors.name
     digests = {**record.digests, name: sha256(content).hexdigest()}
     run.files(1).record.write_bytes(record.model_copy(update={"digests": digests}).dump())
-    with pytest.raises(StoreError, match="isn't laid out as 4 rows of 6 float16 columns"):
+    with pytest.raises(StoreError, match="isn't laid out as the norms of 4 rows and their 6 columns in codec float16"):
         list(store.blocks())

@@ -24,7 +24,7 @@ def test_what_was_written_is_read_back(run):
     assert (first, store.rows, store.dims, store.modules) == (0, 11, 6, run.manifest.modules)
     np.testing.assert_array_equal(unit, run.unit)
     np.testing.assert_array_equal(norms, run.norms)
-    assert (unit.dtype, norms.dtype) == (np.float16, np.float32)
+    assert (unit.dtype, norms.dtype) == (np.float32, np.float32)
 
 
 def test_the_safetensors_library_reads_the_vectors_as_any_others(run):
@@ -154,27 +154,28 @@ def test_an_unknown_metadata_column_is_named_beside_those_there_are(run):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda unit, norms: (unit.astype(np.float32), norms), "found float32"),
-        (lambda unit, norms: (unit[:3], norms), r"float16 \[4, D\]"),
-        (lambda unit, norms: (np.asfortranarray(unit), norms), "contiguous"),
-        (lambda unit, norms: (unit, norms.astype(np.float64)), "norms, found float64"),
-        (lambda unit, norms: (np.where(unit > 0, np.float16("inf"), unit), norms), "1 rows .* the first is row 5"),
-        (lambda unit, norms: (unit, np.where(norms == 8000, np.nan, norms).astype(np.float32)), "first is row 7"),
+        (lambda rows, norms: ({"vectors": rows.astype(np.float32)}, norms), r"float16 \[4, 6\] vectors, found float32"),
+        (lambda rows, norms: ({"vectors": rows[:3]}, norms), r"vectors, found float16 \[3, 6\]"),
+        (lambda rows, norms: ({"vectors": np.asfortranarray(rows)}, norms), "not contiguous"),
+        (lambda rows, norms: ({"int8": rows}, norms), "takes vectors of codec float16, found int8"),
+        (lambda rows, norms: ({"vectors": rows}, norms.astype(np.float64)), r"norms, found float64 \[4\]"),
+        (lambda rows, norms: ({"vectors": np.where(rows > 0, np.float16("inf"), rows)}, norms), "the first is row 5"),
+        (lambda rows, norms: ({"vectors": rows}, np.where(norms == 8000, np.nan, norms).astype("f4")), "is row 7"),
+        (lambda rows, norms: ({"vectors": rows}, -norms), "4 rows with non-finite entries or a negative norm"),
     ],
 )
 def test_rows_that_can_not_be_stored_are_refused_by_number(run, change, message):
     meta = RowMeta(**{name: values[4:8] for name, values in run.meta.items()})
-    unit, norms = run.unit[4:8].copy(), run.norms[4:8].copy()
-    unit[0] = 0
-    unit[2] = 0
+    unit = np.zeros((4, 6), dtype=np.float16)
     unit[1, 0] = 0.5
-    norms[1] = 1
+    norms = np.array([5000, 6000, 7000, 8000], dtype=np.float32)
     with pytest.raises(StoreError, match=message):
-        write_shard(run.folder, ShardRange(shard=1, start=4, stop=8), *change(unit, norms), meta, "f")
+        write_shard(run.folder, ShardRange(shard=1, start=4, stop=8), run.codec, *change(unit, norms), meta, "f")
     assert not (run.folder / "rows").exists()
 
 
 def test_a_metadata_column_of_another_length_is_refused(run):
     meta = RowMeta(**{name: values[4:8] for name, values in run.meta.items()} | {"source": ["book"]})
+    encoded = run.codec.encode(run.unit[4:8])
     with pytest.raises(StoreError, match="holds 4 rows, column 'source' has 1"):
-        write_shard(run.folder, run.manifest.shards[1], run.unit[4:8].copy(), run.norms[4:8].copy(), meta, "f")
+        write_shard(run.folder, run.manifest.shards[1], run.codec, encoded, run.norms[4:8].copy(), meta, "f")

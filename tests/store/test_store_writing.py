@@ -145,15 +145,18 @@ def test_a_full_disk_is_incomplete_and_leaves_nothing_half_written(run, monkeypa
 ON_A_SMALL_DISK = """
     import sys, numpy as np
     from pathlib import Path
+    from influence.axes import ModuleColumns
     from influence.errors import Incomplete
+    from influence.store.codecs.float16 import Float16
     from influence.store.manifest import ShardRange
     from influence.store.shard import RowMeta
     from influence.store.writer import write_shard
     run, n = Path(sys.argv[1]) / "run", 512
     nothing, some, ones = [None] * n, ["x"] * n, np.ones(n, np.float32)
+    codec = Float16((ModuleColumns(name="fc", outputs=8, inputs=8, q=1, p=1024, start=0, stop=1024),))
     meta = RowMeta(some, nothing, nothing, nothing, ones, ones, some)
     try:
-        write_shard(run, ShardRange(shard=0, start=0, stop=n), np.ones((n, 1024), np.float16), ones, meta, "f")
+        write_shard(run, ShardRange(shard=0, start=0, stop=n), codec, codec.zeros(n), ones, meta, "f")
     except Incomplete as error:
         print(error, "left:", [path.name for path in run.rglob("*.*")])
 """

@@ -8,7 +8,7 @@ is all of it.
 
 A score never forms the [Q, P] block: with the query's block H it is Σ_c l_cᵀ H r_c.
 
-Source: LoRIF, arXiv 2601.21929.
+Source: LoRIF, arXiv 2601.21929; for the decomposition Halko, Martinsson and Tropp 2011, algorithm 4.4.
 """
 
 from collections.abc import Iterator
@@ -23,6 +23,9 @@ from influence.axes import ModuleColumns
 from influence.errors import StoreError
 from influence.store.codec import PIECE, Codec, Encoded, Plane, row_products, tiles
 from influence.store.codecs.float16 import widen
+
+SPARE, ITERATIONS = 8, 8
+"""Of the subspace iteration: directions beyond those that are kept, and rounds."""
 
 
 class Place(NamedTuple):
@@ -128,8 +131,10 @@ class Factors(Codec):
 def leading_terms(blocks: NDArray[np.float32], rank: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Return the leading terms of each block's singular value decomposition, singular values shared by both sides.
 
-    From the eigenvectors of VVᵀ, or VᵀV where that is smaller: two to three times as fast as a whole decomposition,
-    and as close a matrix of rank c (to 1e-7 of its square).
+    By subspace iteration, on eight directions more than are kept. Blocks of per-token sums have spectra that fall, and
+    converge to rounding; a block of 64×64 random numbers, whose spectrum hardly falls, is left 1e-4 of its square
+    further off than the best. It is five times as fast as decomposing the block, and runs no LAPACK routine on a matrix
+    wide enough to start threads, which for one small matrix each cost a hundred times its work.
 
     Args:
         blocks: [n, Q, P].
@@ -144,14 +149,28 @@ def leading_terms(blocks: NDArray[np.float32], rank: int) -> tuple[NDArray[np.fl
     # The products below square a block's entries; at scale 1 they neither overflow nor vanish.
     largest = np.abs(blocks).max(axis=(1, 2), keepdims=True)
     relative = (blocks / np.where(largest > 0, largest, 1)).astype(np.float32, copy=False)
-    vectors = np.linalg.eigh(relative @ relative.transpose(0, 2, 1))[1].astype(np.float32)
-    left = np.ascontiguousarray(vectors[:, :, : -rank - 1 : -1].transpose(0, 2, 1))
+    left = _leading_directions(relative, rank)
     right = left @ relative
     values = np.sqrt(row_products(right.reshape(-1, right.shape[2]), right.reshape(-1, right.shape[2])))
     roots = np.sqrt(values).reshape(*right.shape[:2], 1).astype(np.float32)
     shared = np.sqrt(largest)
     # A term of singular value zero is none: its left vector, whatever it is, is multiplied by zero.
     return left * roots * shared, np.divide(right, roots, out=np.zeros_like(right), where=roots > 0) * shared
+
+
+def _leading_directions(blocks: NDArray[np.float32], rank: int) -> NDArray[np.float32]:
+    """Return the leading left singular vectors of each block, [n, c, Q]."""
+    side = blocks.shape[1]
+    squared = blocks @ np.ascontiguousarray(blocks.transpose(0, 2, 1))
+    # Any start will do that leans on all directions; this one needs no random numbers.
+    start = np.cos(np.outer(np.arange(1, side + 1) ** 2, np.arange(1, min(side, rank + SPARE) + 1)))
+    found = squared @ start.astype(np.float32)
+    for _ in range(ITERATIONS):
+        found = squared @ np.linalg.qr(found)[0]
+    basis = np.linalg.qr(found)[0]
+    within = basis.transpose(0, 2, 1) @ blocks
+    order = np.linalg.eigh(within @ np.ascontiguousarray(within.transpose(0, 2, 1)))[1][:, :, : -rank - 1 : -1]
+    return np.ascontiguousarray((basis @ order).transpose(0, 2, 1))
 
 
 def _widened(halves: NDArray[np.float16], rank: int, side: int) -> NDArray[np.float32]:

@@ -1,0 +1,97 @@
+"""Several checkpoints of one model, loaded into it one after another, and its own weights given back at the end."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from types import TracebackType
+from typing import Self
+
+from torch import Tensor, nn
+
+from influence.errors import ModelError
+
+SHOWN = 4
+"""How many weights of each kind a message lists."""
+
+
+class Checkpoints:
+    """State dicts of one architecture; a context manager that leaves the model with the weights it had.
+
+    Going through it loads each in turn and gives its number. Without state dicts the model itself is the only one, and
+    nothing is loaded or copied.
+    """
+
+    def __init__(self, model: nn.Module, states: Sequence[Mapping[str, Tensor]] | None) -> None:
+        """Check every state dict before any is loaded.
+
+        Raises:
+            ModelError: There are none, or one has other weights than the model; both sides are listed.
+        """
+        self._model, self._states = model, states
+        self._own: dict[str, Tensor] | None = None
+        if states is not None:
+            if not states:
+                raise ModelError("There are no checkpoints. Give at least one state dict, or leave checkpoints out.")
+            for number, state in enumerate(states):
+                check_same_weights(model, state, f"Checkpoint {number}")
+
+    def __len__(self) -> int:
+        return 1 if self._states is None else len(self._states)
+
+    def __enter__(self) -> Self:
+        """Keep the model's own weights."""
+        if self._states is not None:
+            self._own = {name: weight.clone() for name, weight in self._model.state_dict().items()}
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Give the model its own weights back."""
+        if self._own is not None:
+            self._model.load_state_dict(self._own)
+            self._own = None
+
+    def __iter__(self) -> Iterator[int]:
+        """Load each checkpoint and yield its number."""
+        for number in range(len(self)):
+            if self._states is not None:
+                assert self._own is not None, "checkpoints are loaded inside the context manager"
+                self._model.load_state_dict(dict(self._states[number]))
+            yield number
+
+
+def check_same_weights(model: nn.Module, state: Mapping[str, Tensor], called: str) -> None:
+    """Refuse a state dict that isn't of this model: every name and every shape must be the same.
+
+    Args:
+        model: What it is loaded into.
+        state: Tensors by name.
+        called: What the message calls it.
+
+    Raises:
+        ModelError: It lists what is missing, what is left over, and the shapes that differ.
+    """
+    wanted = {name: tuple(weight.shape) for name, weight in model.state_dict().items()}
+    found = {name: tuple(weight.shape) for name, weight in state.items()}
+    if wanted == found:
+        return
+    told = []
+    missing, left_over = sorted(wanted.keys() - found.keys()), sorted(found.keys() - wanted.keys())
+    if missing:
+        told.append(f"it lacks {_some(missing)}")
+    if left_over:
+        told.append(f"it has {_some(left_over)}, for which the model has no place")
+    other = [
+        f"{name} is {found[name]}, the model's is {wanted[name]}"
+        for name in wanted
+        if name in found and found[name] != wanted[name]
+    ]
+    if other:
+        told.append(_some(other))
+    raise ModelError(
+        f"{called} isn't of this {type(model).__name__}: {'; '.join(told)}. Checkpoints of one recipe are those of one "
+        "architecture, whole state dicts."
+    )
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")

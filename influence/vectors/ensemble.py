@@ -1,0 +1,102 @@
+"""Several checkpoints of one model: their vectors side by side, so that one inner product is the score over all.
+
+    score(i, q) = w_i · Σ_c s_c ⟨u_c, r_c⟩
+
+with u_c and r_c the query's and the row's vector at checkpoint c, under that checkpoint's own curvature, and w_i the
+row's weight, its mean over the checkpoints, where the recipe has weights. So a vector is √s_1 v_1, √s_2 v_2, … in one
+row of C·D columns, and one index over those rows answers for every checkpoint. s_c is the learning rate in TracIn, and
+1/C where nobody sets one: then the score is the mean over checkpoints, as TRAK's is, which multiplies it by the mean of
+the rows' 1−p. `traker` also divides each checkpoint's inverse by its own mean absolute value: `curvature.rescale`.
+
+Lengths are taken last, over all columns, so a cosine is one between whole rows. One checkpoint of weight 1 is the
+`Comparison` alone, to the last bit.
+
+Sources: Pruthi et al. 2020, "Estimating training data influence by tracing gradient descent" (TracIn), section 3.2;
+Park et al. 2023 (TRAK), equation 17.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from influence.axes import ND, ModuleColumns, PerExample
+from influence.errors import RecipeError
+from influence.vectors.whiten import Comparison
+
+
+@dataclass(frozen=True)
+class Ensemble:
+    """The comparisons of every checkpoint; takes gradients side by side, [n, C·D], where a `Comparison` takes [n, D].
+
+    Attributes:
+        parts: Of each checkpoint in the recipe's order, with its own curvature, all of one recipe.
+    """
+
+    parts: tuple[Comparison, ...]
+
+    @property
+    def scales(self) -> tuple[float, ...]:
+        """What each checkpoint's inner product counts for."""
+        recipe = self.parts[0].recipe
+        weights = recipe.checkpoint_weights(len(self.parts))
+        if not recipe.curvature.rescale:
+            return weights
+        fishers = [part.fisher for part in self.parts]
+        return tuple(
+            weight / fisher.mean_absolute_inverse()
+            for weight, fisher in zip(weights, fishers, strict=True)
+            if fisher is not None
+        )
+
+    def query_vectors(self, gradients: ND) -> ND:
+        """Turn queries' gradients −∇m of every checkpoint, [m, C·D], into vectors to search with, same shape."""
+        first = self.parts[0]
+        return first.measured(self._each(gradients, lambda part, own: part.curved_queries(own)))
+
+    def row_vectors(self, gradients: ND, weights: PerExample | None = None) -> ND:
+        """Turn rows' gradients of every checkpoint, [n, C·D], into vectors to search among, same shape.
+
+        Args:
+            gradients: Side by side, unscaled.
+            weights: [n], `mean_weights` of the checkpoints'; of a recipe whose rows have weights, and of no other.
+        """
+        first = self.parts[0]
+        curved = self._each(gradients, lambda part, own: part.curved_rows(own))
+        return first.measured(first.weighed(curved, weights))
+
+    def mean_weights(self, weights: Sequence[PerExample]) -> PerExample | None:
+        """Return the rows' mean weight over the checkpoints, [n]; None of a recipe whose rows have none."""
+        if not weights:
+            return None
+        shares = self.parts[0].recipe.checkpoint_shares(len(self.parts))
+        return torch.stack([share * own for share, own in zip(shares, weights, strict=True)]).sum(dim=0)
+
+    def _each(self, gradients: ND, apply: Callable[[Comparison, ND], ND]) -> ND:
+        count = len(self.parts)
+        if gradients.shape[1] % count:
+            raise RecipeError(f"{gradients.shape[1]} columns aren't those of {count} checkpoints side by side.")
+        pieces = gradients.split(gradients.shape[1] // count, dim=1)
+        scaled: list[Tensor] = [
+            apply(part, own) * scale**0.5 for part, own, scale in zip(self.parts, pieces, self.scales, strict=True)
+        ]
+        return torch.cat(scaled, dim=1)
+
+
+def side_by_side(modules: Sequence[ModuleColumns], count: int) -> tuple[ModuleColumns, ...]:
+    """Return the columns of `count` checkpoints' gradients side by side; each module is named with its checkpoint."""
+    if count == 1:
+        return tuple(modules)
+    width = modules[-1].stop
+    return tuple(
+        module.model_copy(
+            update={
+                "name": f"{module.name} (checkpoint {number})",
+                "start": module.start + number * width,
+                "stop": module.stop + number * width,
+            }
+        )
+        for number in range(count)
+        for module in modules
+    )
