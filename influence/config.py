@@ -82,6 +82,23 @@ class RunConfig(BaseModel):
                 )
         return recipe(parts.pop("name"), **parts)
 
+    @field_validator("recipe", mode="after")
+    @classmethod
+    def _can_be_built(cls, value: Recipe) -> Recipe:
+        """Refuse the parts that a build would pass over in silence."""
+        only_in_memory = {
+            "measurement log_odds": value.measurement == "log_odds",
+            "projection kind trak": value.projection.kind == "trak",
+            "checkpoints": bool(value.checkpoints),
+            "curvature rescale": value.curvature.rescale,
+            f"gradient {value.gradient.kind}": value.gradient.kind != "raw",
+            f"baseline {value.baseline}": value.baseline is not None,
+        }
+        found = [part for part, there in only_in_memory.items() if there]
+        if found:
+            raise ValueError(f"no build has {' and '.join(found)} yet; influence.pairwise, in memory, does")
+        return value
+
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     """Read a run file.

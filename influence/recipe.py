@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from influence.curvature.covariance import FactorSettings
 from influence.curvature.damping import Damping
 from influence.errors import RecipeError
+from influence.gradients.adam import GradientSettings
 from influence.gradients.projection import ProjectionSettings
 from influence.task import Measured
 
@@ -99,26 +100,29 @@ class Recipe(BaseModel):
         measurement: What is asked of a query: its log-likelihood, log p(completion | prompt), in nats; or its
             `log_odds`, log p/(1−p) summed over the scored tokens, TRAK's. A row is then the gradient of its own
             log-odds, times the mean of its 1−p after the curvature.
-        gradient: `raw`, the loss's own gradient.
+        gradient: `raw`, the loss's own gradient; `adam`, divided by the root of the optimiser's second moment.
         projection: How a gradient becomes a row of the store.
         curvature: What is inverted between query and row.
         comparison: `dot`, or `cosine` (curvature first, then unit length, then the inner product).
         factors: How Kronecker factors are fitted, where a part needs them.
         exact: What decides among the rows that the index proposes.
         checkpoints: Whose inner products are summed; none is the model itself.
+        baseline: A method without gradients in the place of all other parts: `bm25`, over the rows' texts, or `repsim`,
+            the cosine of mean last hidden states. The sign rule is none of theirs.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str = "custom"
     measurement: Measured = "log_likelihood"
-    gradient: Literal["raw"] = "raw"
+    gradient: GradientSettings = GradientSettings()
     projection: ProjectionSettings = ProjectionSettings()
     curvature: Curvature = Curvature()
     comparison: Literal["dot", "cosine"] = "dot"
     factors: FactorSettings = FactorSettings()
     exact: ExactSettings = ExactSettings()
     checkpoints: tuple[Checkpoint, ...] = ()
+    baseline: Literal["bm25", "repsim"] | None = None
 
     @model_validator(mode="after")
     def _parts_combine(self) -> "Recipe":
@@ -158,6 +162,37 @@ class Recipe(BaseModel):
         paths = [checkpoint.path for checkpoint in self.checkpoints if checkpoint.path is not None]
         if len(paths) != len(set(paths)):
             raise ValueError(f"a checkpoint is named twice among {', '.join(paths)}: give it once, with its weight")
+        return self
+
+    @model_validator(mode="after")
+    def _gradients_combine(self) -> "Recipe":
+        """Refuse parts that can't be combined with Adam's gradients, or with none."""
+        if self.gradient.kind == "adam":
+            if self.projection.folds or self.curvature.whole:
+                raise ValueError(
+                    "Kronecker factors are those of raw gradients, and adam divides each element by a number of its "
+                    "own. The nearest that can be: curvature fisher with projection rows random, or gradient raw"
+                )
+            if self.weighted:
+                raise ValueError(
+                    "the optimiser's second moments are those of the loss, whose gradients a row of log_odds isn't. "
+                    "The nearest that can be: measurement log_likelihood, or gradient raw"
+                )
+            if self.gradient.sides == "rows" and self.curvature.kind == "fisher":
+                raise ValueError(
+                    "the Fisher of divided rows means nothing to raw queries. The nearest that can be: gradient sides "
+                    "both, or curvature identity"
+                )
+            if self.gradient.state is not None and len(self.checkpoints) > 1:
+                raise ValueError(
+                    f"gradient.state is one optimiser's, and there are {len(self.checkpoints)} checkpoints, each with "
+                    "second moments of its own. Leave it out"
+                )
+        if self.baseline is not None:
+            parts = ("measurement", "gradient", "projection", "curvature", "comparison", "checkpoints")
+            set_too = [part for part in parts if getattr(self, part) != type(self).model_fields[part].default]
+            if set_too:
+                raise ValueError(f"the baseline {self.baseline} has no {' and no '.join(set_too)}: leave them out")
         return self
 
     @property
@@ -232,20 +267,30 @@ class Recipe(BaseModel):
     @property
     def unit(self) -> str:
         """The unit of a score, as every table, JSON document and page prints it."""
-        if self.comparison == "cosine":
+        if self.baseline == "bm25":
+            return "BM25 (no unit)"
+        if self.comparison == "cosine" or self.baseline == "repsim":
             return "cosine (no unit)"
         if self.curvature.rescale:
             return "rescaled as traker does (no unit)"
         asked, loss = ("nats of log-odds", "log-odds times 1−p") if self.weighted else ("nats", "summed loss")
         if self.per_copy:
             return EXTRA_COPY.replace("nats", asked) + (", p(1−p) taken as 1" if self.weighted else "")
+        step = "SGD step"
+        if self.gradient.kind == "adam":
+            if self.gradient.sides == "both":
+                return "inner product of Adam-scaled gradients (no unit)"
+            step = "Adam step, momentum apart,"
         if self._learning_rates:
-            return f"{asked} (one SGD step on the row's {loss} at each checkpoint, its weight the learning rate)"
-        return f"{asked} per unit of learning rate (one SGD step on the row's {loss})"
+            return f"{asked} (one {step} on the row's {loss} at each checkpoint, its weight the learning rate)"
+        return f"{asked} per unit of learning rate (one {step} on the row's {loss})"
 
     @property
     def summary(self) -> str:
         """One line that names every part, for logs and pages."""
+        if self.baseline is not None:
+            what = {"bm25": "BM25 over the rows' texts", "repsim": "cosine of mean last hidden states"}[self.baseline]
+            return f"{self.name}: {what}, no gradients"
         curvature = self.curvature.kind
         if curvature == "fisher":
             blocks = "per module" if self.curvature.blocks == "module" else "over all columns"
@@ -253,7 +298,7 @@ class Recipe(BaseModel):
             curvature += ", rescaled" if self.curvature.rescale else ""
         elif self.curvature.whole:
             curvature = f"{_shown(curvature)}, {self.curvature.damping.summary}"
-        parts = f"{self.gradient} gradients, {self.projection.summary}, curvature {curvature}, {self.comparison}"
+        parts = f"{self.gradient.summary}, {self.projection.summary}, curvature {curvature}, {self.comparison}"
         if self.projection.folds or self.curvature.whole:
             parts += f" ({self.factors.summary})"
         if self.weighted:
@@ -282,6 +327,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "graddot": {},
     "gradcos": {"comparison": "cosine"},
     "tracin": {},
+    "less": {"gradient": {"kind": "adam", "sides": "rows"}, "comparison": "cosine"},
     "logra": {"curvature": {"kind": "fisher"}},
     "trackstar": {"curvature": {"kind": "fisher"}, "comparison": "cosine"},
     "whitened": {"projection": {"rows": "whitened"}},
@@ -292,7 +338,11 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
     "kfac": {"projection": {"kind": "none"}, "curvature": {"kind": "kfac"}},
     "ekfac": {"projection": {"kind": "none"}, "curvature": {"kind": "ekfac"}},
+    "bm25": {"baseline": "bm25"},
+    "repsim": {"baseline": "repsim"},
 }
+"""`less` leaves out what LESS adds to every row's gradient, the momentum, and the row's own share of the second moment;
+over several checkpoints its length is that of all together, where LESS adds up a cosine of each."""
 
 
 def recipe(name: str = "logra", /, **parts: Any) -> Recipe:
@@ -323,6 +373,7 @@ def recipe(name: str = "logra", /, **parts: Any) -> Recipe:
     for part, value in parts.items():
         old = merged.get(part)
         new = value.model_dump(exclude_unset=True) if isinstance(value, BaseModel) else value
+        new = {"kind": new} if part == "gradient" and isinstance(new, str) else new
         merged[part] = {**old, **new} if isinstance(old, dict) and isinstance(new, dict) else new
     try:
         return Recipe.model_validate(merged)

@@ -28,7 +28,9 @@ def build(
     with ProgressBar(told()) as progress:
         run = build_run(config, out, overrides=overrides, progress=progress)
     tell(f"{out} is complete: {run.rows:,} rows of {run.store.dims:,} columns, {run.recipe.summary}.", "green")
-    tell(f'Ask it: influence query {out} --prompt "…" --completion "…"')
+    classifies = run.config.model.kind == "sequence_classification"
+    asked = '--text "…" --label …' if classifies else '--prompt "…" --completion "…"'
+    tell(f"Ask it: influence query {out} {asked}")
 
 
 def cluster_settings(cluster: str | None, workers: int | None) -> list[str]:

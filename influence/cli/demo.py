@@ -45,7 +45,7 @@ class _Announced:
 
     def __call__(self, step: "Step") -> None:
         if step.stage not in self.begun and not told().is_terminal:
-            tell(f"{step.stage}: {step.total:,} steps")
+            tell(f"{step.stage}: {step.total:,} step" + ("" if step.total == 1 else "s"))
         self.begun.add(step.stage)
         self.bar(step)
 

@@ -57,7 +57,7 @@ def status_table(found: Mapping[str, Any]) -> Table:
             "columns": f"{found['dims']:,}",
             "scored tokens": f"{found['tokens']:,}",
             "zero rows": f"{found['zero_rows']:,} (nothing to differentiate; they score 0)",
-            "on disk": size(found["bytes"]),
+            "on disk": f"{size(found['disk'])}, {size(found['bytes'])} of it rows",
             "factors": found["factors"],
             "curvature": found["curvature"],
             "index": found["index"],
@@ -75,7 +75,7 @@ def plan_tables(plan: "Plan", hours: Mapping[int, float]) -> list[RenderableType
     memory.add_row(
         "capture",
         size(needs.memory_model + needs.memory_capture),
-        "each worker: model and two shards, without a batch's activations",
+        "each worker: model and two shards; Python, torch and a batch's activations come on top",
     )
     memory.add_row("curvature", size(needs.memory_curvature), "each worker that sums, and the coordinator")
     memory.add_row("index", size(needs.memory_index), "the coordinator")
@@ -86,7 +86,7 @@ def plan_tables(plan: "Plan", hours: Mapping[int, float]) -> list[RenderableType
     )
     times = _grid("workers", "capture")
     for workers, value in hours.items():
-        times.add_row(f"{workers:,}" + (" (as configured)" if workers == plan.workers else ""), duration(value))
+        times.add_row(f"{workers:,}" + (" (planned)" if workers == plan.workers else ""), duration(value))
     return [
         _facts(
             {

@@ -110,25 +110,50 @@ class ProjectedFisher:
         """
         if sums.count == 0:
             raise CurvatureError("A Fisher needs rows; there are none.")
-        values, vectors, dampings = [], [], []
+        widths = [module.stop - module.start for module in sums.modules]
+        if max(widths, default=0) > sums.count:
+            log.warning(
+                "%d of %d blocks of the Fisher have more columns (up to %d) than there are rows (%d): in the "
+                "directions that no row has, the damping alone decides. Use more rows, or a narrower projection.",
+                sum(width > sums.count for width in widths),
+                len(widths),
+                max(widths),
+                sums.count,
+            )
+        values, vectors = [], []
         for module in sums.modules:
             matrix = sums.sums[module.name] / sums.count
             if not bool(torch.isfinite(matrix).all()):
                 raise CurvatureError(f"The Fisher of {module.name} is not finite: a row's gradient overflowed.")
             found, basis = torch.linalg.eigh(matrix)
-            found = found.clamp(min=0)
-            damp = damping.resolve(float(found.mean()))
-            singular = float(found[0]) <= float(found[-1]) * len(found) * torch.finfo(torch.float64).eps
-            if damp == 0 and singular:
-                raise CurvatureError(
-                    f"The Fisher of {module.name} ({len(found)} columns, {sums.count} rows) is singular and the "
-                    "damping is 0: set a damping above 0, or use more rows than columns."
-                )
-            values.append(found)
+            values.append(found.clamp(min=0))
             # LAPACK returns columns side by side; the same numbers in another order multiply with other roundings.
             vectors.append(basis.to(dtype).contiguous())
+        return cls.damped(sums.modules, values, vectors, damping)
+
+    @classmethod
+    def damped(
+        cls,
+        modules: Sequence[ModuleColumns],
+        eigenvalues: Sequence[Tensor],
+        eigenvectors: Sequence[Tensor],
+        damping: Damping,
+    ) -> Self:
+        """Put a damping on a decomposition.
+
+        Raises:
+            CurvatureError: A block is singular and the damping is 0; the module is named.
+        """
+        dampings = []
+        for module, values in zip(modules, eigenvalues, strict=True):
+            damp = damping.resolve(float(values.mean()))
+            if damp == 0 and float(values[0]) <= float(values[-1]) * len(values) * torch.finfo(torch.float64).eps:
+                raise CurvatureError(
+                    f"The Fisher of {module.name} ({len(values)} columns) is singular and the damping is 0: set a "
+                    "damping above 0, or use more rows than columns."
+                )
             dampings.append(damp)
-        return cls(sums.modules, tuple(values), tuple(vectors), tuple(dampings))
+        return cls(tuple(modules), tuple(eigenvalues), tuple(eigenvectors), tuple(dampings))
 
     def apply(self, vectors: ND, power: float = -1.0) -> ND:
         """Return (F + λ)^power v for every vector, [n, D]: −1 on one side, or −½ on each."""
@@ -152,16 +177,19 @@ class ProjectedFisher:
             yield spectrum_of(module.name, values, damping)
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return the state as named tensors, to be saved."""
-        named = {"dampings": torch.tensor(self.dampings, dtype=torch.float64)}
+        """Return the decomposition as named tensors, to be saved; damping is put on it anew when it is read."""
+        named = {}
         for module, values, basis in zip(self.modules, self.eigenvalues, self.eigenvectors, strict=True):
             named[f"eigenvalues.{module.name}"] = values
             named[f"eigenvectors.{module.name}"] = basis
         return named
 
     @classmethod
-    def from_tensors(cls, modules: Sequence[ModuleColumns], tensors: Mapping[str, Tensor]) -> Self:
-        """Return the state that `tensors()` gave."""
-        values = tuple(tensors[f"eigenvalues.{module.name}"] for module in modules)
-        vectors = tuple(tensors[f"eigenvectors.{module.name}"] for module in modules)
-        return cls(tuple(modules), values, vectors, tuple(tensors["dampings"].tolist()))
+    def from_tensors(cls, modules: Sequence[ModuleColumns], tensors: Mapping[str, Tensor], damping: Damping) -> Self:
+        """Return the decomposition that `tensors()` gave, under a damping.
+
+        Raises:
+            CurvatureError: See `damped`.
+        """
+        values = [tensors[f"eigenvalues.{module.name}"] for module in modules]
+        return cls.damped(modules, values, [tensors[f"eigenvectors.{module.name}"] for module in modules], damping)

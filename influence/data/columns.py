@@ -38,7 +38,10 @@ LARGEST_TOKEN = 2**31 - 1
 
 
 class Columns(BaseModel):
-    """The name each role has in the user's data; None leaves a role out, though a column of that name is there."""
+    """The name each role has in the user's data; None leaves a role out, though a column of that name is there.
+
+    A name that was set must be there; one that is only a default need not be.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -73,6 +76,14 @@ class Layout:
         return self.names.get(role) in self.found
 
     @property
+    def columns(self) -> "Columns":
+        """The columns that are read, every other role left out by name."""
+        return Columns(
+            **{role: name if name in self.found else None for role, name in self.names.items()}
+            | {role: None for role in Columns.model_fields if role not in self.names}
+        )
+
+    @property
     def listing(self) -> str:
         """The columns found, as messages list them."""
         return ", ".join(repr(name) for name in self.found) or "none"
@@ -82,9 +93,11 @@ def find_layout(found: Iterable[str], columns: Columns, where: str) -> Layout:
     """Decide the shape of a data set's rows from its columns.
 
     Raises:
-        DataError: No shape fits, or more than one does; the message lists the columns found.
+        DataError: A column that was named isn't there, no shape fits, or more than one does; the message lists the
+            columns found.
     """
     found = tuple(found)
+    _check_named(found, columns, where)
     named = {role: name for role, name in columns.model_dump().items() if name is not None}
     fitting: list[Shape] = [
         shape for shape, roles in CONTENT_ROLES.items() if all(named.get(role) in found for role in roles)
@@ -109,6 +122,16 @@ def find_layout(found: Iterable[str], columns: Columns, where: str) -> Layout:
     shape = fitting[0]
     roles = {*CONTENT_ROLES[shape], "id", "source", "uri", "label", *(("labels",) if shape == "input_ids" else ())}
     return Layout(shape, {role: name for role, name in named.items() if role in roles}, found)
+
+
+def _check_named(found: tuple[str, ...], columns: Columns, where: str) -> None:
+    for role in Columns.model_fields:
+        name = getattr(columns, role)
+        if role in columns.model_fields_set and name is not None and name not in found:
+            raise DataError(
+                f"{where} has no column {name!r}, which data.columns.{role} names. Columns found: "
+                f"{Layout('text', {}, found).listing}. Name the one that is meant, or leave data.columns.{role} out."
+            )
 
 
 def canonical_row(record: Mapping[str, Any], layout: Layout, where: str) -> dict[str, Any]:

@@ -88,6 +88,11 @@ class Rows:
         return len(self._dataset)
 
     @property
+    def columns(self) -> Columns:
+        """The columns that are read, every other role left out by name."""
+        return self._layout.columns
+
+    @property
     def has_label(self) -> bool:
         """Whether rows come with a class."""
         if self._layout.has("label") or not self._canonical:

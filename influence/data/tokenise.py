@@ -210,7 +210,10 @@ def _classified(
         elif isinstance(example.content, TokenContent):
             ids = _given([example], tokeniser)[0].input_ids[: settings.max_tokens]
         else:
-            raise DataError(f"{place_of(example)}: a classifier reads a text or input_ids, not a prompt or messages.")
+            raise DataError(
+                f"{place_of(example)}: a classifier reads a text or input_ids, not a prompt or messages. Ask "
+                "with a text and its label (--text and --label)."
+            )
         parts.append(Part(position, ids, np.full_like(ids, NOT_SCORED), class_number(example, label_names)))
     return parts
 

@@ -30,6 +30,8 @@ CUDA_ROWS = 32
 """Rows that trak's CUDA kernel takes at once."""
 CUDA_MULTIPLE = 512
 """What the width of the CUDA kernel's projections is a multiple of."""
+CUDA_INDICES = 2**32 - 1
+"""The most numbers of a batch that the CUDA kernel can index."""
 SIGNS = 3
 """Rows of Π whose signs make its digest."""
 
@@ -140,11 +142,7 @@ class TrakProjection:
     def _cuda(self) -> Any:
         from trak import projectors
 
-        if self._device.type != "cuda" or self._dtype != torch.float32 or self.dims % CUDA_MULTIPLE:
-            raise ProjectionError(
-                f"trak's CudaProjector works on a GPU, in float32, at widths that are multiples of {CUDA_MULTIPLE}; "
-                f"this is {self._device.type}, {self._dtype}, {self.dims}. Set recipe.projection.projector to basic."
-            )
+        _check_cuda(self._device, self._dtype, self.dims)
         chunks = _chunks(self._widths)
         self._seeds = [self._settings.seed + number for number in range(len(chunks))]
         try:
@@ -186,9 +184,17 @@ class TrakProjection:
         return hashlib.sha256((sketches[:SIGNS] > 0).numpy().tobytes()).hexdigest()[:16]
 
 
+def _check_cuda(device: torch.device, dtype: torch.dtype, dims: int) -> None:
+    if device.type != "cuda" or dtype != torch.float32 or dims % CUDA_MULTIPLE:
+        raise ProjectionError(
+            f"trak's CudaProjector works on a GPU, in float32, at widths that are multiples of {CUDA_MULTIPLE}; this "
+            f"is {device.type}, {dtype}, {dims}. Set recipe.projection.projector to basic."
+        )
+
+
 def _chunks(widths: dict[str, int]) -> list[int]:
     """Return how many columns each CUDA projector takes: whole modules, as many as 32-bit indices reach."""
-    most = (2**32 - 1) // CUDA_ROWS
+    most = CUDA_INDICES // CUDA_ROWS
     chunks: list[int] = []
     for name, width in widths.items():
         if width > most:

@@ -11,8 +11,9 @@ from typing import Any
 from distributed import Client
 
 from influence.config import RunConfig, save_config
+from influence.data.columns import Columns
 from influence.data.dataset import Rows, open_rows
-from influence.errors import Incomplete
+from influence.errors import Incomplete, StoreError
 from influence.pipeline import capture_stage, curvature_stage, factor_stage, index_stage
 from influence.pipeline.cluster import connect
 from influence.pipeline.fingerprint import Probed, all_parts, settled_parts
@@ -25,7 +26,9 @@ from influence.pipeline.worker import install
 from influence.recipe import Recipe
 from influence.store.codecs import bytes_per_row
 from influence.store.manifest import MANIFEST, Manifest, Part, ShardRange, check_fingerprint, fingerprint_of
+from influence.store.partial import SUFFIX
 from influence.store.reader import missing_shards
+from influence.store.shard import ROWS
 from influence.store.writer import HOLDER, LOCK, lock_run
 from influence.vectors.whiten import Comparison
 
@@ -188,7 +191,7 @@ def _write_manifest(config: RunConfig, run_dir: Path, rows: Rows, settled: dict[
     # What stands is what counts: its `meta` may tell of other software.
     standing = Manifest.load(run_dir)
     log.info(
-        "%d rows in %d shards, %d columns of %d layers, %s on %s.",
+        "Rows: %d, shards: %d, columns: %d of %d layers, computed in %s on %s.",
         manifest.rows,
         len(manifest.shards),
         manifest.dims,
@@ -225,6 +228,7 @@ def _resolved(config: RunConfig, manifest: Manifest) -> RunConfig:
     return config.model_copy(
         update={
             "model": config.model.model_copy(update={"dtype": parts["model.dtype"]}),
+            "data": config.data.model_copy(update={"columns": Columns.model_validate_json(str(parts["data.columns"]))}),
             "cluster": config.cluster.model_copy(
                 update={"device": parts["cluster.device"], "token_budget": parts["cluster.token_budget"]}
             ),
@@ -245,11 +249,24 @@ def _standing(run_dir: Path) -> str:
 @contextmanager
 def _locked(run_dir: Path) -> Iterator[None]:
     """Hold the run directory; if nothing of a run came to be in it, leave no trace of the attempt."""
+    _check_vacant(run_dir)
     made = [folder for folder in (run_dir, *run_dir.parents) if not folder.exists()]
     with ExitStack() as stack:
         stack.callback(_clear, run_dir, made)
         stack.enter_context(lock_run(run_dir))
         yield
+
+
+def _check_vacant(run_dir: Path) -> None:
+    """Refuse a directory that holds something, and no run."""
+    if not run_dir.is_dir() or (run_dir / MANIFEST).exists():
+        return
+    names = {path.name for path in run_dir.iterdir() if path.suffix != SUFFIX} - {LOCK, HOLDER}
+    # A run whose damaged manifest was deleted, as its error message says, keeps its rows.
+    strange = [] if ROWS in names else sorted(names)
+    if strange:
+        shown = ", ".join(strange[:5]) + (", …" if len(strange) > 5 else "")
+        raise StoreError(f"{run_dir} holds {shown} and no run. Name a directory that is empty or doesn't exist yet.")
 
 
 def _clear(run_dir: Path, made: list[Path]) -> None:

@@ -151,16 +151,20 @@ def _local(settings: ClusterSettings, tasks: int | None) -> LocalCluster:
 
 
 def _let_dead_be_replaced(cluster: Any) -> None:
-    """Wait until every worker that died has its next process, before the cluster closes.
+    """Wait until every worker that died is replaced, before the cluster closes.
 
-    Where workers die as they come up, `distributed` takes the next one for running before it is started, and fails its
-    own assertion in closing it: that would be told instead of what the workers died of.
+    Where workers die as they come up, `distributed` takes the next one for running before its process is started, and
+    fails its own assertion in closing it: that would be told instead of what the workers died of.
     """
     end = time.monotonic() + REPLACE_TIMEOUT
-    while time.monotonic() < end and any(
-        nanny.status is Status.running and not nanny.is_alive() for nanny in list(cluster.workers.values())
-    ):
+    while time.monotonic() < end and any(_coming_up(nanny) for nanny in list(cluster.workers.values())):
         time.sleep(0.02)
+
+
+def _coming_up(nanny: Any) -> bool:
+    process = nanny.process
+    up = process is not None and process.status is Status.running and nanny.is_alive()
+    return nanny.status is Status.running and not up
 
 
 @contextmanager

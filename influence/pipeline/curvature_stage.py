@@ -20,7 +20,7 @@ from influence.errors import InfluenceError
 from influence.pipeline.plan import group_shards
 from influence.pipeline.progress import Stage
 from influence.pipeline.submit import run_tasks
-from influence.pipeline.tensors import load_tensors, save_tensors, saved_for
+from influence.pipeline.tensors import load_tensors, remove_tensors, save_tensors, saved_for
 from influence.recipe import Recipe
 from influence.store.manifest import Manifest, fingerprint_of
 from influence.store.reader import Store
@@ -66,19 +66,10 @@ def plan_partials(run_dir: Path, manifest: Manifest, recipe: Recipe) -> tuple[Pa
 
 
 def curvature_fingerprint(manifest: Manifest, recipe: Recipe) -> str | None:
-    """Return the fingerprint of a run's decomposed curvature; None for a recipe without one."""
+    """Return the fingerprint of a run's decomposed curvature, of any damping; None for a recipe without one."""
     if recipe.curvature.kind == "identity":
         return None
-    damping = recipe.curvature.damping
-    return fingerprint_of(
-        {
-            "rows": manifest.fingerprint,
-            "damping": damping.value,
-            "damping.kind": damping.kind,
-            "kind": "fisher",
-            "blocks": recipe.curvature.blocks,
-        }
-    )
+    return fingerprint_of({"rows": manifest.fingerprint, "kind": "fisher", "blocks": recipe.curvature.blocks})
 
 
 def curvature_stands(run_dir: Path, manifest: Manifest, recipe: Recipe) -> bool:
@@ -118,7 +109,7 @@ def gradient_blocks(store: Store, start: int = 0, stop: int | None = None) -> It
 
 
 def decompose(run_dir: Path, manifest: Manifest, recipe: Recipe) -> None:
-    """Merge the partial sums in their order, decompose them under the recipe's damping, and save the factors.
+    """Merge the partial sums in their order, decompose them, save the decomposition and remove the partial sums.
 
     Raises:
         CurvatureError: A module's sum isn't finite, or is singular and the damping is 0.
@@ -127,7 +118,8 @@ def decompose(run_dir: Path, manifest: Manifest, recipe: Recipe) -> None:
     assert wanted is not None, "a recipe without curvature has nothing to decompose"
     merged: FisherSums | None = None
     blocks = blocks_of(manifest.modules, recipe.curvature.blocks)
-    for task in plan_partials(run_dir, manifest, recipe):
+    tasks = plan_partials(run_dir, manifest, recipe)
+    for task in tasks:
         sums = FisherSums.from_tensors(blocks, load_tensors(task.path, task.fingerprint))
         if merged is None:
             merged = sums
@@ -137,19 +129,22 @@ def decompose(run_dir: Path, manifest: Manifest, recipe: Recipe) -> None:
     fisher = ProjectedFisher.prepare(merged, recipe.curvature.damping)
     log_spectra("Fisher", fisher.spectra())
     save_tensors(_factors(run_dir), fisher.tensors(), wanted)
+    for task in tasks:
+        remove_tensors(task.path)
 
 
 def load_curvature(run_dir: Path, manifest: Manifest, recipe: Recipe) -> ProjectedFisher | None:
     """Return the recipe's decomposed curvature, None where it has none.
 
     Raises:
-        DigestMismatch: It is missing, damaged, or of another damping.
+        DigestMismatch: It is missing, damaged, or of other rows.
+        CurvatureError: It is singular and the damping is 0.
     """
     wanted = curvature_fingerprint(manifest, recipe)
     if wanted is None:
         return None
     blocks = blocks_of(manifest.modules, recipe.curvature.blocks)
-    return ProjectedFisher.from_tensors(blocks, load_tensors(_factors(run_dir), wanted))
+    return ProjectedFisher.from_tensors(blocks, load_tensors(_factors(run_dir), wanted), recipe.curvature.damping)
 
 
 def log_spectra(what: str, spectra: Iterable[Spectrum]) -> None:

@@ -62,7 +62,7 @@ def settled_parts(config: RunConfig, rows: Rows) -> dict[str, Part]:
         "data.rows": len(rows),
         "data.split": data.split,
         "data.name": data.name,
-        "data.columns": _json(data.columns),
+        "data.columns": _json(rows.columns),
         "data.max_tokens": data.max_tokens,
         "data.long_rows": data.long_rows,
         "data.append_eos": data.append_eos,

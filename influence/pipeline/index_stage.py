@@ -13,7 +13,7 @@ from index.exact import inner_products
 from index.factory import IndexSettings, bytes_needed, load_faiss
 from influence.pipeline.curvature_stage import curvature_fingerprint, gradient_blocks
 from influence.recipe import Recipe
-from influence.store.manifest import Manifest, fingerprint_of
+from influence.store.manifest import Manifest, Part, fingerprint_of
 from influence.store.reader import Store
 from influence.vectors.whiten import Comparison
 
@@ -33,9 +33,12 @@ def check_index(settings: IndexSettings) -> None:
 
 
 def index_fingerprint(manifest: Manifest, recipe: Recipe) -> str:
-    """Return the fingerprint of the indexed vectors: the rows', and under cosine what is done to them first."""
-    curvature = curvature_fingerprint(manifest, recipe) if recipe.comparison == "cosine" else None
-    return fingerprint_of({"rows": manifest.fingerprint, "comparison": recipe.comparison, "curvature": curvature})
+    """Return the fingerprint of the indexed vectors: the rows', and what is done to them before they are compared."""
+    parts: dict[str, Part] = {"rows": manifest.fingerprint, "comparison": recipe.comparison}
+    if recipe.halved:
+        damping = recipe.curvature.damping
+        parts |= {"curvature": curvature_fingerprint(manifest, recipe), "damping": damping.value, "kind": damping.kind}
+    return fingerprint_of(parts)
 
 
 def index_stands(run_dir: Path, manifest: Manifest, recipe: Recipe, settings: IndexSettings) -> bool:
@@ -69,10 +72,10 @@ def build_index(run_dir: Path, settings: IndexSettings, comparison: Comparison) 
         return
     store = Store(run_dir)
     log.info(
-        "Indexing %d rows of %d columns: %.2f GB.",
+        "Indexing %d rows of %d columns: %.3g MB.",
         store.rows,
         store.dims,
-        bytes_needed(settings, store.rows, store.dims) / 1e9,
+        bytes_needed(settings, store.rows, store.dims) / 1e6,
     )
     flat = index.build.build(settings, compared_blocks(store, comparison), store.rows, store.dims)
     index.persist.save(flat, run_dir / FOLDER, index_fingerprint(store.manifest, comparison.recipe))

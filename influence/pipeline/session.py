@@ -194,6 +194,12 @@ class Session:
             QueryError: A query has no scored token; it is named.
             DataError: A query can't be tokenised, or is longer than the model has positions.
         """
+        for query in queries:
+            if query.label is not None and self.spec.model.kind == "causal_lm":
+                raise QueryError(
+                    f"{place_of(query)} has a label ({query.label!r}), which only a classifier is asked about; this "
+                    "model is a causal language model. Leave the label out, or ask with a prompt and a completion."
+                )
         against = [number for number, query in enumerate(queries) if query.contrast is not None]
         examples = [*queries, *(query.contrast for query in queries if query.contrast is not None)]
         parts = self.tokenise(examples, whole=True)

@@ -19,8 +19,9 @@ def status(path: str | Path) -> dict[str, Any]:
     """Return how far a run is, whether or not it is finished.
 
     Returns:
-        path, rows, dims, fingerprint, recipe; `shards` and `shards_done`, `rows_done`, `bytes` of those done, `tokens`,
-        `zero_rows`; `factors`, `curvature` and `index`, each `done`, `missing` or `not needed`; `complete`.
+        path, rows, dims, fingerprint, recipe; `shards` and `shards_done`, `rows_done`, `bytes` of those done, `disk`,
+        the bytes of all files, `tokens`, `zero_rows`; `factors`, `curvature` and `index`, each `done`, `missing` or
+        `not needed`; `complete`.
 
     Raises:
         StoreError: There is no run, or its manifest or a shard's record can't be used: damaged (`DigestMismatch`) or
@@ -54,6 +55,7 @@ def status(path: str | Path) -> dict[str, Any]:
         "shards_done": len(records),
         "rows_done": sum(record.stop - record.start for record in records),
         "bytes": sum(record.size for record in records),
+        "disk": sum(file.stat().st_size for file in run_dir.rglob("*") if file.is_file()),
         "tokens": sum(record.tokens for record in records),
         "zero_rows": sum(len(record.zero_rows) for record in records),
         **{

@@ -18,16 +18,23 @@ from influence.curvature.kfac import Eigenbasis, KroneckerCurvature, decompose, 
 from influence.curvature.projected_fisher import FisherSums, ProjectedFisher, blocks_of
 from influence.curvature.whitening import fold_for
 from influence.errors import CaptureError, RecipeError
+from influence.gradients.adam import denominators
 from influence.gradients.capture import Capture
 from influence.gradients.hooks import Measure
 from influence.gradients.inner_products import InnerProducts
+from influence.gradients.optimiser import read_second_moments
 from influence.gradients.projection import Projection, ProjectionSettings
 from influence.model.checkpoints import Checkpoints
 from influence.model.layers import LayerSettings, TrackedLayer, tracked_layers
+from influence.query.baseline import Decode, baseline_scores
 from influence.recipe import Recipe
+from influence.recipe import recipe as preset
 from influence.task import Task, fisher_loss, measurement, row_loss, row_weight
 from influence.vectors.ensemble import Ensemble
 from influence.vectors.whiten import Comparison
+
+SecondMoments = Mapping[str, Tensor]
+"""v̂ of an optimiser by parameter name, as the parameter lies."""
 
 
 def pairwise(
@@ -35,9 +42,11 @@ def pairwise(
     task: Task,
     train: Iterable[Any],
     queries: Iterable[Any],
-    recipe: Recipe = Recipe(),
+    recipe: Recipe | str = Recipe(),
     layers: LayerSettings = LayerSettings(),
     checkpoints: Sequence[Mapping[str, Tensor]] | None = None,
+    second_moments: SecondMoments | Sequence[SecondMoments] | None = None,
+    decode: Decode | None = None,
 ) -> Tensor:
     """Score every training example for every query.
 
@@ -51,10 +60,13 @@ def pairwise(
         train: Batches that the task understands; kept in memory where the recipe passes over them more than once. A
             batch's `attention_mask`, where it has one, says which positions hold tokens.
         queries: Batches likewise.
-        recipe: The method; see `influence.recipe`.
+        recipe: The method, or a preset's name; see `influence.recipe`.
         layers: Which layers are tracked.
         checkpoints: State dicts of the model, in the order of `recipe.checkpoints` if it names any. Each is loaded in
             turn, and the model gets its own weights back.
+        second_moments: What a recipe of Adam's gradients divides by the root of, bias-corrected; of several
+            checkpoints, one each. Unset they are read from `recipe.gradient.state`.
+        decode: The texts of a batch's examples, which only the baseline `bm25` reads.
 
     Returns:
         [queries, rows], float32 (float64 for a float64 model), on the CPU, in `recipe.unit`. Positive: training more
@@ -64,9 +76,15 @@ def pairwise(
         CaptureError: There are no training or no query batches, or a gradient is not finite.
         CurvatureError: Factors that aren't finite, are singular, or are too wide.
         ModelError: A checkpoint has other weights than the model.
-        RecipeError: The recipe names other checkpoints than were given.
+        OptimiserMismatch: Second moments that aren't the model's, or a tracked layer without.
+        RecipeError: The recipe names other checkpoints than were given, or needs second moments or texts, or has no
+            use for them.
         TaskError: The recipe samples labels or measures log-odds, and the task can't.
     """
+    recipe = preset(recipe) if isinstance(recipe, str) else recipe
+    _check_used(recipe, second_moments, decode)
+    if recipe.baseline is not None:
+        return baseline_scores(recipe.baseline, model, train, queries, decode)
     if recipe.checkpoints and checkpoints is None:
         raise RecipeError(
             f"The recipe names {len(recipe.checkpoints)} checkpoints, and in memory their weights are given by you: "
@@ -74,6 +92,7 @@ def pairwise(
         )
     asked = _Asked(model, task, tracked_layers(model, layers), recipe)
     with Checkpoints(model, checkpoints) as loaded:
+        asked.moments = _moments(recipe, model, second_moments, len(loaded))
         weights = recipe.checkpoint_weights(len(loaded))
         if len(loaded) > 1 or recipe.projection.folds or recipe.curvature.whole:
             train, queries = list(train), list(queries)
@@ -112,14 +131,17 @@ class _Asked:
 
     def __init__(self, model: nn.Module, task: Task, layers: Sequence[TrackedLayer], recipe: Recipe) -> None:
         self.model, self.task, self.layers, self.recipe = model, task, layers, recipe
+        self.moments: Sequence[SecondMoments | None] = ()
 
     def projected(self, checkpoint: int, train: Iterable[Any], queries: Iterable[Any]) -> _Projected:
         """Capture the rows and queries of a recipe whose rows could be stored, and fit its curvature."""
         settings = self.recipe.projection
         fold = fold_for(settings, self.eigenbasis(train)) if settings.folds else None
-        with Capture(self.model, self.layers, Projection(settings, fold, checkpoint)) as capture:
+        gradient, moments = self.recipe.gradient, self.moments[checkpoint]
+        scales = None if moments is None else denominators(self.model, self.layers, moments, gradient.epsilon)
+        with Capture(self.model, self.layers, Projection(settings, fold, checkpoint), scales) as capture:
             rows, weights = self._rows(capture, train)
-            wanted = -_gradients(capture, self._measure, queries, "query")
+            wanted = -_gradients(capture, self._measure, queries, "query", raw=gradient.sides == "rows")
         fisher = None
         if self.recipe.curvature.kind == "fisher":
             sums = FisherSums(blocks_of(capture.modules, self.recipe.curvature.blocks))
@@ -181,8 +203,38 @@ class _Asked:
         return lambda model, batch: fisher_loss(self.task, factors.labels, model, batch, seed)
 
 
-def _gradients(capture: Capture, measure: Measure, batches: Iterable[Any], what: str) -> Tensor:
-    found = [capture(measure, batch)[0].cpu() for batch in batches]
+def _check_used(recipe: Recipe, second_moments: Any, decode: Any) -> None:
+    """Refuse arguments that the recipe would not look at."""
+    if second_moments is not None and recipe.gradient.kind != "adam":
+        raise RecipeError(
+            f"Second moments were given, and {recipe.name} divides by none ({recipe.summary}). Set recipe.gradient to "
+            "adam, or leave them out."
+        )
+    if decode is not None and recipe.baseline != "bm25":
+        raise RecipeError(f"{recipe.name} reads no texts ({recipe.summary}): leave decode out.")
+
+
+def _moments(
+    recipe: Recipe, model: nn.Module, given: SecondMoments | Sequence[SecondMoments] | None, count: int
+) -> Sequence[SecondMoments | None]:
+    """Return each checkpoint's second moments, or None of each where the recipe divides by none."""
+    if recipe.gradient.kind != "adam":
+        return [None] * count
+    if given is None and count == 1 and recipe.gradient.state is not None:
+        return [read_second_moments(recipe.gradient.state, model)]
+    found = [] if given is None else [given] if isinstance(given, Mapping) else list(given)
+    if len(found) != count:
+        where = "recipe.gradient.state to the checkpoint folder of its training (with its optimizer.pt), or "
+        raise RecipeError(
+            f"{recipe.name} divides gradients by the root of the optimiser's second moments, and there are "
+            f"{len(found) or 'none'} for {count} model{'s' if count > 1 else ''}. Set {where if count == 1 else ''}"
+            "second_moments to v̂ by parameter name, for each checkpoint its own."
+        )
+    return found
+
+
+def _gradients(capture: Capture, measure: Measure, batches: Iterable[Any], what: str, *, raw: bool = False) -> Tensor:
+    found = [capture(measure, batch, raw=raw)[0].cpu() for batch in batches]
     if not found:
         raise CaptureError(f"There are no {what} batches.")
     rows = torch.cat(found)

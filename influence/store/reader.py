@@ -20,11 +20,11 @@ from influence.axes import ModuleColumns
 from influence.errors import DigestMismatch, Incomplete, StoreError
 from influence.store.codec import Codec, Encoded
 from influence.store.codecs import codec_for
-from influence.store.digest import verify
-from influence.store.manifest import Manifest, ShardRange, check_fingerprint
-from influence.store.shard import METADATA, ROW_GROUP, ROWS, ShardFiles, ShardRecord, read_rows
+from influence.store.commits import Commits
+from influence.store.manifest import Manifest, ShardRange
+from influence.store.shard import METADATA, ROW_GROUP, ROWS, ShardFiles, read_rows
 
-SCORED_BYTES = 16 * 2**20
+SCORED_BYTES = 4 * 2**20
 """Codes that are scored at a time, and scores that are made of them."""
 
 
@@ -55,8 +55,7 @@ class Store:
                 "Run the same build again: it computes what is missing."
             )
         self._starts = np.array([span.start for span in self.manifest.shards], dtype=np.int64)
-        # Digest and size of each file whose record this object has read.
-        self._promised: dict[str, tuple[str, int]] = {}
+        self._commits = Commits(self.run_dir, self.manifest)
 
     @property
     def rows(self) -> int:
@@ -94,7 +93,7 @@ class Store:
     ) -> Iterator[tuple[int, np.ndarray]]:
         """Yield the inner products of queries with rows [start, stop), in order, straight from the codes.
 
-        Memory: 16 MiB of codes, as much of scores, and a megabyte of rows at a time. Equal rows have equal scores
+        Memory: 4 MiB of codes, as much of scores, and a megabyte of rows at a time. Equal rows have equal scores
         to the last bit, in blocks of any size and beside any other queries; see `codec`.
 
         Args:
@@ -112,7 +111,9 @@ class Store:
             DigestMismatch: A file isn't the one that was committed.
         """
         size = max(1, min(SCORED_BYTES // self.codec.row_bytes, SCORED_BYTES // (8 * max(1, len(queries)))))
-        for first, encoded, norms in self._encoded(size, start, stop):
+        # One buffer for all blocks: fresh memory costs as much as scoring what is read into it.
+        buffer = self._arrays(min(size, self.rows))
+        for first, encoded, norms in self._encoded(size, start, stop, buffer):
             found = self.codec.scores(encoded, queries)
             if unit:
                 lengths = self.codec.lengths(encoded)
@@ -140,7 +141,8 @@ class Store:
         for first, run in _runs(wanted):
             for offset in range(0, run, ROW_GROUP):
                 at = first + offset
-                encoded, norms = self._read(int(wanted[at]), min(ROW_GROUP, run - offset))
+                encoded, norms = self._arrays(min(ROW_GROUP, run - offset))
+                self._fill(int(wanted[at]), encoded, norms)
                 np.multiply(self.codec.decode(encoded), norms[:, None], out=gradients[at : at + len(norms)])
         return gradients if np.array_equal(back, np.arange(len(wanted))) else gradients[back]
 
@@ -179,7 +181,7 @@ class Store:
 
     def zero_rows(self) -> np.ndarray:
         """Return the rows whose gradient is zero, int64, ascending. Reads every commit record."""
-        records = (self._record(span).zero_rows for span in self.manifest.shards)
+        records = (self._commits.record(span).zero_rows for span in self.manifest.shards)
         return np.concatenate([np.empty(0, np.int64), *(np.array(rows, dtype=np.int64) for rows in records)])
 
     def metadata_files(self) -> list[Path]:
@@ -198,15 +200,17 @@ class Store:
             files = ShardFiles(self.run_dir, span)
             for path in (files.vectors, files.metadata):
                 try:
-                    self._check_file(path, span, files, again=True)
+                    self._commits.check(path, span, again=True)
                 except DigestMismatch as error:
                     damaged.append(str(error))
         if damaged:
             more = f"\n… and {len(damaged) - 10} more." if len(damaged) > 10 else ""
             raise DigestMismatch("\n".join(damaged[:10]) + more)
 
-    def _encoded(self, size: int, start: int, stop: int | None) -> Iterator[tuple[int, Encoded, np.ndarray]]:
-        """Yield (first row, codes, norms) of rows [start, stop), `size` at a time."""
+    def _encoded(
+        self, size: int, start: int, stop: int | None, buffer: tuple[Encoded, np.ndarray] | None = None
+    ) -> Iterator[tuple[int, Encoded, np.ndarray]]:
+        """Yield (first row, codes, norms) of rows [start, stop), `size` at a time, in new arrays or in a buffer's."""
         stop = self.rows if stop is None else stop
         if size < 1 or not 0 <= start <= stop <= self.rows:
             raise StoreError(
@@ -214,23 +218,28 @@ class Store:
                 f"which holds rows 0 to {self.rows}, in blocks of 1 or more."
             )
         for first in range(start, stop, size):
-            yield first, *self._read(first, min(size, stop - first))
+            count = min(size, stop - first)
+            encoded, norms = buffer or self._arrays(count)
+            encoded, norms = {name: array[:count] for name, array in encoded.items()}, norms[:count]
+            self._fill(first, encoded, norms)
+            yield first, encoded, norms
 
-    def _read(self, first: int, rows: int) -> tuple[Encoded, np.ndarray]:
-        """Return codes and norms of consecutive rows from `first` on, from as many shards as hold them."""
-        encoded, norms = self.codec.zeros(rows), np.empty(rows, dtype=np.float32)
+    def _arrays(self, rows: int) -> tuple[Encoded, np.ndarray]:
+        return self.codec.zeros(rows), np.empty(rows, dtype=np.float32)
+
+    def _fill(self, first: int, encoded: Encoded, norms: np.ndarray) -> None:
+        """Fill arrays with consecutive rows from `first` on, from as many shards as hold them."""
         filled = 0
-        while filled < rows:
+        while filled < len(norms):
             row = first + filled
             span = self.manifest.shards[int(self._shards_of(np.array([row]))[0])]
-            count = min(rows - filled, span.stop - row)
+            count = min(len(norms) - filled, span.stop - row)
             files = ShardFiles(self.run_dir, span)
-            self._check_file(files.vectors, span, files)
+            self._commits.check(files.vectors, span)
             taken = slice(filled, filled + count)
             into = {name: array[taken] for name, array in encoded.items()}
             read_rows(files.vectors, self.codec, span.rows, row - span.start, into, norms[taken])
             filled += count
-        return encoded, norms
 
     def _lines(self, span: ShardRange, places: np.ndarray, columns: Sequence[str]) -> list[dict[str, Any]]:
         """Return the metadata of ascending places within one shard; only the row groups that hold them are read."""
@@ -244,36 +253,8 @@ class Store:
 
     def _metadata(self, span: ShardRange) -> Path:
         files = ShardFiles(self.run_dir, span)
-        self._check_file(files.metadata, span, files)
+        self._commits.check(files.metadata, span)
         return files.metadata
-
-    def _check_file(self, path: Path, span: ShardRange, files: ShardFiles, *, again: bool = False) -> None:
-        if again or path.name not in self._promised:
-            record = self._record(span)
-            for name, digest in record.digests.items():
-                self._promised[name] = (digest, record.sizes[name])
-        digest, size = self._promised[path.name]
-        verify(path, digest, size, files.remedy, again=again)
-
-    def _record(self, span: ShardRange) -> ShardRecord:
-        files = ShardFiles(self.run_dir, span)
-        record = ShardRecord.load(files)
-        check_fingerprint(
-            str(files.record),
-            record.fingerprint,
-            record.fingerprint_parts,
-            self.manifest.fingerprint,
-            self.manifest.fingerprint_parts,
-        )
-        found = (record.start, record.stop, record.dims, set(record.digests), set(record.sizes))
-        names = {files.vectors.name, files.metadata.name}
-        if found != (span.start, span.stop, self.dims, names, names):
-            raise StoreError(
-                f"{files.record} commits rows {record.start} to {record.stop} of {record.dims} columns in "
-                f"{', '.join(sorted(record.digests))}; the manifest expects rows {span.start} to {span.stop} of "
-                f"{self.dims} columns in {', '.join(sorted(names))}. {files.remedy}"
-            )
-        return record
 
     def _shards_of(self, rows: np.ndarray) -> np.ndarray:
         return np.searchsorted(self._starts, rows, side="right") - 1

@@ -69,8 +69,9 @@ class Comparison:
 
     def curved_rows(self, gradients: ND) -> ND:
         """Apply the row's share of the curvature."""
-        halved = self.fisher is not None and self.recipe.halved
-        return self.fisher.apply(gradients, power=-0.5) if halved else gradients
+        if self.fisher is None or not self.recipe.halved:
+            return gradients
+        return self.fisher.apply(gradients, power=-0.5)
 
     def weighed(self, vectors: ND, weights: PerExample | None) -> ND:
         """Multiply rows by their weights, where the recipe has them; see `row_vectors`."""

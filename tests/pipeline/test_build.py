@@ -63,7 +63,6 @@ def test_only_what_is_missing_is_computed_again(configured, in_process, run_dir,
     before = contents(run_dir)
     (run_dir / "rows" / "shard-00002.json").unlink()
     (run_dir / "rows" / "shard-00003.safetensors").write_bytes(b"cut short")
-    (run_dir / "curvature" / "partial-001-of-005.json").unlink()
     (run_dir / "curvature" / "fisher.safetensors").unlink()
     (run_dir / "index" / "index.json").write_text("{")
     captured, capture = [], capture_stage.capture_shard

@@ -16,6 +16,9 @@ from influence.pipeline.cluster import connect
 
 pytestmark = pytest.mark.slow
 
+# Every stage at once: factors with EK-FAC's second pass, rows whitened with them, a Fisher of those rows, an index.
+STAGES = ("recipe.projection.rows=whitened", "recipe.exact.kind=ekfac", "recipe.factors.rows=12")
+
 # No `if __name__ == "__main__"`: starting workers must not run the script again.
 SCRIPT = textwrap.dedent("""
     import os, signal, sys
@@ -51,7 +54,7 @@ def whole(tmp_path_factory):
 @pytest.fixture
 def reference(whole, configured, in_process, contents):
     if not whole.exists():
-        build_run(configured(), whole)
+        build_run(configured(*STAGES), whole)
     return contents(whole)
 
 
@@ -74,29 +77,29 @@ def stopped(config, run_dir: Path, how: str, stage: str, done: int):
 
 def test_two_workers_write_the_bytes_of_one(reference, configured, tmp_path, monkeypatch, contents):
     monkeypatch.setattr(build_module, "connect", connect)
-    build_run(configured("cluster.workers=2"), tmp_path / "run")
+    build_run(configured(*STAGES, "cluster.workers=2"), tmp_path / "run")
     assert contents(tmp_path / "run") == reference
 
 
-@pytest.mark.parametrize(("stage", "done"), [("capture", 2), ("curvature", 3)])
+@pytest.mark.parametrize(("stage", "done"), [("factors", 1), ("capture", 2), ("curvature", 3)])
 def test_a_killed_build_run_again_gives_the_same_bytes(
     reference, configured, in_process, tmp_path, stage, done, contents
 ):
     run_dir = tmp_path / "run"
-    finished = stopped(configured("cluster.workers=2"), run_dir, "kill", stage, done)
+    finished = stopped(configured(*STAGES, "cluster.workers=2"), run_dir, "kill", stage, done)
     assert finished.returncode == -9
     assert finished.stdout == ""
     assert contents(run_dir) != reference
-    build_run(configured(), run_dir)
+    build_run(configured(*STAGES), run_dir)
     assert contents(run_dir) == reference
 
 
 def test_ctrl_c_ends_with_exit_code_4_and_no_traceback(reference, configured, in_process, tmp_path, contents):
     run_dir = tmp_path / "run"
-    finished = stopped(configured("cluster.workers=2"), run_dir, "interrupt", "capture", 1)
+    finished = stopped(configured(*STAGES, "cluster.workers=2"), run_dir, "interrupt", "capture", 1)
     assert finished.returncode == 4, finished.stderr
     assert finished.stdout == ""
     assert "Traceback" not in finished.stderr
     assert "Interrupted." in finished.stderr
-    build_run(configured(), run_dir)
+    build_run(configured(*STAGES), run_dir)
     assert contents(run_dir) == reference
