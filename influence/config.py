@@ -148,7 +148,7 @@ def parse_config(
 
 def override_config(config: RunConfig, overrides: Sequence[str]) -> RunConfig:
     """Return the configuration with some settings changed, as `--set` does."""
-    return parse_config(config.model_dump(mode="json"), overrides) if overrides else config
+    return parse_config(_dumped(config), overrides) if overrides else config
 
 
 def save_config(config: RunConfig, path: Path) -> None:
@@ -158,7 +158,14 @@ def save_config(config: RunConfig, path: Path) -> None:
 
 def dump_config(config: RunConfig) -> str:
     """Return the whole configuration as YAML, sections in their usual order."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    return yaml.safe_dump(_dumped(config), sort_keys=False, allow_unicode=True)
+
+
+def _dumped(config: RunConfig) -> dict[str, Any]:
+    """Return every setting, but of the columns only those that were named: a name that is given must be there."""
+    found = config.model_dump(mode="json")
+    found["data"]["columns"] = config.data.columns.model_dump(mode="json", exclude_unset=True)
+    return found
 
 
 class _Loader(yaml.SafeLoader):

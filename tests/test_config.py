@@ -138,6 +138,19 @@ def test_a_recipe_of_parts_alone_needs_no_preset_name():
     assert (config.recipe.name, config.recipe.curvature.kind) == ("custom", "identity")
 
 
+@pytest.mark.parametrize(
+    ("recipe", "told"),
+    [
+        ("trak", "measurement log_odds and projection kind trak"),
+        ({"name": "tracin", "checkpoints": [{"path": "step-1", "weight": 0.1}]}, "checkpoints"),
+        ({"name": "logra", "curvature": {"blocks": "all", "rescale": True}}, "curvature rescale"),
+    ],
+)
+def test_parts_that_a_build_would_pass_over_are_refused(recipe, told):
+    with pytest.raises(ConfigError, match=f"recipe: no build has {told} yet; influence.pairwise, in memory, does"):
+        parse_config({**SMALLEST, "recipe": recipe})
+
+
 def test_an_address_without_scheme_and_port_is_refused():
     with pytest.raises(ConfigError, match=r"cluster\.address: .*found 'somewhere'"):
         parse_config({**SMALLEST, "cluster": {"kind": "address", "address": "somewhere"}})

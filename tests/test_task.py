@@ -1,6 +1,7 @@
 """The tasks: chunked log-likelihoods against the model's own logits, and what each refuses."""
 
 from dataclasses import replace
+from math import log
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ import transformers
 from torch import nn
 
 from influence.errors import TaskError
+from influence.model.token_likelihood import log_odds, token_log_likelihood
 from influence.task import CausalLM, SequenceClassification, TaskSettings, task_for
 
 
@@ -98,6 +100,66 @@ def test_mean_reduction_divides_the_loss_and_not_the_measurement(tiny_model, rag
         counts = (ragged_batch.labels[:, 1:] != -100).sum(1)
         torch.testing.assert_close(mean.example_loss(model, ragged_batch), total / counts)
         torch.testing.assert_close(mean.measurement(model, ragged_batch), -total)
+
+
+@pytest.mark.parametrize("chunk", [1, 7])
+@pytest.mark.parametrize("include", [(), ("lm_head",)])
+@pytest.mark.parametrize("family", ["llama", "gptneox"])
+def test_log_odds_and_residual_are_those_of_the_models_own_logits(
+    tiny_model, ragged_batch, monkeypatch, family, include, chunk
+):
+    monkeypatch.setattr("influence.model.token_likelihood.LOGIT_BYTES", {"cpu": 4 * 300 * chunk, "cuda": 1})
+    model = tiny_model(family)
+    head = model.get_output_embeddings()
+    watched = [next(model.base_model.parameters()), *(head.parameters() if include else ())]
+    model.requires_grad_(False)
+    for parameter in watched:
+        parameter.requires_grad_()
+    log_p, scored = log_likelihood(model, ragged_batch), ragged_batch.labels[:, 1:] != -100
+    expected = (log_p - (1 - log_p.exp()).clamp(min=1e-300).log()).where(scored, torch.zeros_like(log_p)).sum(1)
+    found = CausalLM().log_odds(model, ragged_batch)
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+    ours, theirs = (torch.autograd.grad(total.sum(), watched) for total in (found, expected))
+    torch.testing.assert_close(ours, theirs, rtol=1e-8, atol=1e-10)
+    behind = ((1 - log_p.exp()) * scored).sum(1) / scored.sum(1)
+    residual = CausalLM().residual(model, ragged_batch)
+    torch.testing.assert_close(residual, behind.detach(), rtol=1e-9, atol=1e-12)
+    assert not residual.requires_grad
+    mean = CausalLM(TaskSettings(reduction="mean")).residual(model, ragged_batch)
+    torch.testing.assert_close(mean, residual / scored.sum(1))
+
+
+def test_a_model_that_caps_its_logits_has_log_odds_too(tiny_model, ragged_batch, monkeypatch):
+    model = tiny_model("llama")
+    plain = CausalLM().log_odds(model, ragged_batch)
+    whole = CausalLM()
+    monkeypatch.setattr(whole, "_probe", lambda *given: (False, True))
+    torch.testing.assert_close(whole.log_odds(model, ragged_batch), plain)
+
+
+@pytest.mark.parametrize("size", [-200.0, 200.0])
+def test_log_odds_of_a_token_that_is_all_but_certain_or_impossible_are_finite(size):
+    hidden = torch.tensor([[[1.0, 0.0, 0.0]]], requires_grad=True)
+    head = nn.Linear(3, 5, bias=False).requires_grad_(False)
+    with torch.no_grad():
+        head.weight.copy_(torch.eye(5, 3))
+        head.weight[0, 0] = size
+    found = token_log_likelihood(head, hidden, torch.tensor([[0]]), odds=True)
+    torch.testing.assert_close(found, torch.tensor([[size - log(4)]]))
+    (gradient,) = torch.autograd.grad(found.sum(), hidden)
+    torch.testing.assert_close(gradient, (head.weight[0] - head.weight[1:].mean(0)).view(1, 1, 3))
+    p = log_odds(head(hidden), torch.tensor([[0]]))
+    torch.testing.assert_close(p, found)
+    assert (torch.sigmoid(-found.double()) > 0).all()
+
+
+def test_a_classifiers_log_odds_and_residual_are_those_of_its_logits(tiny_model, ragged_batch):
+    model, task = tiny_model("bert"), SequenceClassification()
+    p = torch.exp(-task.example_loss(model, ragged_batch))
+    torch.testing.assert_close(task.log_odds(model, ragged_batch), (p / (1 - p)).log(), rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(task.residual(model, ragged_batch), (1 - p).detach(), rtol=1e-9, atol=1e-12)
+    with pytest.raises(TaskError, match="need labels"):
+        task.log_odds(model, replace(ragged_batch, label=None))
 
 
 def test_one_token_examples_and_missing_labels_are_refused(tiny_model, ragged_batch):

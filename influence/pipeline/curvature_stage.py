@@ -105,7 +105,7 @@ def run_partial(task: PartialTask) -> int:
 def gradient_blocks(store: Store, start: int = 0, stop: int | None = None) -> Iterator[tuple[int, torch.Tensor]]:
     """Yield (first row, gradients float32 [b, D]) of the stored rows, in order."""
     for first, unit, norms in store.blocks(BLOCK_ROWS, start, stop):
-        yield first, torch.from_numpy(np.multiply(unit, norms[:, None], dtype=np.float32))
+        yield first, torch.from_numpy(np.multiply(unit, norms[:, None], out=unit))
 
 
 def decompose(run_dir: Path, manifest: Manifest, recipe: Recipe) -> None:

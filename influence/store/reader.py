@@ -27,6 +27,9 @@ from influence.store.shard import METADATA, ROW_GROUP, ROWS, ShardFiles, read_ro
 SCORED_BYTES = 4 * 2**20
 """Codes that are scored at a time, and scores that are made of them."""
 
+GATHERED = 256
+"""Rows asked for by number that are decoded together."""
+
 
 class Store:
     """The rows of a run. Opening it reads no row.
@@ -138,12 +141,13 @@ class Store:
         """
         wanted, back = np.unique(self._check_rows(rows), return_inverse=True)
         gradients = np.empty((len(wanted), self.dims), dtype=np.float32)
-        for first, run in _runs(wanted):
-            for offset in range(0, run, ROW_GROUP):
-                at = first + offset
-                encoded, norms = self._arrays(min(ROW_GROUP, run - offset))
-                self._fill(int(wanted[at]), encoded, norms)
-                np.multiply(self.codec.decode(encoded), norms[:, None], out=gradients[at : at + len(norms)])
+        for start in range(0, len(wanted), GATHERED):
+            part = wanted[start : start + GATHERED]
+            encoded, norms = self._arrays(len(part))
+            for first, run in _runs(part):
+                taken = slice(first, first + run)
+                self._fill(int(part[first]), {name: array[taken] for name, array in encoded.items()}, norms[taken])
+            np.multiply(self.codec.decode(encoded), norms[:, None], out=gradients[start : start + len(part)])
         return gradients if np.array_equal(back, np.arange(len(wanted))) else gradients[back]
 
     def meta(

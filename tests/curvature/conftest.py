@@ -1,8 +1,9 @@
 """Factors and eigenvalues fitted in one call, for the curvature tests."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
+import pytest
 import torch
 from torch import nn
 
@@ -14,7 +15,19 @@ from influence.gradients.projection import Projection, ProjectionSettings
 from influence.model.layers import TrackedLayer
 from tests.reference.microbatch import one_backward_per_example
 
+DEFAULT = FactorSettings()
 WHOLE = Projection(ProjectionSettings(kind="none"))
+
+
+@pytest.fixture(autouse=True)
+def same_numbers() -> Iterator[None]:
+    """Random numbers are the same at every run of a test; one thread, which for tiny matrices is faster than two."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        yield
+    torch.set_num_threads(threads)
 
 
 def covariances(
@@ -22,7 +35,7 @@ def covariances(
     layers: Sequence[TrackedLayer],
     measure: Measure,
     batches: Iterable[Any],
-    settings: FactorSettings = FactorSettings(),
+    settings: FactorSettings = DEFAULT,
 ) -> CovarianceSums:
     """The sums over batches, masked by their attention mask where they have one."""
     with CovarianceFit(model, layers, settings) as fit:

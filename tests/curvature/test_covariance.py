@@ -16,6 +16,7 @@ from tests.gradients.conftest import alone, examples, task_of
 from tests.reference.kronecker import input_covariance, only_blocks, output_covariance, seen_by
 from tests.reference.toys import Pictures, PictureTask, network, pictures, plain_loss
 
+
 def assert_equal(sums, seen, count, rtol=1e-10):
     """Sums are those of `count` examples that a slow twin saw."""
     assert sums.examples == count
@@ -169,9 +170,7 @@ def test_a_wide_side_is_the_twins_with_zeros_between_its_blocks(tiny_model, ragg
         ):
             cut = 3 if width > 24 else 1
             assert [len(block) for block in found] == ([11, 11, 10] if width > 24 else [24])
-            torch.testing.assert_close(
-                torch.block_diag(*found) / count, only_blocks(twin, cut), rtol=1e-10, atol=1e-13
-            )
+            torch.testing.assert_close(torch.block_diag(*found) / count, only_blocks(twin, cut), rtol=1e-10, atol=1e-13)
 
 
 def test_a_side_that_is_too_wide_is_refused_by_name_before_anything_runs(tiny_model):

@@ -10,9 +10,11 @@ from influence.curvature.ekfac import EigenvalueFit
 from influence.curvature.kfac import Eigenbasis, KroneckerCurvature, decompose, kfac_eigenvalues
 from influence.errors import CurvatureError
 from influence.model.layers import LayerSettings, tracked_layers
+from influence.query.pairwise import pairwise
+from influence.recipe import recipe
 from influence.task import CausalLM
-from tests.curvature.conftest import covariances, eigenbasis, squares
-from tests.gradients.conftest import examples
+from tests.curvature.conftest import DEFAULT, covariances, eigenbasis, squares
+from tests.gradients.conftest import alone, examples
 from tests.reference.kronecker import (
     damped,
     dense_kfac,
@@ -23,34 +25,59 @@ from tests.reference.kronecker import (
 )
 from tests.reference.toys import Pictures, PictureTask, SquaredError, network, pictures, plain_loss, sign_patterns
 
-LAYER = LayerSettings(include=("*.0.self_attn.k_proj", "*.1.mlp.down_proj"))
+LAYER = LayerSettings(include=("*.0.self_attn.k_proj", "*.1.self_attn.o_proj"))
 
 
-def fitted(model, batch, layers, damping=Damping(), settings=FactorSettings()):
+def fitted(model, batch, layers, damping=Damping(), settings=DEFAULT):
     sums = covariances(model, layers, CausalLM().example_loss, [batch], settings)
     basis = decompose(sums, torch.float64)
     return KroneckerCurvature.prepare(basis, kfac_eigenvalues(basis), damping)
 
 
+def random_sums(rows=40, settings=DEFAULT):
+    """Covariances of full rank."""
+    modules = (ModuleWidths("a", 7, 4), ModuleWidths("b", 3, 6))
+    sums = CovarianceSums(modules, settings, examples=rows)
+    generator = torch.Generator().manual_seed(0)
+    for module in modules:
+        sums.positions[module.name] = 2 * rows
+        for into, side, width in ((sums.inputs, "inputs", module.inputs), (sums.outputs, "outputs", module.outputs)):
+            vectors = torch.randn(2 * rows, width, dtype=torch.float64, generator=generator)
+            parts = settings.cut(module.name, side, width)
+            into[module.name] = [vectors[:, part].T @ vectors[:, part] for part in parts]
+    return sums
+
+
 @pytest.mark.parametrize("power", [-1.0, -0.5, 1.0])
 @pytest.mark.parametrize("blocks", [1, 3])
-def test_applying_it_is_multiplying_by_a_power_of_the_dense_kronecker_product(tiny_model, ragged_batch, power, blocks):
-    model = tiny_model("llama")
-    layers = tracked_layers(model, LAYER)
-    settings = FactorSettings(width_limit=16, blocks=blocks) if blocks > 1 else FactorSettings()
-    curvature = fitted(model, ragged_batch, layers, Damping(value=0.3), settings)
-    generator = torch.Generator().manual_seed(0)
-    seen = seen_by(model, layers, plain_loss, examples(ragged_batch))
-    for number, (layer, held) in enumerate(zip(layers, seen, strict=True)):
-        inputs, outputs = input_covariance(held), output_covariance(held, 4)
-        inputs = only_blocks(inputs, blocks) if layer.inputs > 16 else inputs
-        outputs = only_blocks(outputs, blocks) if layer.outputs > 16 else outputs
+def test_applying_it_is_multiplying_by_a_power_of_the_dense_kronecker_product(power, blocks):
+    whole = random_sums()
+    settings = FactorSettings(width_limit=3, blocks=blocks) if blocks > 1 else DEFAULT
+    basis = decompose(random_sums(settings=settings), torch.float64)
+    curvature = KroneckerCurvature.prepare(basis, kfac_eigenvalues(basis), Damping(value=0.3))
+    for number, module in enumerate(whole.modules):
+        inputs, outputs = whole.inputs[module.name][0] / 80, whole.outputs[module.name][0] / 40
+        inputs = only_blocks(inputs, blocks) if module.inputs > 3 else inputs
+        outputs = only_blocks(outputs, blocks) if module.outputs > 3 else outputs
         values, vectors = torch.linalg.eigh(damped(dense_kfac(inputs, outputs), 0.3))
         dense = vectors @ torch.diag(values**power) @ vectors.T
-        given = torch.randn(2, 3, layer.outputs, layer.inputs, dtype=torch.float64, generator=generator)
+        given = torch.randn(2, 3, module.outputs, module.inputs, dtype=torch.float64)
         found = curvature.apply(number, given, power)
         assert found.shape == given.shape
-        torch.testing.assert_close(found.flatten(2), given.flatten(2) @ dense, rtol=1e-8, atol=1e-8)
+        torch.testing.assert_close(found.flatten(2), given.flatten(2) @ dense, rtol=1e-9, atol=1e-9)
+
+
+def test_a_language_models_inverse_is_that_of_the_slow_twins_dense_kronecker_product(tiny_model, ragged_batch):
+    model = tiny_model("llama")
+    layers = tracked_layers(model, LAYER)
+    curvature = fitted(model, ragged_batch, layers)
+    seen = seen_by(model, layers, plain_loss, examples(ragged_batch))
+    for number, (layer, held) in enumerate(zip(layers, seen, strict=True)):
+        dense = damped(dense_kfac(input_covariance(held), output_covariance(held, 4)), 0.1)
+        given = torch.randn(layer.outputs, layer.inputs, dtype=torch.float64)
+        expected = torch.linalg.solve(dense, given.flatten()).reshape(given.shape)
+        found = curvature.apply(number, given)
+        torch.testing.assert_close(found, expected, rtol=1e-8, atol=1e-8 * float(expected.abs().max()))
 
 
 def test_two_halves_are_one_whole_inverse(tiny_model, ragged_batch):
@@ -72,19 +99,6 @@ def test_the_inner_product_of_two_halves_is_that_of_one_side_under_the_inverse(t
         both = (curvature.apply(number, query, -0.5) * curvature.apply(number, row, -0.5)).sum()
         one = (curvature.apply(number, query) * row).sum()
         torch.testing.assert_close(both, one, rtol=1e-10, atol=1e-10)
-
-
-def random_sums(rows=40):
-    """Covariances of full rank."""
-    modules = (ModuleWidths("a", 5, 4), ModuleWidths("b", 3, 6))
-    sums = CovarianceSums(modules, FactorSettings(), examples=rows)
-    generator = torch.Generator().manual_seed(0)
-    for module in modules:
-        sums.positions[module.name] = 2 * rows
-        for into, width in ((sums.inputs, module.inputs), (sums.outputs, module.outputs)):
-            vectors = torch.randn(2 * rows, width, dtype=torch.float64, generator=generator)
-            into[module.name] = [vectors.T @ vectors]
-    return sums
 
 
 def test_zero_damping_is_the_exact_inverse():
@@ -122,7 +136,7 @@ def test_gradients_keep_their_dtype_whatever_the_basis_is_in():
     curvature = KroneckerCurvature.prepare(basis, kfac_eigenvalues(basis), Damping())
     assert basis.modules[0].inputs.vectors[0].dtype == torch.float32
     for dtype in (torch.float64, torch.float32, torch.bfloat16):
-        assert curvature.apply(0, torch.ones(4, 5, dtype=dtype)).dtype == dtype
+        assert curvature.apply(0, torch.ones(4, 7, dtype=dtype)).dtype == dtype
 
 
 def test_a_basis_survives_being_written_as_tensors_bit_for_bit(tiny_model, ragged_batch):
@@ -170,8 +184,9 @@ def test_the_spectrum_says_how_much_of_the_trace_the_damping_outweighs():
 def test_a_singular_curvature_without_damping_is_refused_by_name(tiny_model, ragged_batch):
     model = tiny_model("llama")
     layers = tracked_layers(model, LAYER)
+    # Six tokens span at most six of 24 inputs.
     with pytest.raises(CurvatureError, match=r"layers\.0\.self_attn\.k_proj is singular and the damping is 0"):
-        fitted(model, ragged_batch, layers, Damping(value=0))
+        fitted(model, alone(ragged_batch, 1), layers, Damping(value=0))
 
 
 def test_eigenvalues_that_are_not_finite_are_refused_by_name():
@@ -228,7 +243,7 @@ def gauss_newton(model, layer, x):
 
 def assert_inverts(curvature, number, layer, dense):
     given = torch.randn(4, layer.outputs, layer.inputs, dtype=torch.float64)
-    expected = torch.linalg.solve(dense + 0.01 * torch.eye(len(dense)), given.flatten(1).T).T
+    expected = torch.linalg.solve(dense + 0.01 * torch.eye(len(dense), dtype=torch.float64), given.flatten(1).T).T
     torch.testing.assert_close(curvature.apply(number, given).flatten(1), expected, rtol=1e-9, atol=1e-9)
 
 
@@ -252,9 +267,9 @@ def test_for_one_datum_ekfac_is_the_gauss_newton_of_any_network():
 
 
 def test_for_several_data_and_a_nonlinear_network_neither_is():
-    model = network(4, 5, 2, activation=nn.Tanh)
-    layers, *both = exact_curvatures(model, torch.randn(9, 4, dtype=torch.float64))
-    dense = gauss_newton(model, layers[0], torch.randn(9, 4, dtype=torch.float64))
+    model, x = network(4, 5, 2, activation=nn.Tanh), torch.randn(9, 4, dtype=torch.float64)
+    layers, *both = exact_curvatures(model, x)
+    dense = gauss_newton(model, layers[0], x)
     for curvature in both:
         with pytest.raises(AssertionError):
             assert_inverts(curvature, 0, layers[0], dense)
@@ -286,9 +301,6 @@ def test_turning_the_middle_of_a_linear_network_changes_no_product_under_the_cur
 
 
 def assert_same_scores(first, given, second, changed, bias):
-    from influence.query.pairwise import pairwise
-    from influence.recipe import recipe
-
     task, settings = SquaredError(), LayerSettings(bias=bias)
     for name in ("kfac", "ekfac"):
         method = recipe(name, factors={"labels": "empirical"})

@@ -62,10 +62,18 @@ def test_applying_it_changes_no_state(rows):
 
 def test_it_survives_being_written_as_tensors(rows):
     fisher = ProjectedFisher.prepare(summed(rows), Damping())
-    again = ProjectedFisher.from_tensors(MODULES, fisher.tensors())
+    again = ProjectedFisher.from_tensors(MODULES, fisher.tensors(), Damping())
     assert torch.equal(again.apply(rows.float()), fisher.apply(rows.float()))
     sums = summed(rows)
     assert torch.equal(FisherSums.from_tensors(MODULES, sums.tensors()).sums["b"], sums.sums["b"])
+
+
+def test_what_was_written_is_read_under_any_damping(rows):
+    written = ProjectedFisher.prepare(summed(rows), Damping()).tensors()
+    heavier = ProjectedFisher.prepare(summed(rows), Damping(value=0.7))
+    read = ProjectedFisher.from_tensors(MODULES, written, Damping(value=0.7))
+    assert read.dampings == heavier.dampings
+    assert torch.equal(read.apply(rows.float()), heavier.apply(rows.float()))
 
 
 def test_the_spectrum_says_how_much_of_the_trace_the_damping_outweighs(rows):

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from index import exact
 from index.errors import VectorIndexError
-from index.exact import exact_search
+from index.exact import exact_search, exact_search_scores
 
 
 def brute_force(queries, rows, k):
@@ -164,3 +164,37 @@ def test_memory_does_not_grow_with_the_number_of_rows(monkeypatch):
 
     few, many = peak(4), peak(64)
     assert many < 1.2 * few
+
+
+@given(
+    st.lists(st.lists(st.integers(-3, 3), min_size=2, max_size=2), min_size=1, max_size=25),
+    st.lists(st.integers(0, 6), max_size=8),
+    st.integers(1, 30),
+)
+@settings(deadline=None, max_examples=80)
+def test_searching_scores_in_any_blocks_equals_sorting_them_with_ties_to_the_lower_row(rows, sizes, k):
+    scores = np.array(rows, "f4")
+    found = exact_search_scores(((start, block.T) for start, block in blocks_of(scores, sizes)), 2, k)
+    largest, high, smallest, low = brute_force(np.eye(2), scores, k)
+    np.testing.assert_array_equal(found.largest.rows, largest)
+    np.testing.assert_array_equal(found.largest.scores, high)
+    np.testing.assert_array_equal(found.smallest.rows, smallest)
+    np.testing.assert_array_equal(found.smallest.scores, low)
+
+
+def test_searching_no_scores_at_all_gives_empty_answers():
+    found = exact_search_scores([], 2, 3)
+    assert found.largest.rows.shape == found.smallest.scores.shape == (2, 0)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_a_score_that_is_not_finite_is_refused_by_its_row_and_query(value):
+    scores = np.zeros((2, 5), "f4")
+    scores[1, 3] = value
+    with pytest.raises(VectorIndexError, match=rf"Row 103 scores {value} with query 1"):
+        exact_search_scores([(0, np.zeros((2, 100), "f4")), (100, scores)], 2, 1)
+
+
+def test_scores_of_another_number_of_queries_are_refused():
+    with pytest.raises(VectorIndexError, match=r"start at row 4 have the shape \[3, 5\]; expected \[2, rows\]"):
+        exact_search_scores([(4, np.zeros((3, 5), "f4"))], 2, 1)

@@ -57,7 +57,7 @@ def test_a_set_number_of_rows_is_kept():
     assert rows_per_shard(10**6, 10**6, StoreSettings(rows_per_shard=3)) == 3
 
 
-@given(rows=st.integers(1, 20_000), dims=st.integers(1, 10**7), per_shard=st.none() | st.integers(1, 700))
+@given(rows=st.integers(1, 20_000), dims=st.integers(1, 10**7), per_shard=st.none() | st.integers(20, 700))
 def test_no_width_makes_more_shards_than_were_reckoned_before_it_was_known(rows, dims, per_shard):
     settings = StoreSettings(rows_per_shard=per_shard)
     shards = plan_shards(rows, rows_per_shard(rows, dims, settings))

@@ -23,17 +23,20 @@ def fisher() -> ProjectedFisher:
     return ProjectedFisher.prepare(sums, Damping())
 
 
-def test_factors_that_were_saved_and_loaded_apply_to_the_same_bits(fisher, tmp_path):
+@pytest.fixture
+def loaded(fisher, tmp_path) -> ProjectedFisher:
     save_tensors(tmp_path / "factors.safetensors", fisher.tensors(), "f")
-    loaded = ProjectedFisher.from_tensors(fisher.modules, load_tensors(tmp_path / "factors.safetensors", "f"))
+    tensors = load_tensors(tmp_path / "factors.safetensors", "f")
+    return ProjectedFisher.from_tensors(fisher.modules, tensors, Damping())
+
+
+def test_factors_that_were_saved_and_loaded_apply_to_the_same_bits(fisher, loaded):
     for rows in (1, 2, 17, 64):
         queries = torch.randn(rows, sum(WIDTHS), generator=torch.Generator().manual_seed(rows))
         assert torch.equal(loaded.apply(queries), fisher.apply(queries))
 
 
-def test_eigenvectors_lie_row_by_row_before_they_are_saved_as_afterwards(fisher, tmp_path):
-    save_tensors(tmp_path / "factors.safetensors", fisher.tensors(), "f")
-    loaded = ProjectedFisher.from_tensors(fisher.modules, load_tensors(tmp_path / "factors.safetensors", "f"))
+def test_eigenvectors_lie_row_by_row_before_they_are_saved_as_afterwards(fisher, loaded):
     for factors in (fisher, loaded):
         assert all(basis.is_contiguous() for basis in factors.eigenvectors)
 

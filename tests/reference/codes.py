@@ -6,12 +6,14 @@ from collections.abc import Sequence
 from influence.axes import ModuleColumns
 
 
-def decoded(codec: str, row: dict[str, bytes], modules: Sequence[ModuleColumns], rank: int | None = None) -> list[float]:
+def decoded(
+    codec: str, row: dict[str, bytes], modules: Sequence[ModuleColumns], rank: int | None = None
+) -> list[float]:
     """Return the direction of one row from the bytes of its arrays, by codec."""
     if codec == "float16":
         return list(struct.unpack(f"<{modules[-1].stop}e", row["vectors"]))
     if codec == "factors":
-        return _products(row["factors"], modules, rank or 0)
+        return _products(row["factors"], modules, rank)
     scales = struct.unpack(f"<{len(modules)}f", row["scales"])
     values: list[float] = []
     at = 0

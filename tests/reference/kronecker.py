@@ -48,7 +48,9 @@ def seen_by(model: nn.Module, layers: Sequence[TrackedLayer], measure: Measure, 
     return [Seen(torch.cat(a), torch.cat(g)) for a, g in zip(inputs, grads, strict=True)]
 
 
-def _record(calls: list[tuple[int, Tensor, Tensor]], number: int, module: nn.Module, args: Any, output: Tensor) -> Tensor:
+def _record(
+    calls: list[tuple[int, Tensor, Tensor]], number: int, module: nn.Module, args: Any, output: Tensor
+) -> Tensor:
     """Note a call; what goes on is a copy, so that an activation in place changes the copy."""
     calls.append((number, args[0].detach(), output))
     return output.clone()

@@ -1,5 +1,6 @@
 """Models and tasks small enough that their curvature can be written down, and plain losses for the slow twins."""
 
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -47,7 +48,7 @@ def network(*widths: int, activation: type[nn.Module] = nn.Identity, bias: bool 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(2)
         modules: list[nn.Module] = []
-        for inputs, outputs in zip(widths, widths[1:], strict=False):
+        for inputs, outputs in pairwise(widths):
             modules += [nn.Linear(inputs, outputs, bias=bias), activation()]
     return nn.Sequential(*modules[:-1]).double().eval()
 
@@ -67,7 +68,7 @@ class SquaredError:
 
     def sampled_loss(self, model: Any, batch: tuple[Tensor, Tensor], generator: torch.Generator) -> Tensor:
         predicted = model(batch[0])
-        signs = 2.0 * torch.randint(2, predicted.shape, generator=generator) - 1
+        signs = 2 * torch.randint(2, predicted.shape, generator=generator).to(predicted.dtype) - 1
         return self.pushed(predicted, signs)
 
     def pushed(self, predicted: Tensor, signs: Tensor) -> Tensor:

@@ -67,7 +67,8 @@ def test_int4_is_never_worse_than_fifteen_even_levels_up_to_the_largest_entry(gi
         step = np.abs(true).max(axis=1, keepdims=True) / 7
         even = np.rint(np.divide(true, step, out=np.zeros_like(true), where=step > 0)) * step
         worst = ((even - true) ** 2).sum(axis=1)
-        assert (((found - true) ** 2).sum(axis=1) <= worst * 1.0001 + 1e-12 * (true**2).sum(axis=1) + 1e-88).all()
+        # A scale below 1e-38 is as coarse as float32 is there.
+        assert (((found - true) ** 2).sum(axis=1) <= worst * 1.0001 + 1e-12 * (true**2).sum(axis=1) + 1e-83).all()
 
 
 @MANY
@@ -79,7 +80,7 @@ def test_bits_are_the_signs_at_the_mean_magnitude_which_no_other_scale_betters(g
         magnitude = np.abs(true).mean(axis=1, keepdims=True)
         np.testing.assert_allclose(found, np.where(true < 0, -1, 1) * magnitude, rtol=1e-6, atol=1e-44)
         errors = [((found * factor - true) ** 2).sum(axis=1) for factor in (0.99, 1, 1.01)]
-        assert (errors[1] <= np.minimum(errors[0], errors[2]) + 1e-88).all()
+        assert (errors[1] <= np.minimum(errors[0], errors[2]) + 1e-83).all()
 
 
 @MANY
