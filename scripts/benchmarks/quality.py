@@ -9,130 +9,35 @@ LDS when the reference scores the method's k highest rows of each query and ever
 of BM25 too. Floats: float32 numbers stored a row. Build: CPU seconds to score the first query. A query: CPU seconds for
 each query more. A row that scores exactly zero is proposed by nobody.
 
-A new method is a line in `METHODS`: a function that scores every row for every query, and the numbers stored a row.
+A new method is a line in `methods.METHODS`. With `--keep` scores are kept in the cache and taken from there the next
+time, so that a table can be printed anew while more models are trained; remove them when code that scores changes.
 """
 
 import argparse
 import json
 import platform
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from methods import METHODS, Examples, Method, Subject
 from rich.console import Console
 from rich.table import Table
 from transformers import LlamaForCausalLM
 from transformers.utils import logging as transformers_logging
-from truth import PAD_ID, Corpus, Settings, model_folder, open_cache, per_token
+from truth import Corpus, Settings, model_folder, open_cache, per_token
 
-from influence.baselines import bm25
-from influence.data.batch import Batch, collate, cut_batches
-from influence.data.tokenise import Part
 from influence.errors import DataError
 from influence.evaluate.lds import linear_datamodeling_score, reliability
 from influence.evaluate.subsets import membership
-from influence.gradients.capture import lay_out
-from influence.gradients.projection import Projection
-from influence.model.layers import tracked_layers
-from influence.query.pairwise import pairwise
-from influence.recipe import Recipe, recipe
 from influence.task import CausalLM
 
 TOP, WITHIN = 10, (10, 100, 200)
 """How many of the reference's highest rows are looked for, and how deep in a method's own ranking."""
-
-
-@dataclass(frozen=True)
-class Examples:
-    """Training rows or queries, as tokens and as the text that these spell."""
-
-    parts: Sequence[Part]
-    texts: Sequence[str]
-
-    @cached_property
-    def batches(self) -> list[Batch]:
-        """Batches of similar length, longest first; `positions` puts what they give back in order."""
-        groups = cut_batches([len(part.input_ids) for part in self.parts], 2048)
-        return [collate([self.parts[index] for index in group], PAD_ID) for group in groups]
-
-    @property
-    def positions(self) -> list[int]:
-        """Which example each is, in the order of the batches."""
-        return [position for batch in self.batches for position in batch.positions]
-
-    def first(self, count: int) -> "Examples":
-        """Return the first few of them."""
-        return Examples(self.parts[:count], self.texts[:count])
-
-
-@dataclass(frozen=True)
-class Subject:
-    """What is examined: the model of all rows, and where it was saved after each epoch (see `truth.py`)."""
-
-    model: LlamaForCausalLM
-    task: CausalLM
-    checkpoints: tuple[Path, ...]
-
-
-@dataclass(frozen=True)
-class Method:
-    """One line of the table.
-
-    Attributes:
-        scores: `scores(subject, rows, queries)`, [queries, rows], in their order; positive promotes.
-        floats: Float32 numbers that are stored a row; None for a method that keeps the text.
-    """
-
-    scores: Callable[[Subject, Examples, Examples], np.ndarray]
-    floats: Callable[[Subject], float] | None = None
-
-
-def preset(name: str, width: int | None = None, **parts: Any) -> Method:
-    """Return a preset of `influence.recipe` as a method, in memory.
-
-    Args:
-        name: The preset's.
-        width: P and Q; None leaves the gradients whole.
-        **parts: Other parts to change.
-    """
-
-    def chosen() -> Recipe:
-        projection = {"kind": "none"} if width is None else {"p": width, "q": width}
-        return recipe(name, projection=projection, **parts)
-
-    def scores(subject: Subject, rows: Examples, queries: Examples) -> np.ndarray:
-        found = pairwise(subject.model, subject.task, rows.batches, queries.batches, recipe=chosen())
-        ordered = np.empty(found.shape)
-        ordered[np.ix_(queries.positions, rows.positions)] = found.numpy()
-        return ordered
-
-    def floats(subject: Subject) -> float:
-        columns, _ = lay_out(tracked_layers(subject.model), Projection(chosen().projection))
-        return columns[-1].stop
-
-    return Method(scores, floats)
-
-
-def lexical(_: Subject, rows: Examples, queries: Examples) -> np.ndarray:
-    """Score by BM25 over the texts."""
-    prepared = bm25.fit(rows.texts)
-    return np.stack([prepared.scores(text) for text in queries.texts])
-
-
-METHODS: dict[str, Method] = {
-    "bm25": Method(lexical),
-    "ekfac": preset("ekfac", damping=0.01),
-    "kfac": preset("kfac", damping=0.01),
-    **{f"{name} {width}": preset(name, width) for name in ("graddot", "gradcos") for width in (8, 16, 32)},
-    "graddot": preset("graddot"),
-    "gradcos": preset("gradcos"),
-    **{f"logra {width}": preset("logra", width) for width in (8, 16, 32)},
-}
 
 
 @dataclass(frozen=True)
@@ -208,6 +113,21 @@ def timed(method: Method, subject: Subject, rows: Examples, queries: Examples) -
     return scores, first - start, max(0.0, each)
 
 
+def kept_or_timed(
+    name: str, folder: Path | None, subject: Subject, rows: Examples, queries: Examples
+) -> tuple[np.ndarray, float, float]:
+    """Return `timed` of a method, from a folder where it was kept; None keeps nothing."""
+    path = None if folder is None else folder / f"{name.replace(' ', '-')}.npz"
+    if path is not None and path.exists():
+        held = _arrays(path)
+        return held["scores"], float(held["build"]), float(held["each"])
+    scores, build, each = timed(METHODS[name], subject, rows, queries)
+    if path is not None:
+        path.parent.mkdir(exist_ok=True)
+        np.savez(path, scores=scores, build=build, each=each)
+    return scores, build, each
+
+
 def judge(
     scores: np.ndarray, truth: Truth, reference: np.ndarray, lexical_scores: np.ndarray, candidates: int
 ) -> Found:
@@ -264,6 +184,7 @@ def main() -> None:
     options.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS), metavar="METHOD")
     options.add_argument("--reference", default="ekfac", choices=list(METHODS), help="what decides among candidates")
     options.add_argument("--candidates", type=int, default=200, help="a query, for the columns after exact scoring")
+    options.add_argument("--keep", action="store_true", help="keep scores in the cache, and take those that are there")
     options.add_argument("--threads", type=int, default=1)
     options.add_argument("--out", type=Path, nargs="*", default=[], help="files to write: .json, .md")
     given = options.parse_args()
@@ -276,12 +197,13 @@ def main() -> None:
     trained, asked = Examples(corpus.rows, corpus.row_texts), Examples(corpus.queries, corpus.query_texts)
     about, console = describe(settings, corpus, given.cache, truth), Console(width=120)
     about |= {"reference": given.reference, "candidates": given.candidates}
-    judges = {name: timed(METHODS[name], subject, trained, asked) for name in {given.reference, "bm25"}}
+    folder = given.cache / "scores" if given.keep else None
+    judges = {name: kept_or_timed(name, folder, subject, trained, asked) for name in {given.reference, "bm25"}}
     found: list[Found] = []
     table = Table(*COLUMNS, title=f"reference {given.reference}, {given.candidates} candidates")
     for name in given.methods:
         method = METHODS[name]
-        scores, build, each = judges[name] if name in judges else timed(method, subject, trained, asked)
+        scores, build, each = judges.get(name) or kept_or_timed(name, folder, subject, trained, asked)
         floats = None if method.floats is None else float(method.floats(subject))
         row = judge(scores, truth, judges[given.reference][0], judges["bm25"][0], given.candidates)
         found.append({"method": name, **row, "floats": floats, "build_seconds": build, "query_seconds": each})

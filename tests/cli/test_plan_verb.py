@@ -32,7 +32,7 @@ def test_a_plan_tells_columns_bytes_memory_and_hours_and_writes_nothing(cli, run
         "curvature",
     ):
         assert part in ended.out
-    assert "1 (as configured)" in ended.out
+    assert "1 (planned)" in ended.out
     assert list(here.iterdir()) == []
 
 

@@ -105,10 +105,8 @@ def test_a_look_without_gradients_before_the_loss_is_no_use(tiny_model, ragged_b
 
 
 def test_every_batch_begins_anew():
-    model, layers = Aside(), tracked_layers(Aside())
-    layers = tracked_layers(model)
-    sink = Recorder()
-    with Hooks(model, layers, [sink]) as hooks:
+    model, sink = Aside(), Recorder()
+    with Hooks(model, tracked_layers(model), [sink]) as hooks:
         hooks.run(summed, torch.ones(4, 3))
 
         def broken(model, batch):
