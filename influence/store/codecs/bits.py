@@ -1,11 +1,9 @@
 """`bits`: the sign of a coordinate, eight in a byte, and a float32 scale a row and module.
 
-The scale is the block's mean magnitude: of all s, it minimises ‖x − s·sign(x)‖², which is then ‖x‖² − ‖x‖₁²/w. Entries
-of zero count as positive.
-
-For normal numbers the error is .60 of ‖x‖, and what is read back has length .80 and cosine .80 with x. So its inner
-product with a query is .64 of the true one on average, less where entries have heavy tails: ranks don't suffer where
-rows share their shape, but a score in nats comes out that much too small.
+The scale is π/2 times the block's mean magnitude. For normal entries, which a random projection gives, that makes the
+inner product with a query unbiased: E⟨q, sign(x)⟩ = √(2/π)⟨q, x⟩/σ. (Mean magnitude alone minimises
+‖x − s·sign(x)‖² and makes every score .64 of the true one; ranks are the same under either.) With heavy tails scores
+still come out too small. Entries of zero count as positive; what is read back has cosine .80 with x for normal entries.
 
 Source for sign and mean magnitude: Rastegari et al. 2016, "XNOR-Net", section 3.1.
 """
@@ -18,6 +16,7 @@ from numpy.typing import NDArray
 
 from influence.store.codecs.coordinates import Scaled
 
+UNBIASED = np.float32(np.pi / 2)
 _BYTES = np.arange(256, dtype=np.uint8)[:, None]
 SIGNS = 1 - 2 * np.unpackbits(_BYTES, axis=1, bitorder="little").astype(np.float32)
 """The eight signs that a byte holds, [256, 8]: a set bit is −1, the lowest bit comes first."""
@@ -31,7 +30,7 @@ class Bits(Scaled):
     code_bits: ClassVar[int] = 1
 
     def _quantise(self, block: NDArray[np.float32]) -> tuple[np.ndarray, NDArray[np.float32]]:
-        return np.packbits(block < 0, axis=1, bitorder="little"), np.abs(block).mean(axis=1)
+        return np.packbits(block < 0, axis=1, bitorder="little"), UNBIASED * np.abs(block).mean(axis=1)
 
     def _unpack(self, codes: np.ndarray, out: NDArray[np.float32]) -> None:
         # Without `clip`, which has nothing to clip here, numpy takes into a buffer first.
