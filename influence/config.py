@@ -5,7 +5,6 @@ paths in a run file are relative to the file's folder; those given with `--set` 
 `save_config` writes the whole resolved configuration, so that building from it gives the same run.
 """
 
-import os
 import types
 from collections.abc import Hashable, Mapping, Sequence
 from difflib import get_close_matches
@@ -19,12 +18,11 @@ from index.factory import IndexSettings
 from influence.data.dataset import DataSettings
 from influence.errors import ConfigError, InfluenceError, RecipeError
 from influence.model.load import ModelSettings
+from influence.paths import absolute_paths
 from influence.recipe import Recipe, recipe
 from influence.store.manifest import StoreSettings
 from influence.store.partial import write_whole
 from influence.task import TaskSettings
-
-DATA_SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".gz", ".zst")
 
 
 class ClusterSettings(BaseModel):
@@ -85,18 +83,27 @@ class RunConfig(BaseModel):
     @field_validator("recipe", mode="after")
     @classmethod
     def _can_be_built(cls, value: Recipe) -> Recipe:
-        """Refuse the parts that a build would pass over in silence."""
-        only_in_memory = {
-            "measurement log_odds": value.measurement == "log_odds",
-            "projection kind trak": value.projection.kind == "trak",
-            "checkpoints": bool(value.checkpoints),
-            "curvature rescale": value.curvature.rescale,
-            f"gradient {value.gradient.kind}": value.gradient.kind != "raw",
-            f"baseline {value.baseline}": value.baseline is not None,
-        }
-        found = [part for part, there in only_in_memory.items() if there]
-        if found:
-            raise ValueError(f"no build has {' and '.join(found)} yet; influence.pairwise, in memory, does")
+        """Refuse what a build would pass over in silence, and what it would look for in vain."""
+        if value.baseline is not None:
+            raise ValueError(
+                f"a build keeps gradients, and the baseline {value.baseline} has none; influence.pairwise, in memory, "
+                "takes it"
+            )
+        if value.needs_factors and (value.checkpoints or value.projection.kind == "trak"):
+            over = "several checkpoints" if value.checkpoints else "a trak projection"
+            raise ValueError(
+                f"no build has Kronecker factors under {over} yet: leave out exact, or whitened rows, or kfac and "
+                "ekfac; influence.pairwise, in memory, takes the latter"
+            )
+        if any(checkpoint.path is None for checkpoint in value.checkpoints):
+            raise ValueError("a checkpoint without a path: name the model folder of each, recipe.checkpoints[…].path")
+        states = value.optimiser_states(len(value.checkpoints) or 1)
+        if value.gradient.kind == "adam" and None in states:
+            where = "each checkpoint's state" if len(states) > 1 else "recipe.gradient.state"
+            raise ValueError(
+                f"gradients are divided by the root of an optimiser's second moments, and the run file names none: set "
+                f"{where} to the checkpoint folder of the training (with its optimizer.pt)"
+            )
         return value
 
 
@@ -130,11 +137,11 @@ def parse_config(
     lines: Mapping[tuple[Any, ...], int] | None = None,
 ) -> RunConfig:
     """Check a mapping of sections and settings and return it as a configuration; see `load_config`."""
-    merged = _absolute(dict(found), folder or Path.cwd())
+    merged = absolute_paths(dict(found), folder or Path.cwd())
     changed: set[tuple[str, ...]] = set()
     for override in overrides:
         changed.add(_override(merged, override))
-    merged = _absolute(merged, Path.cwd(), only=changed)
+    merged = absolute_paths(merged, Path.cwd(), only=changed)
     try:
         return RunConfig.model_validate(merged)
     except RecipeError as error:
@@ -234,24 +241,6 @@ def _override(merged: dict[str, Any], override: str) -> tuple[str, ...]:
         section = section[step]
     section[steps[-1]] = value
     return steps
-
-
-PATH_KEYS = (("model", "path"), ("model", "tokeniser"), ("data", "path"))
-
-
-def _absolute(merged: dict[str, Any], folder: Path, only: set[tuple[str, ...]] | None = None) -> dict[str, Any]:
-    """Make local paths absolute; a name that may belong to a hub is left alone unless the folder holds such a path."""
-    for section, key in PATH_KEYS:
-        if only is not None and not {(section,), (section, key)} & only:
-            continue
-        settings = merged.get(section)
-        value = settings.get(key) if isinstance(settings, Mapping) else None
-        if not isinstance(value, str) or not value:
-            continue
-        local = Path(value).expanduser()
-        if value.startswith((".", "~")) or local.suffix.lower() in DATA_SUFFIXES or (folder / local).exists():
-            merged[section] = {**settings, key: os.path.abspath(folder / local)}  # type: ignore[dict-item]
-    return merged
 
 
 def _place(

@@ -84,12 +84,14 @@ class Checkpoint(BaseModel):
         weight: What its inner products count for: in TracIn its learning rate η. Set it for all checkpoints or for
             none, which means their mean. Where a curvature is inverted weights are divided by their sum, so that the
             unit stays.
+        state: Where its optimiser's second moments are, for gradients that Adam scales; see `GradientSettings`.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     path: Annotated[str, Field(min_length=1)] | None = None
     weight: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    state: Annotated[str, Field(min_length=1)] | None = None
 
 
 class Recipe(BaseModel):
@@ -186,8 +188,12 @@ class Recipe(BaseModel):
             if self.gradient.state is not None and len(self.checkpoints) > 1:
                 raise ValueError(
                     f"gradient.state is one optimiser's, and there are {len(self.checkpoints)} checkpoints, each with "
-                    "second moments of its own. Leave it out"
+                    "second moments of its own: give each checkpoint its state"
                 )
+            if self.gradient.state is not None and any(checkpoint.state for checkpoint in self.checkpoints):
+                raise ValueError("gradient.state and the checkpoint's state are both given: keep one")
+        elif any(checkpoint.state for checkpoint in self.checkpoints):
+            raise ValueError("raw gradients read no optimiser's state: set gradient kind adam, or leave states out")
         if self.baseline is not None:
             parts = ("measurement", "gradient", "projection", "curvature", "comparison", "checkpoints")
             set_too = [part for part in parts if getattr(self, part) != type(self).model_fields[part].default]
@@ -204,6 +210,11 @@ class Recipe(BaseModel):
     def weighted(self) -> bool:
         """Whether rows are multiplied by a weight of their own after the curvature."""
         return self.measurement == "log_odds"
+
+    def optimiser_states(self, count: int) -> tuple[str | None, ...]:
+        """Return where each of `count` checkpoints' second moments are, as far as the recipe says."""
+        own = [checkpoint.state for checkpoint in self.checkpoints] or [None] * count
+        return tuple(state or (self.gradient.state if count == 1 else None) for state in own)
 
     def checkpoint_shares(self, count: int) -> tuple[float, ...]:
         """Return each checkpoint's share of a mean over `count` checkpoints, by their weights; they sum to 1."""

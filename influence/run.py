@@ -27,15 +27,16 @@ from influence.baselines.bm25 import BM25
 from influence.config import RunConfig, load_config, override_config
 from influence.data.example import Example
 from influence.errors import FingerprintMismatch, Incomplete, InfluenceError, MissingExtra, QueryError, StoreError
-from influence.model.load import model_digest, tokeniser_digest
 from influence.pipeline.build import CONFIG, build_run
-from influence.pipeline.curvature_stage import load_curvature
+from influence.pipeline.drawn import drawn_of
 from influence.pipeline.exact_stage import ExactScorer
 from influence.pipeline.factor_stage import factor_file, load_kronecker
+from influence.pipeline.fingerprint import digested
 from influence.pipeline.forecast import Plan, plan_run
 from influence.pipeline.index_stage import FOLDER as INDEX_FOLDER
-from influence.pipeline.index_stage import index_fingerprint, scored_blocks
+from influence.pipeline.index_stage import index_fingerprint, load_comparison, scored_blocks
 from influence.pipeline.progress import Report
+from influence.pipeline.query_stage import query_gradients
 from influence.pipeline.session import Session
 from influence.pipeline.spec import CaptureSpec
 from influence.pipeline.standing import missing_parts, status
@@ -45,7 +46,7 @@ from influence.query.hits import Hits
 from influence.recipe import EXTRA_COPY, ExactSettings, Recipe
 from influence.store.manifest import Manifest
 from influence.store.reader import Store
-from influence.vectors.whiten import Comparison
+from influence.vectors.ensemble import Compared
 
 LEXICAL_ROWS = 2_000_000
 """The most texts that BM25, whose index is held in memory, proposes from."""
@@ -122,31 +123,28 @@ class Run:
         return self.store.rows
 
     @cached_property
-    def comparison(self) -> Comparison:
+    def comparison(self) -> Compared:
         """The recipe with its curvature, loaded when first needed."""
-        stored = self.recipe.stored
-        return Comparison(stored, load_curvature(self.path, self.manifest, stored), self.rows)
+        return load_comparison(self.path, self.manifest, self.recipe.stored)
 
     @cached_property
     def session(self) -> Session:
         """The model under capture, loaded when first needed, in this process.
 
         Raises:
-            FingerprintMismatch: The model or its tokeniser has changed since the rows were captured.
+            FingerprintMismatch: The model, its tokeniser, a checkpoint or an optimiser's state has changed since the
+                rows were captured, or trak's projector draws other numbers here.
         """
         parts = self.manifest.fingerprint_parts
-        for what, found in (
-            ("model", model_digest(self.config.model)),
-            ("tokeniser", tokeniser_digest(self.config.model)),
-        ):
-            if found != parts[what]:
+        for part, (what, found) in digested(self.config).items():
+            if found != parts[part]:
                 raise FingerprintMismatch(
-                    f"The {what} of {self.config.model.path} has changed since {self.path} was built: its digest is "
-                    f"{found}, "
-                    f"the manifest expects {parts[what]}. Put the old one back, or build another run."
+                    f"The {what} has changed since {self.path} was built: its digest is {found}, the manifest expects "
+                    f"{parts[part]}. Put the old one back, or build another run."
                 )
         factors = factor_file(self.path, self.manifest, self.recipe)
-        session = Session(CaptureSpec.of(self.config, factors).model_copy(update={"device": self._device}))
+        spec = CaptureSpec.of(self.config, factors, drawn_of(parts))
+        session = Session(spec.model_copy(update={"device": self._device}))
         if session.modules != self.manifest.modules:
             raise FingerprintMismatch(
                 f"The model's tracked layers come to {session.dims} columns, {self.path} has {self.manifest.dims} "
@@ -236,7 +234,7 @@ class Run:
     def capture(self, queries: Sequence[Query]) -> Queries:
         """Capture queries: their gradients −∇m, projected as the rows are, and what the model makes of them."""
         examples = named([as_example(query) for query in queries])
-        return Queries(examples, *self.session.query_gradients(examples))
+        return Queries(examples, *query_gradients(self.session, examples))
 
     def vectors(self, rows: Sequence[int]) -> np.ndarray:
         """Return the projected gradients of some rows, float32 [n, D], on the scale of the summed loss."""

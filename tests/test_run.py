@@ -22,6 +22,7 @@ from influence.pipeline.cluster import QUIET
 from influence.query.pairwise import pairwise
 from influence.task import CausalLM
 
+NARROW = {"trak": {"dims": 12, "block": 6}}
 QUERIES = [
     {"prompt": "The river was named after", "completion": " a cartographer who never saw it.", "id": "river"},
     {"prompt": "", "completion": "In winter the harbour freezes"},
@@ -43,7 +44,7 @@ def built(model_folder, corpus_file, tmp_path_factory):
             settings = {
                 "model": {"path": str(model_folder("llama")), "dtype": "float32"},
                 "data": {"path": str(corpus_file), "max_tokens": 64},
-                "recipe": {"name": preset, "projection": {"p": 4, "q": 4}},
+                "recipe": {"name": preset, "projection": NARROW.get(preset, {"p": 4, "q": 4})},
                 "store": {"rows_per_shard": 16},
                 "cluster": {"token_budget": 256, "device": "cpu"},
             }
@@ -63,6 +64,21 @@ def built(model_folder, corpus_file, tmp_path_factory):
         yield make
 
 
+@pytest.fixture(scope="module")
+def trained(model_folder, tiny_model, ragged_batch, tmp_path_factory):
+    """Two checkpoints of a training, `first` and `second`, each with its optimiser's state; `first` is the model."""
+    found, model = {}, tiny_model("llama", torch.float32)
+    optimiser = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    for name in ("first", "second"):
+        folder = shutil.copytree(model_folder("llama"), tmp_path_factory.mktemp("checkpoints") / name)
+        model.save_pretrained(folder)
+        CausalLM().example_loss(model, ragged_batch).sum().backward()
+        optimiser.step()
+        torch.save(optimiser.state_dict(), folder / "optimizer.pt")
+        found[name] = folder
+    return found
+
+
 def defined(run) -> np.ndarray:
     """The scores of QUERIES by definition, from in-memory gradients of the same model."""
     session = run.session
@@ -71,7 +87,9 @@ def defined(run) -> np.ndarray:
     batches = [[collate([part], 0) for part in parts] for parts in (rows, asked)]
     session.close()
     try:
-        found = pairwise(session.model, CausalLM(), *batches, recipe=run.recipe)
+        folders = [Path(checkpoint.path) for checkpoint in run.recipe.checkpoints]
+        states = [load_file(folder / "model.safetensors") for folder in folders] or None
+        found = pairwise(session.model, CausalLM(), *batches, recipe=run.recipe, checkpoints=states)
     finally:
         run.close()
     return found.numpy()
@@ -81,12 +99,46 @@ def defined(run) -> np.ndarray:
 EMPIRICAL = "recipe.factors.labels=empirical"
 
 
-@pytest.mark.parametrize("preset", ["graddot", "gradcos", "logra", "trackstar", "whitened", "kfac", "ekfac"])
-def test_scores_are_those_of_the_definition(built, preset):
-    run = built(preset, EMPIRICAL)
+BOTH = "recipe.checkpoints=[{{path: {first}}}, {{path: {second}}}]"
+RATES = "recipe.checkpoints=[{{path: {first}, weight: 0.1}}, {{path: {second}, weight: 0.02}}]"
+STATES = "recipe.checkpoints=[{{path: {first}, state: {first}}}, {{path: {second}, state: {second}}}]"
+METHODS = {
+    **{name: (name,) for name in ("graddot", "gradcos", "logra", "trackstar", "whitened", "kfac", "ekfac", "trak")},
+    "less": ("less", "recipe.gradient.state={first}"),
+    "trackstar of adam": ("trackstar", "recipe.gradient={{kind: adam, state: {first}}}"),
+    "logra of log-odds": ("logra", "recipe.measurement=log_odds"),
+    "trackstar of log-odds": ("trackstar", "recipe.measurement=log_odds"),
+    "logra on both sides": ("logra", "recipe.curvature.side=both", "recipe.measurement=log_odds"),
+    "trak rescaled": ("trak", "recipe.curvature.rescale=true"),
+    "tracin": ("tracin", RATES),
+    "logra of two": ("logra", RATES),
+    "gradcos of two": ("gradcos", RATES),
+    "trackstar of two": ("trackstar", BOTH),
+    "less of two": ("less", STATES),
+    "trak of two": ("trak", RATES, "recipe.curvature.damping.value=0.1"),
+    "trak of two, rescaled": ("trak", BOTH, "recipe.curvature.rescale=true", "recipe.curvature.damping.value=0.1"),
+}
+
+
+@pytest.fixture
+def method(built, trained):
+    """`method(name, *overrides)`: the run of one of METHODS."""
+
+    def make(name, *overrides):
+        preset, *own = METHODS[name]
+        return built(preset, EMPIRICAL, *(override.format(**trained) for override in own), *overrides)
+
+    return make
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_scores_are_those_of_the_definition(method, name):
+    run = method(name)
     found, expected = run.score(QUERIES), defined(run)
     assert found.dtype == np.float32
     assert found == pytest.approx(expected, rel=2e-2, abs=2e-3 * float(np.abs(expected).max()))
+    if run.recipe.decision.kind == "none":
+        assert [hits.promoting[0].row for hits in run.query_many(QUERIES, k=1)] == found.argmax(axis=1).tolist()
 
 
 @pytest.mark.parametrize("preset", ["graddot", "gradcos", "logra"])

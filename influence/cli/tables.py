@@ -77,6 +77,8 @@ def plan_tables(plan: "Plan", hours: Mapping[int, float]) -> list[RenderableType
         size(needs.memory_model + needs.memory_capture),
         "each worker: model and two shards; Python, torch and a batch's activations come on top",
     )
+    if needs.memory_factors:
+        memory.add_row("factors", size(needs.memory_model + needs.memory_factors), "each worker, and the coordinator")
     memory.add_row("curvature", size(needs.memory_curvature), "each worker that sums, and the coordinator")
     memory.add_row("index", size(needs.memory_index), "the coordinator")
     memory.add_row(
@@ -95,13 +97,18 @@ def plan_tables(plan: "Plan", hours: Mapping[int, float]) -> list[RenderableType
                 "tokens a row": f"{probed.tokens_per_row:,.0f}",
                 "computes in": f"{probed.dtype} on {probed.device_name}",
                 "speed": speed,
-                "on disk": f"{size(needs.disk)}: rows {size(needs.disk_rows)}, curvature {size(needs.disk_curvature)}, "
+                "on disk": f"{size(needs.disk)}: rows {size(needs.disk_rows)}, "
+                f"factors {size(needs.disk_factors)}, curvature {size(needs.disk_curvature)}, "
                 f"index {size(needs.disk_index)}; the rows' texts come on top",
             }
         ),
         memory,
         times,
-        Text("Times are of the capture alone, from a measurement of some seconds. No run was started.", "dim"),
+        Text(
+            "Times are of capturing rows and fitting factors, without start-up, from some seconds of measurement. "
+            "No run was started.",
+            "dim",
+        ),
     ]
 
 

@@ -48,7 +48,8 @@ def whereabouts(config: RunConfig, session: Session, rows: Rows, place: Path) ->
     yield Check("finite weights", "pass", f"{count:,} weights, the largest {largest:.3g}", "all finite", value=largest)
     kinds = {"curvature": config.recipe.stored.curvature.kind, "index": config.index.kind}
     per_shard = rows_per_shard(len(rows), bytes_per_row(config.store, session.modules), config.store)
-    need = estimate(len(rows), session.modules, per_shard, codec=config.store, **kinds).disk  # type: ignore[arg-type]
+    sizes = {"codec": config.store, "recipe": config.recipe, **kinds}
+    need = estimate(len(rows), session.modules, per_shard, **sizes).disk  # type: ignore[arg-type]
     free = shutil.disk_usage(next(folder for folder in (place, *place.absolute().parents) if folder.exists())).free
     yield Check(
         "free disk",

@@ -2,14 +2,31 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
+import torch
 from torch import Tensor, nn
 
 from influence.errors import ModelError
+from influence.model.load import ModelSettings, load_model
 
 SHOWN = 4
 """How many weights of each kind a message lists."""
+CIRCUMSTANCES = (
+    *("_name_or_path", "architectures", "transformers_version", "dtype", "torch_dtype", "use_cache"),
+    *("_attn_implementation", "_attn_implementation_autoset", "_attn_implementation_internal"),
+)
+"""What a configuration says of how a model was saved; two checkpoints of one training may differ in it."""
+ADAPTER_KEYS = (
+    "peft_type",
+    "r",
+    "lora_alpha",
+    "use_rslora",
+    "use_dora",
+    "alpha_pattern",
+    "rank_pattern",
+    "target_modules",
+)
 
 
 class Checkpoints:
@@ -57,6 +74,46 @@ class Checkpoints:
                 assert self._own is not None, "checkpoints are loaded inside the context manager"
                 self._model.load_state_dict(dict(self._states[number]))
             yield number
+
+
+def load_weights(model: Any, settings: ModelSettings, path: str, dtype: torch.dtype) -> None:
+    """Give a loaded model the weights of another folder, read with the same care; memory holds both for that moment.
+
+    Args:
+        model: Keeps its own weights where these can't be used.
+        settings: What the model was loaded with.
+        path: A model's folder, or a name on the hub.
+        dtype: The model's.
+
+    Raises:
+        ModelError: The folder can't be loaded, or is of another architecture; both sides are listed.
+    """
+    other = load_model(settings.model_copy(update={"path": path, "gradient_checkpointing": False}), "cpu", dtype)
+    called = f"The checkpoint {path}"
+    state = other.state_dict()
+    check_same_weights(model, state, called)
+    here, there = _described(model), _described(other)
+    told = [
+        f"{key} is {there.get(key)!r}, the model's is {here.get(key)!r}"
+        for key in {**here, **there}
+        if here.get(key) != there.get(key)
+    ]
+    if told:
+        raise ModelError(
+            f"{called} isn't of the {type(model).__name__} in {settings.path}: {_some(told)}. Checkpoints of one "
+            "recipe are those of one architecture."
+        )
+    model.load_state_dict(state)
+
+
+def _described(model: Any) -> dict[str, Any]:
+    """Return what a model computes besides its weights: its configuration, and its adapters', as far as they matter."""
+    found = {key: value for key, value in model.config.to_dict().items() if key not in CIRCUMSTANCES}
+    for name, adapter in getattr(model, "peft_config", {}).items():
+        for key in ADAPTER_KEYS:
+            value = getattr(adapter, key, None)
+            found[f"{name}.{key}"] = sorted(value) if isinstance(value, set) else value
+    return found
 
 
 def check_same_weights(model: nn.Module, state: Mapping[str, Tensor], called: str) -> None:

@@ -16,21 +16,20 @@ from influence.data.dataset import Rows, open_rows
 from influence.errors import Incomplete, StoreError
 from influence.pipeline import capture_stage, curvature_stage, factor_stage, index_stage
 from influence.pipeline.cluster import connect
+from influence.pipeline.drawn import drawn_of
 from influence.pipeline.fingerprint import Probed, all_parts, settled_parts
-from influence.pipeline.plan import most_shards, plan_shards, rows_per_shard
+from influence.pipeline.plan import held_bytes, most_shards, plan_shards, rows_per_shard
 from influence.pipeline.probe import ProbeTask, run_probe
 from influence.pipeline.progress import Report, Stage
 from influence.pipeline.spec import CaptureSpec
 from influence.pipeline.submit import run_tasks
 from influence.pipeline.worker import install
 from influence.recipe import Recipe
-from influence.store.codecs import bytes_per_row
 from influence.store.manifest import MANIFEST, Manifest, Part, ShardRange, check_fingerprint, fingerprint_of
 from influence.store.partial import SUFFIX
 from influence.store.reader import missing_shards
 from influence.store.shard import ROWS
 from influence.store.writer import HOLDER, LOCK, lock_run
-from influence.vectors.whiten import Comparison
 
 log = logging.getLogger(__name__)
 
@@ -114,7 +113,7 @@ def _capture_shards(
     if not todo:
         return []
     factors = factor_stage.factor_file(run_dir, manifest, config.recipe)
-    spec = CaptureSpec.of(_resolved(config, manifest), factors)
+    spec = CaptureSpec.of(_resolved(config, manifest), factors, drawn_of(manifest.fingerprint_parts))
     return capture_stage.capture_missing(client, spec, run_dir, manifest, todo, stage)
 
 
@@ -146,8 +145,7 @@ def _finish(recipe: Recipe, config: RunConfig, run_dir: Path, manifest: Manifest
     stands = index_stage.index_stands(run_dir, manifest, recipe, config.index)
     stage = Stage("index", 1, report, done=int(stands))
     if not stands:
-        fisher = curvature_stage.load_curvature(run_dir, manifest, recipe)
-        index_stage.build_index(run_dir, config.index, Comparison(recipe, fisher, manifest.rows))
+        index_stage.build_index(run_dir, config.index, index_stage.load_comparison(run_dir, manifest, recipe))
         stage.finished()
 
 
@@ -174,7 +172,9 @@ def _standing_manifest(run_dir: Path, settled: dict[str, Part]) -> Manifest | No
 
 
 def _write_manifest(config: RunConfig, run_dir: Path, rows: Rows, settled: dict[str, Part], probed: Probed) -> Manifest:
-    per_shard = rows_per_shard(len(rows), bytes_per_row(config.store, probed.modules), config.store)
+    per_shard = rows_per_shard(
+        len(rows), held_bytes(config.store, probed.modules, len(config.recipe.checkpoints)), config.store
+    )
     parts = all_parts(settled, probed, per_shard)
     manifest = Manifest(
         fingerprint=fingerprint_of(parts),

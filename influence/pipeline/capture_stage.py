@@ -31,6 +31,9 @@ from influence.vectors.unit_norm import unit_norm
 
 log = logging.getLogger(__name__)
 
+BLOCK_ROWS = 1024
+"""Rows of several checkpoints that are encoded at once."""
+
 
 @dataclass(frozen=True)
 class ShardTask:
@@ -66,12 +69,14 @@ class Captured:
     Attributes:
         encoded: Directions as the codec keeps them, n rows; zeros where nothing was scored.
         norms: Lengths, float32 [n].
-        losses: Of the scored tokens, float32 [n], in nats.
+        losses: Of the scored tokens, float32 [n], in nats; of several checkpoints their mean.
+        weights: What rows are multiplied by after the curvature, float32 [n], or None; likewise.
     """
 
     encoded: Encoded
     norms: np.ndarray
     losses: np.ndarray
+    weights: np.ndarray | None
 
 
 def missing(run_dir: Path, manifest: Manifest) -> tuple[list[ShardRange], list[int]]:
@@ -137,7 +142,7 @@ def capture_shard(session: Session, task: ShardTask) -> ShardDone:
             codec,
             captured.encoded,
             captured.norms,
-            _metadata(session, examples, parts, captured.losses),
+            _metadata(session, examples, parts, captured),
             task.fingerprint,
             task.fingerprint_parts,
         )
@@ -150,7 +155,10 @@ def capture_shard(session: Session, task: ShardTask) -> ShardDone:
 
 
 def capture_rows(session: Session, codec: Codec, examples: Sequence[Example], parts: Sequence[Part]) -> Captured:
-    """Capture the loss gradient of every example, adding up the parts of those that were split.
+    """Capture what every example's row is made of, adding up the parts of those that were split.
+
+    Memory: the rows as they are encoded; of several checkpoints also all of them in float32, since a direction is that
+    of all checkpoints' columns together.
 
     Raises:
         CaptureError: A gradient or a loss isn't finite; the row and its id are named.
@@ -158,16 +166,44 @@ def capture_rows(session: Session, codec: Codec, examples: Sequence[Example], pa
     count = len(examples)
     names = [place_of(example) for example in examples]
     encoded, taken = codec.zeros(count), {"float16": torch.float16, "float32": torch.float32}[codec.takes]
-    norms, losses = np.zeros(count, dtype=np.float32), np.zeros(count)
+    norms, means = np.zeros(count, dtype=np.float32), np.zeros((count, 2))
     scored = [part for part in parts if part.scored]
-    expected = np.bincount([part.position for part in scored], minlength=count)
-    for positions, rows, values in whole_rows(session.losses(scored, names), expected):
+    for positions, rows, values in _every_checkpoint(session, scored, names):
         directions, lengths = _split(rows, values, [names[position] for position in positions])
         for name, codes in codec.encode(directions.to(taken).numpy()).items():
             encoded[name][positions] = codes
         norms[positions] = lengths.float().numpy()
-        losses[positions] = values.numpy()
-    return Captured(encoded, norms, losses.astype(np.float32))
+        means[positions, : values.shape[1]] = values.numpy()
+    tokens = np.bincount([part.position for part in scored], [part.scored for part in scored], count)
+    weights = means[:, 1] / np.maximum(tokens, 1) if session.spec.measurement == "log_odds" else None
+    return Captured(
+        encoded, norms, means[:, 0].astype(np.float32), None if weights is None else weights.astype(np.float32)
+    )
+
+
+def _every_checkpoint(
+    session: Session, scored: Sequence[Part], names: Sequence[str]
+) -> Iterator[tuple[np.ndarray, torch.Tensor, torch.Tensor]]:
+    """Yield positions [m], rows [m, D] over all checkpoints side by side, and values [m, 1 or 2], their mean."""
+    expected = np.bincount([part.position for part in scored], minlength=len(names))
+    held, means = torch.zeros(0), torch.zeros(0)
+    for number, files in enumerate(session.spec.checkpoints):
+        session.load(number)
+        pieces = whole_rows(session.losses(scored, names), expected)
+        if session.checkpoints == 1:
+            for positions, rows, values in pieces:
+                yield positions, rows, values.reshape(len(values), -1)
+            return
+        width = session.dims // session.checkpoints
+        for positions, rows, values in pieces:
+            if not len(held):
+                held = torch.zeros(len(names), session.dims, dtype=rows.dtype)
+                means = torch.zeros(len(names), values[0].numel(), dtype=values.dtype)
+            held[positions, number * width : (number + 1) * width] = rows
+            means[positions] += files.share * values.reshape(len(values), -1)
+    for positions in np.array_split(np.flatnonzero(expected), -(-len(held) // BLOCK_ROWS) or 1):
+        if len(positions):
+            yield positions, held[positions], means[positions]
 
 
 def whole_rows(
@@ -217,7 +253,7 @@ def report_zero_rows(zeros: Sequence[int], rows: int) -> None:
 def _split(rows: torch.Tensor, values: torch.Tensor, names: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
     """Return directions and lengths, naming the examples whose gradient or value isn't finite."""
     if not bool(torch.isfinite(values).all()):
-        raise _not_finite("loss", torch.isfinite(values), names)
+        raise _not_finite("loss", torch.isfinite(values).all(dim=1), names)
     try:
         return unit_norm(rows)
     except CaptureError:
@@ -235,7 +271,7 @@ def _not_finite(what: str, finite: torch.Tensor, names: Sequence[str]) -> Captur
     )
 
 
-def _metadata(session: Session, examples: Sequence[Example], parts: Sequence[Part], losses: np.ndarray) -> RowMeta:
+def _metadata(session: Session, examples: Sequence[Example], parts: Sequence[Part], captured: Captured) -> RowMeta:
     tokens = np.zeros(len(examples), dtype=np.int64)
     for part in parts:
         tokens[part.position] += part.scored
@@ -245,6 +281,7 @@ def _metadata(session: Session, examples: Sequence[Example], parts: Sequence[Par
         uri=[example.uri for example in examples],
         label=[example.label for example in examples],
         tokens=tokens,
-        loss=losses,
+        loss=captured.losses,
         text=session.texts(examples),
+        weight=captured.weights,
     )

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from distributed import Client
 
+from influence.axes import ModuleColumns
 from influence.curvature.projected_fisher import FisherSums, ProjectedFisher, blocks_of
 from influence.curvature.spectrum import Spectrum
 from influence.errors import InfluenceError
@@ -24,6 +25,7 @@ from influence.pipeline.tensors import load_tensors, remove_tensors, save_tensor
 from influence.recipe import Recipe
 from influence.store.manifest import Manifest, fingerprint_of
 from influence.store.reader import Store
+from influence.vectors.ensemble import side_by_side
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +44,7 @@ class PartialTask:
     groups: int
     start: int
     stop: int
+    checkpoints: int = 1
 
     @property
     def path(self) -> Path:
@@ -56,13 +59,22 @@ class PartialTask:
 
 def plan_partials(run_dir: Path, manifest: Manifest, recipe: Recipe) -> tuple[PartialTask, ...]:
     """Return the partial sums of a run, in the order they are merged."""
-    blocks = recipe.curvature.blocks
-    groups = group_shards(manifest.shards, blocks_of(manifest.modules, blocks))
+    blocks, count = recipe.curvature.blocks, len(recipe.checkpoints) or 1
+    groups = group_shards(manifest.shards, fisher_blocks(manifest.modules, blocks, count))
     fingerprint = fingerprint_of({"rows": manifest.fingerprint, "blocks": blocks})
     return tuple(
-        PartialTask(run_dir, fingerprint, blocks, number, len(groups), group[0].start, group[-1].stop)
+        PartialTask(run_dir, fingerprint, blocks, number, len(groups), group[0].start, group[-1].stop, count)
         for number, group in enumerate(groups)
     )
+
+
+def fisher_blocks(
+    modules: Sequence[ModuleColumns], blocks: Literal["module", "all"], checkpoints: int
+) -> tuple[ModuleColumns, ...]:
+    """Return the blocks of a run's Fisher: of several checkpoints, whose columns stand side by side, each its own."""
+    if blocks == "module":
+        return tuple(modules)
+    return side_by_side(blocks_of(modules[: len(modules) // checkpoints], blocks), checkpoints)
 
 
 def curvature_fingerprint(manifest: Manifest, recipe: Recipe) -> str | None:
@@ -93,7 +105,7 @@ def run_partial(task: PartialTask) -> int:
     """Sum over one group and save it; the entry point of a task."""
     try:
         store = Store(task.run_dir)
-        sums = FisherSums(blocks_of(store.modules, task.blocks))
+        sums = FisherSums(fisher_blocks(store.modules, task.blocks, task.checkpoints))
         for _, gradients in gradient_blocks(store, task.start, task.stop):
             sums.add(gradients)
         save_tensors(task.path, sums.tensors(), task.fingerprint)
@@ -117,7 +129,7 @@ def decompose(run_dir: Path, manifest: Manifest, recipe: Recipe) -> None:
     wanted = curvature_fingerprint(manifest, recipe)
     assert wanted is not None, "a recipe without curvature has nothing to decompose"
     merged: FisherSums | None = None
-    blocks = blocks_of(manifest.modules, recipe.curvature.blocks)
+    blocks = fisher_blocks(manifest.modules, recipe.curvature.blocks, len(recipe.checkpoints) or 1)
     tasks = plan_partials(run_dir, manifest, recipe)
     for task in tasks:
         sums = FisherSums.from_tensors(blocks, load_tensors(task.path, task.fingerprint))
@@ -143,7 +155,7 @@ def load_curvature(run_dir: Path, manifest: Manifest, recipe: Recipe) -> Project
     wanted = curvature_fingerprint(manifest, recipe)
     if wanted is None:
         return None
-    blocks = blocks_of(manifest.modules, recipe.curvature.blocks)
+    blocks = fisher_blocks(manifest.modules, recipe.curvature.blocks, len(recipe.checkpoints) or 1)
     return ProjectedFisher.from_tensors(blocks, load_tensors(_factors(run_dir), wanted), recipe.curvature.damping)
 
 
@@ -179,6 +191,7 @@ __all__ = [
     "curvature_fingerprint",
     "curvature_stands",
     "decompose",
+    "fisher_blocks",
     "gradient_blocks",
     "load_curvature",
     "log_spectra",

@@ -14,6 +14,7 @@ from influence.gradients.capture import Capture
 from influence.gradients.inner_products import InnerProducts, LowRank, compress
 from influence.gradients.projection import Projection, ProjectionSettings
 from influence.pipeline.capture_stage import whole_rows
+from influence.pipeline.query_stage import query_gradients
 from influence.pipeline.session import Session
 
 QUERY_BYTES = 2**30
@@ -86,7 +87,7 @@ class ExactScorer:
         return scores
 
     def _products(self, queries: Sequence[Example]) -> InnerProducts:
-        gradients, _, _ = self._session.query_gradients(queries, self._whole)
+        gradients, _, _ = query_gradients(self._session, queries, self._whole)
         matrices = preconditioned(gradients, self._whole.modules, self._curvature)
         if self._rank is None:
             return InnerProducts(self._session.model, self._session.layers, matrices)

@@ -26,6 +26,7 @@ from influence.data.tokenise import Part
 from influence.errors import InfluenceError
 from influence.pipeline.batches import cut, halved
 from influence.pipeline.memory import out_of_memory
+from influence.pipeline.plan import factor_groups
 from influence.pipeline.progress import Stage
 from influence.pipeline.session import Session
 from influence.pipeline.spec import CaptureSpec, FactorFile
@@ -39,11 +40,6 @@ from influence.task import fisher_loss
 log = logging.getLogger(__name__)
 
 FOLDER = "curvature"
-GROUP_ROWS = 256
-GROUPS = 16
-PARTIAL_BYTES = 4 * 2**30
-"""What the partial sums may take on disk together, unless a single one takes more."""
-
 Pass = Literal["covariance", "eigenvalues"]
 
 
@@ -252,11 +248,9 @@ def _tasks(
 
 
 def _groups(manifest: Manifest, settings: FactorSettings) -> list[np.ndarray]:
-    """Cut the sample into consecutive groups of about 256 rows, at most 16, fewer where their sums are large."""
+    """Cut the sample into consecutive groups."""
     sample = sampled_rows(manifest.rows, settings)
-    one = sum(4 * (module.inputs**2 + module.outputs**2) for module in manifest.modules)
-    count = max(1, min(GROUPS, -(-len(sample) // GROUP_ROWS), PARTIAL_BYTES // max(1, one)))
-    return np.array_split(sample, count)
+    return np.array_split(sample, factor_groups(len(sample), manifest.modules))
 
 
 def _run(client: Client, tasks: Sequence[FactorTask], stage: Stage) -> None:

@@ -8,9 +8,12 @@ from pydantic import BaseModel, ConfigDict
 from influence.axes import ModuleColumns
 from influence.config import RunConfig
 from influence.data.dataset import Rows
+from influence.gradients.optimiser import state_digest
 from influence.gradients.projection import PROJECTION_VERSION
 from influence.model.load import model_digest, tokeniser_digest
+from influence.pipeline.drawn import drawn_parts
 from influence.pipeline.plan import PLAN_VERSION
+from influence.pipeline.spec import checkpoint_files
 from influence.store.digest import FORMAT_VERSION
 from influence.store.manifest import Part
 
@@ -19,15 +22,16 @@ class Probed(BaseModel):
     """What a worker found out about a run before it starts; small, and sent back to the coordinator.
 
     Attributes:
-        modules: The tracked modules and their columns.
-        dims: D.
+        modules: The tracked modules and their columns, of all checkpoints.
+        dims: The columns of a row.
         dtype: What the model computes in.
         device: The kind of device.
         device_name: In words.
         token_budget: Padded tokens of a batch.
         model_bytes: Of the weights.
         tokens_per_row: Mean over the rows looked at, after truncation.
-        tokens_per_second: Of one worker's capture; None unless it was measured.
+        tokens_per_second: Of one worker's capture at one checkpoint; None unless it was measured.
+        drawn: What trak's projector drew for each checkpoint, where there is one.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -41,6 +45,7 @@ class Probed(BaseModel):
     model_bytes: int
     tokens_per_row: float
     tokens_per_second: float | None = None
+    drawn: tuple[str, ...] = ()
 
 
 def settled_parts(config: RunConfig, rows: Rows) -> dict[str, Part]:
@@ -53,11 +58,10 @@ def settled_parts(config: RunConfig, rows: Rows) -> dict[str, Part]:
     projection = recipe.projection.model_dump(mode="json", exclude=None if recipe.projection.folds else {"damping"})
     parts: dict[str, Part] = {
         "format_version": FORMAT_VERSION,
-        "model": model_digest(model),
+        **{part: digest for part, (_, digest) in digested(config).items()},
         "model.kind": model.kind,
         "model.layers": _json(model.layers),
         "model.attention": model.attention,
-        "tokeniser": tokeniser_digest(model),
         "data": rows.digest(),
         "data.rows": len(rows),
         "data.split": data.split,
@@ -77,6 +81,11 @@ def settled_parts(config: RunConfig, rows: Rows) -> dict[str, Part]:
     }
     if config.store.rank is not None:
         parts["store.rank"] = config.store.rank
+    if recipe.gradient.kind == "adam":
+        parts |= {"recipe.gradient.epsilon": recipe.gradient.epsilon, "recipe.gradient.sides": recipe.gradient.sides}
+    if recipe.checkpoints and recipe.weighted:
+        shares = {f"recipe.checkpoints.{n}.share": files.share for n, files in enumerate(checkpoint_files(recipe))}
+        parts |= shares
     if recipe.projection.folds:
         factors = recipe.factors.model_dump(mode="json")
         parts |= {f"recipe.factors.{key}": value for key, value in factors.items()}
@@ -91,6 +100,28 @@ def settled_parts(config: RunConfig, rows: Rows) -> dict[str, Part]:
     return parts
 
 
+def digested(config: RunConfig) -> dict[str, tuple[str, str]]:
+    """Return the parts that are digests of files which the rows and the queries are computed with: (whose, digest).
+
+    Reads the weights, the tokeniser and the optimisers' states once.
+    """
+    model = config.model
+    found = {
+        "model": (f"model of {model.path}", model_digest(model)),
+        "tokeniser": (f"tokeniser of {model.tokeniser or model.path}", tokeniser_digest(model)),
+    }
+    several = bool(config.recipe.checkpoints)
+    for number, files in enumerate(checkpoint_files(config.recipe)):
+        part = f"recipe.checkpoints.{number}"
+        if files.path is not None:
+            digest = model_digest(model.model_copy(update={"path": files.path}))
+            found[part] = (f"checkpoint {files.path}", digest)
+        if files.state is not None:
+            own = f"{part}.state" if several else "recipe.gradient.state"
+            found[own] = (f"optimiser's state {files.state}", state_digest(files.state))
+    return found
+
+
 def all_parts(settled: dict[str, Part], probed: Probed, per_shard: int) -> dict[str, Part]:
     """Return every part, with what only a worker could tell."""
     modules = json.dumps([module.model_dump(mode="json") for module in probed.modules], sort_keys=True)
@@ -102,6 +133,7 @@ def all_parts(settled: dict[str, Part], probed: Probed, per_shard: int) -> dict[
         "store.rows_per_shard": per_shard,
         "modules": hashlib.sha256(modules.encode()).hexdigest(),
         "dims": probed.dims,
+        **drawn_parts(probed.drawn),
     }
 
 

@@ -11,6 +11,7 @@ from influence.pipeline.fingerprint import Probed
 from influence.pipeline.plan import Estimate, estimate, rows_per_shard
 from influence.pipeline.spec import CaptureSpec
 from influence.pipeline.worker import install
+from influence.recipe import Recipe
 from influence.store.codecs import bytes_per_row
 
 
@@ -22,7 +23,8 @@ class Plan:
         estimate: Disk and memory.
         probed: What a worker found: dtype, device, layers, speed.
         workers: How many would share the work.
-        hours: Of capture on these workers, from a short measurement; other stages and start-up come on top.
+        hours: Of capture, and of fitting factors, on these workers, from a short measurement; start-up and other
+            stages come on top.
     """
 
     estimate: Estimate
@@ -45,10 +47,19 @@ def plan_run(config: RunConfig) -> Plan:
         there = len(list_workers(client))
     per_shard = rows_per_shard(len(rows), bytes_per_row(config.store, probed.modules), config.store)
     kinds: dict[str, Any] = {"curvature": config.recipe.stored.curvature.kind, "index": config.index.kind}
-    needs = estimate(len(rows), probed.modules, per_shard, codec=config.store, model_bytes=probed.model_bytes, **kinds)
+    kinds |= {"codec": config.store, "recipe": config.recipe, "model_bytes": probed.model_bytes}
+    needs = estimate(len(rows), probed.modules, per_shard, **kinds)
     workers = there
     if config.cluster.kind == "local":
         workers = worker_count(config.cluster, resolve_device(config.cluster), needs.shards)
     speed = (probed.tokens_per_second or 0) * workers
-    hours = len(rows) * probed.tokens_per_row / speed / 3600 if speed else float("inf")
+    passed = len(rows) + _fitted(config.recipe, len(rows))
+    hours = passed * probed.tokens_per_row / speed / 3600 if speed else float("inf")
     return Plan(needs, probed, workers, hours)
+
+
+def _fitted(recipe: Recipe, rows: int) -> int:
+    """Return how many rows go through the model to fit Kronecker factors, over both passes."""
+    if not recipe.needs_factors:
+        return 0
+    return min(rows, recipe.factors.rows or rows) * (2 if recipe.corrects_eigenvalues else 1)

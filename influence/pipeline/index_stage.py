@@ -5,17 +5,18 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import torch
 
 import index.build
 import index.persist
 from index.errors import VectorIndexError
 from index.exact import inner_products
 from index.factory import IndexSettings, bytes_needed, load_faiss
-from influence.pipeline.curvature_stage import curvature_fingerprint, gradient_blocks
+from influence.pipeline.curvature_stage import curvature_fingerprint, gradient_blocks, load_curvature
 from influence.recipe import Recipe
 from influence.store.manifest import Manifest, Part, fingerprint_of
 from influence.store.reader import Store
-from influence.vectors.whiten import Comparison
+from influence.vectors.ensemble import Compared, compared
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +36,11 @@ def check_index(settings: IndexSettings) -> None:
 def index_fingerprint(manifest: Manifest, recipe: Recipe) -> str:
     """Return the fingerprint of the indexed vectors: the rows', and what is done to them before they are compared."""
     parts: dict[str, Part] = {"rows": manifest.fingerprint, "comparison": recipe.comparison}
-    if recipe.halved:
+    if recipe.checkpoints:
+        parts["checkpoints"] = ", ".join(map(repr, recipe.checkpoint_weights(len(recipe.checkpoints))))
+    if recipe.curvature.rescale:
+        parts["rescale"] = True
+    if recipe.halved or recipe.curvature.rescale:
         damping = recipe.curvature.damping
         parts |= {"curvature": curvature_fingerprint(manifest, recipe), "damping": damping.value, "kind": damping.kind}
     return fingerprint_of(parts)
@@ -60,7 +65,17 @@ def index_stands(run_dir: Path, manifest: Manifest, recipe: Recipe, settings: In
     )
 
 
-def build_index(run_dir: Path, settings: IndexSettings, comparison: Comparison) -> None:
+def load_comparison(run_dir: Path, manifest: Manifest, recipe: Recipe) -> Compared:
+    """Return the recipe of the stored rows with its curvature, of each of its checkpoints.
+
+    Raises:
+        DigestMismatch: The curvature is missing, damaged, or of other rows.
+        CurvatureError: It is singular and the damping is 0.
+    """
+    return compared(recipe, load_curvature(run_dir, manifest, recipe), manifest.rows)
+
+
+def build_index(run_dir: Path, settings: IndexSettings, comparison: Compared) -> None:
     """Build the index from the stored rows and save it.
 
     Memory: the index itself (4 bytes a row and column), one block of rows.
@@ -82,20 +97,28 @@ def build_index(run_dir: Path, settings: IndexSettings, comparison: Comparison) 
 
 
 def compared_blocks(
-    store: Store, comparison: Comparison, start: int = 0, stop: int | None = None
+    store: Store, comparison: Compared, start: int = 0, stop: int | None = None
 ) -> Iterator[tuple[int, np.ndarray]]:
     """Yield (first row, vectors float32 [b, D]) of the stored rows as the recipe compares them, in order."""
     for first, gradients in gradient_blocks(store, start, stop):
-        yield first, comparison.row_vectors(gradients).numpy()
+        yield first, comparison.row_vectors(gradients, row_weights(store, comparison, first, len(gradients))).numpy()
+
+
+def row_weights(store: Store, comparison: Compared, first: int, count: int) -> torch.Tensor | None:
+    """Return the weights of consecutive rows, float32 [count]; None of a recipe whose rows have none."""
+    if not comparison.recipe.weighted:
+        return None
+    return torch.from_numpy(store.weights(np.arange(first, first + count)))
 
 
 def scored_blocks(
-    store: Store, comparison: Comparison, vectors: np.ndarray, start: int = 0, stop: int | None = None
+    store: Store, comparison: Compared, vectors: np.ndarray, start: int = 0, stop: int | None = None
 ) -> Iterator[tuple[int, np.ndarray]]:
     """Yield (first row, scores float32 [m, b]) of the stored rows for queries as they are compared, in order.
 
     Where rows are compared as they are stored, or at unit length, they are scored straight from their codes; where half
-    the curvature is on their side they are decoded first. Equal rows score equally either way.
+    the curvature is on their side they are decoded first. Equal rows score equally either way. Weights of rows multiply
+    their scores.
 
     Args:
         store: Of the run.
@@ -104,8 +127,14 @@ def scored_blocks(
         start: The first row.
         stop: One past the last; all rows if None.
     """
-    if comparison.fisher is None or not comparison.recipe.halved:
-        yield from store.scores(vectors, start, stop, unit=comparison.recipe.comparison == "cosine")
+    wanted, unit = comparison.stored_queries(torch.from_numpy(vectors)), comparison.recipe.comparison == "cosine"
+    if wanted is not None:
+        for first, found in store.scores(wanted.numpy(), start, stop, unit=unit):
+            weights = row_weights(store, comparison, first, found.shape[1])
+            if weights is not None:
+                # Nothing but zero in front of a row changes its direction.
+                found *= weights.gt(0).float().numpy() if unit else weights.numpy()
+            yield first, found
         return
     asked = vectors.astype(np.float64)
     for first, block in compared_blocks(store, comparison, start, stop):

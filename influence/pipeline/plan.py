@@ -10,6 +10,7 @@ from typing import Literal
 
 from influence.axes import ModuleColumns
 from influence.errors import DataError
+from influence.recipe import Recipe
 from influence.store.codec import CodecSettings
 from influence.store.codecs import bytes_per_row
 from influence.store.manifest import ShardRange, StoreSettings
@@ -25,6 +26,8 @@ SPREAD_ROWS = 256
 TAPER = 4
 """Towards the end a shard holds this part of the rows that are left, down to 64: workers then finish together."""
 GROUPS = 64
+FACTOR_GROUPS = 16
+FACTOR_ROWS = 256
 PARTIAL_BYTES = 4 * 2**30
 """What the curvature's partial sums may take on disk together, unless a single one takes more."""
 
@@ -40,6 +43,12 @@ def rows_per_shard(rows: int, row_bytes: int, settings: StoreSettings) -> int:
     by_size = max(MIN_ROWS, min(MAX_ROWS, SHARD_BYTES // row_bytes))
     by_spread = max(SPREAD_ROWS, -(-rows // SPREAD))
     return min(by_size, by_spread)
+
+
+def held_bytes(codec: CodecSettings, modules: Sequence[ModuleColumns], checkpoints: int) -> int:
+    """Return the bytes of a row that a worker holds: as it is encoded; of several checkpoints, in float32 before."""
+    encoded = bytes_per_row(codec, modules)
+    return encoded if checkpoints < 2 else max(encoded, 4 * modules[-1].stop)
 
 
 def plan_shards(rows: int, per_shard: int) -> tuple[ShardRange, ...]:
@@ -80,6 +89,20 @@ def group_shards(shards: Sequence[ShardRange], modules: Sequence[ModuleColumns])
     return tuple(tuple(shards[start : start + size]) for start in range(0, len(shards), size))
 
 
+def factor_groups(sample: int, modules: Sequence[ModuleColumns]) -> int:
+    """Return into how many groups the sampled rows are cut, one partial sum of the Kronecker factors each.
+
+    Groups of about 256 rows, at most 16, fewer where their sums would take more than 4 GiB of disk together.
+    """
+    most = PARTIAL_BYTES // max(1, covariance_bytes(modules))
+    return max(1, min(FACTOR_GROUPS, -(-sample // FACTOR_ROWS), most))
+
+
+def covariance_bytes(modules: Sequence[ModuleColumns]) -> int:
+    """Return the bytes of one set of Kronecker factors: two float32 squares a module."""
+    return sum(4 * (module.inputs**2 + module.outputs**2) for module in modules)
+
+
 def fisher_bytes(modules: Sequence[ModuleColumns]) -> int:
     """Return the bytes of one set of Fisher sums: a float64 square a module."""
     return sum(8 * (module.stop - module.start) ** 2 for module in modules)
@@ -95,9 +118,12 @@ class Estimate:
         shards: Files of rows.
         rows_per_shard: Rows in the largest, which is the first.
         disk_rows: Bytes of all row vectors and norms (metadata comes on top: about the size of the text).
-        disk_curvature: Bytes of partial sums and merged factors.
+        disk_factors: Bytes of the Kronecker factors' partial sums and of what is made of them.
+        disk_curvature: Bytes of the Fisher's partial sums and of its decomposition.
         disk_index: Bytes of the index file.
         memory_capture: Bytes a worker holds while capturing the largest shards, without the model and its activations.
+        memory_factors: Bytes a worker holds while fitting Kronecker factors, without the model and its activations, and
+            the coordinator while merging and decomposing them.
         memory_curvature: Bytes a worker holds while summing the curvature, and the coordinator while decomposing it.
         memory_index: Bytes held while building the index, and while searching it.
         memory_model: Bytes of the model's weights on each worker.
@@ -114,11 +140,13 @@ class Estimate:
     memory_curvature: int
     memory_index: int
     memory_model: int = 0
+    disk_factors: int = 0
+    memory_factors: int = 0
 
     @property
     def disk(self) -> int:
         """All bytes on disk together, metadata apart."""
-        return self.disk_rows + self.disk_curvature + self.disk_index
+        return self.disk_rows + self.disk_factors + self.disk_curvature + self.disk_index
 
 
 def estimate(
@@ -130,8 +158,20 @@ def estimate(
     index: Literal["exact", "flat"],
     codec: CodecSettings = CodecSettings(),
     model_bytes: int = 0,
+    recipe: Recipe | None = None,
 ) -> Estimate:
-    """Work out disk and memory from counts alone; see `Estimate` for what each number holds."""
+    """Work out disk and memory from counts alone; see `Estimate` for what each number holds.
+
+    Args:
+        rows: Of the data set.
+        modules: Their columns.
+        per_shard: The most rows of a shard.
+        curvature: What is fitted to the stored rows.
+        index: Its kind.
+        codec: How directions are kept.
+        model_bytes: Of the weights.
+        recipe: Says whether Kronecker factors are fitted, and to how many rows; None fits none.
+    """
     dims = modules[-1].stop if modules else 0
     row_bytes = bytes_per_row(codec, modules)
     shards = plan_shards(rows, per_shard)
@@ -140,6 +180,11 @@ def estimate(
     groups = len(group_shards(shards, modules)) if sums else 0
     widest = max((8 * (module.stop - module.start) ** 2 for module in modules), default=0) if sums else 0
     flat = rows * dims * 4 if index == "flat" else 0
+    factors = eigenvalues = partials = 0
+    if recipe is not None and recipe.needs_factors:
+        factors = covariance_bytes(modules)
+        eigenvalues = sum(4 * module.inputs * module.outputs for module in modules) * recipe.corrects_eigenvalues
+        partials = factor_groups(min(rows, recipe.factors.rows or rows), modules)
     return Estimate(
         rows=rows,
         dims=dims,
@@ -154,4 +199,7 @@ def estimate(
         memory_curvature=2 * sums + 3 * widest,
         memory_index=flat,
         memory_model=model_bytes,
+        disk_factors=partials * max(factors, eigenvalues) + factors + eigenvalues,
+        # Both sums of a merge, and their decomposition in float64.
+        memory_factors=4 * factors + 2 * eigenvalues,
     )

@@ -12,6 +12,7 @@ from influence.axes import ModuleColumns
 from influence.data.example import Example, place_of
 from influence.data.tokenise import Part
 from influence.errors import CaptureError, ClusterError, DataError, ModelError
+from influence.pipeline.drawn import drawn
 from influence.pipeline.fingerprint import Probed
 from influence.pipeline.session import Session
 from influence.pipeline.spec import CaptureSpec
@@ -60,7 +61,14 @@ def probe(session: Session, *, timed: bool = False) -> Probed:
     """
     examples, parts = _scored_rows(session)
     names = [place_of(example) for example in examples]
-    rows = torch.cat([_checked(piece.rows, piece.parts, names) for piece in session.losses(parts[:ROWS], names)])
+    captured, drawings = [], []
+    for number in range(session.checkpoints):
+        session.load(number)
+        pieces = session.losses(parts[:ROWS], names)
+        captured.append(torch.cat([_checked(piece.rows, piece.parts, names) for piece in pieces]))
+        if session.rows_capture.record is not None:
+            drawings.append(drawn(session.rows_capture.record))
+    rows = torch.cat(captured, dim=1)
     silent = silent_modules(rows, session.modules)
     if len(silent) == len(session.modules):
         raise ModelError(
@@ -87,6 +95,7 @@ def probe(session: Session, *, timed: bool = False) -> Probed:
         model_bytes=sum(weight.nbytes for weight in session.model.parameters()),
         tokens_per_row=tokens / len({part.position for part in parts}),
         tokens_per_second=_speed(session, parts, names) if timed else None,
+        drawn=tuple(drawings),
     )
 
 

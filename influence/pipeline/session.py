@@ -6,31 +6,36 @@ computes it.
 
 import threading
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import cached_property
+from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from influence.axes import ModuleColumns
 from influence.curvature.covariance import widths_of
 from influence.curvature.kfac import Eigenbasis
 from influence.curvature.whitening import fold_for
 from influence.data.dataset import Rows, open_rows
 from influence.data.example import Example, place_of
 from influence.data.tokenise import Part, readable, tokenise
-from influence.errors import ClusterError, DataError, QueryError
+from influence.errors import ClusterError, DataError
+from influence.gradients.adam import denominators
 from influence.gradients.capture import Capture
 from influence.gradients.hooks import Hooks, Measure
 from influence.gradients.inner_products import InnerProducts
+from influence.gradients.optimiser import read_second_moments
 from influence.gradients.projection import Projection
+from influence.model.checkpoints import load_weights
 from influence.model.layers import tracked_layers
 from influence.model.load import load_model, load_tokeniser, pad_id, resolve_dtype
-from influence.pipeline.batches import run_batches
+from influence.pipeline.batches import Compute, run_batches
+from influence.pipeline.drawn import check_drawn
 from influence.pipeline.spec import CaptureSpec
 from influence.pipeline.tensors import load_tensors
 from influence.pipeline.transfer import Piece
-from influence.task import measurement, task_for
+from influence.task import row_loss, row_weight, task_for
+from influence.vectors.ensemble import side_by_side
 
 WHOLE = 2**20
 """Tokens a query may have where the model's configuration names no limit."""
@@ -45,7 +50,8 @@ class Session:
         pad: The token that fills a batch.
         task: What is differentiated.
         layers: The tracked layers.
-        rows_capture: Gives the run's rows, projected.
+        modules: Which columns of a row belong to which layer, and to which checkpoint where there are several.
+        rows_capture: Gives the run's rows, projected; of several checkpoints, those of the one that is loaded.
         tokenising: Held while the tokeniser is in use: a fast tokeniser may not be entered twice.
         computing: Held while a shard is captured, so that a worker's two task slots take turns.
     """
@@ -61,20 +67,21 @@ class Session:
         self._embeddings: int = self.model.get_input_embeddings().weight.shape[0]
         self.task = task_for(spec.model.kind, spec.task)
         self.layers = tracked_layers(self.model, spec.model.layers)
-        self.rows_capture = self._projected(spec)
-        self._hooks: Hooks = self.rows_capture.__enter__()
+        self._hooks: Hooks | None = None
+        self._loaded: int | None = None
+        self._set_up(0)
         self.tokenising = threading.Lock()
         self.computing = threading.Lock()
 
     @property
-    def modules(self) -> tuple[ModuleColumns, ...]:
-        """Which columns of a row belong to which layer."""
-        return self.rows_capture.modules
+    def dims(self) -> int:
+        """The columns of a row: D of each checkpoint."""
+        return self.modules[-1].stop if self.modules else 0
 
     @property
-    def dims(self) -> int:
-        """D, the columns of a row."""
-        return self.rows_capture.dims
+    def checkpoints(self) -> int:
+        """How many checkpoints' gradients a row has."""
+        return len(self.spec.checkpoints)
 
     @property
     def token_budget(self) -> int:
@@ -88,29 +95,57 @@ class Session:
 
     def project(self, spec: CaptureSpec) -> None:
         """Project rows as another specification of the same model and data says."""
-        if (spec.projection, spec.factors) == (self.spec.projection, self.spec.factors):
-            return
-        self.rows_capture = self._projected(spec)
-        self.spec = self.spec.model_copy(update={"projection": spec.projection, "factors": spec.factors})
-        self.set_hooks(self.rows_capture)
+        changed = ("projection", "factors", "drawn")
+        if any(getattr(spec, part) != getattr(self.spec, part) for part in changed):
+            self.spec = self.spec.model_copy(update={part: getattr(spec, part) for part in changed})
+            self._set_up(self._number)
+
+    def load(self, checkpoint: int) -> None:
+        """Give the model the weights of one of the recipe's checkpoints, for the captures that follow.
+
+        Raises:
+            ModelError: It can't be loaded, or is of another architecture.
+            OptimiserMismatch: Its optimiser's state isn't the model's.
+        """
+        path = self.spec.checkpoints[checkpoint].path
+        if path is not None and checkpoint != self._loaded:
+            self._loaded = None
+            load_weights(self.model, self.spec.model, path, resolve_dtype(self.spec.model, self.device))
+            self._loaded = checkpoint
+        if checkpoint != self._number and (self.spec.projection.kind == "trak" or self.spec.gradient.kind == "adam"):
+            self._set_up(checkpoint)
 
     def set_hooks(self, hooks: Hooks) -> None:
         """Set hooks on the model in the place of those that are set."""
         if hooks is not self._hooks:
-            self._hooks.__exit__(None, None, None)
+            self.close()
             self._hooks = hooks.__enter__()
 
     def close(self) -> None:
         """Remove the hooks; the session can't be used afterwards."""
-        self._hooks.__exit__(None, None, None)
+        if self._hooks is not None:
+            self._hooks.__exit__(None, None, None)
+            self._hooks = None
 
-    def _projected(self, spec: CaptureSpec) -> Capture:
-        fold = None
+    def _set_up(self, checkpoint: int) -> None:
+        """Make the capture of one checkpoint's rows, with what it divides by and projects with, and set its hooks."""
+        spec, fold, scales = self.spec, None, None
+        # What the capture before this one holds may be larger than the model.
+        self.close()
+        self.__dict__.pop("rows_capture", None)
         if spec.factors is not None:
             tensors = load_tensors(spec.factors.path, spec.factors.fingerprint)
             basis = Eigenbasis.from_tensors(widths_of(self.layers), spec.factors.settings, tensors)
             fold = fold_for(spec.projection, basis)
-        return Capture(self.model, self.layers, Projection(spec.projection, fold))
+        state = spec.checkpoints[checkpoint].state
+        if state is not None:
+            moments = read_second_moments(state, self.model)
+            scales = denominators(self.model, self.layers, moments, spec.gradient.epsilon)
+        self.rows_capture = Capture(self.model, self.layers, Projection(spec.projection, fold, checkpoint), scales)
+        check_drawn(self.rows_capture.record, spec.drawn, checkpoint)
+        self.modules = side_by_side(self.rows_capture.modules, self.checkpoints)
+        self._number = checkpoint
+        self.set_hooks(self.rows_capture)
 
     @cached_property
     def rows(self) -> Rows:
@@ -174,53 +209,28 @@ class Session:
             return [readable(example, self.tokeniser) for example in examples]
 
     def losses(self, parts: Sequence[Part], names: Sequence[str]) -> Iterator[Piece]:
-        """Capture ∇ℓ of every part: what a training row stores. See `capture`."""
-        return self.capture(self.task.example_loss, parts, names)
+        """Capture what a training row is made of, at the checkpoint that is loaded: ∇ℓ of every part, and ℓ.
 
-    def query_gradients(
-        self, queries: Sequence[Example], whole: Capture | None = None
-    ) -> tuple[Tensor, np.ndarray, np.ndarray]:
-        """Capture queries, whole and in a few batches.
-
-        Args:
-            queries: With what they are asked against, where they are.
-            whole: Gives other gradients than the run's projected ones, such as unprojected ones.
-
-        Returns:
-            −∇m of every query, [m, D] float32 on the CPU; log p of what was said, [m] float64, in nats; and of what it
-            is asked against, NaN where it isn't. The measurement m is the first, or their difference.
-
-        Raises:
-            QueryError: A query has no scored token; it is named.
-            DataError: A query can't be tokenised, or is longer than the model has positions.
+        Where the recipe measures log-odds it is minus their gradient, and the values are [n, 2]: ℓ, and the sum of 1−p
+        over the scored tokens.
         """
-        for query in queries:
-            if query.label is not None and self.spec.model.kind == "causal_lm":
-                raise QueryError(
-                    f"{place_of(query)} has a label ({query.label!r}), which only a classifier is asked about; this "
-                    "model is a causal language model. Leave the label out, or ask with a prompt and a completion."
-                )
-        against = [number for number, query in enumerate(queries) if query.contrast is not None]
-        examples = [*queries, *(query.contrast for query in queries if query.contrast is not None)]
-        parts = self.tokenise(examples, whole=True)
-        for part in parts:
-            if not part.scored:
-                raise QueryError(
-                    f"{place_of(examples[part.position])} has no scored token: its completion is empty, or it has "
-                    "no prompt and its completion is a single token. Give both, so that something is predicted."
-                )
-        names = [place_of(example) for example in examples]
-        gradients = torch.zeros(len(examples), (whole or self.rows_capture).dims)
-        said = np.zeros(len(examples))
-        for piece in self.capture(self._negative_measurement, parts, names, whole):
-            where = [part.position for part in piece.parts]
-            gradients[where] = piece.rows.float()
-            said[where] = -piece.values.double().numpy()
-        count = len(queries)
-        gradients[against] -= gradients[count:]
-        instead = np.full(count, np.nan)
-        instead[against] = said[count:]
-        return gradients[:count], said[:count], instead
+        kind = self.spec.measurement
+        if kind == "log_likelihood":
+            yield from self.capture(self.task.example_loss, parts, names)
+            return
+
+        def compute(batch: Any) -> tuple[Tensor, Tensor]:
+            rows, _ = self.rows_capture(lambda model, batch: row_loss(self.task, model, batch, kind), batch)
+            with torch.no_grad():
+                losses = self.task.example_loss(self.model, batch)
+            weights = row_weight(self.task, self.model, batch, kind)
+            assert weights is not None, "log-odds have weights"
+            return rows, torch.stack([losses, weights], dim=1)
+
+        for piece in self.run(compute, parts, names, self.rows_capture):
+            scored = torch.tensor([part.scored for part in piece.parts])
+            values = torch.stack([piece.values[:, 0], piece.values[:, 1] * scored], dim=1)
+            yield replace(piece, values=values)
 
     def capture(
         self,
@@ -238,19 +248,16 @@ class Session:
             hooks: What is kept of a gradient; the run's projected rows where nothing else is asked for.
         """
         chosen = hooks or self.rows_capture
-        self.set_hooks(chosen)
-        return run_batches(
-            lambda batch: chosen(measure, batch),
-            parts,
-            names,
-            width=chosen.width,
-            budget=self.token_budget,
-            pad=self.pad,
-            device=self.device,
-        )
+        return self.run(lambda batch: chosen(measure, batch), parts, names, chosen)
 
-    def _negative_measurement(self, model: object, batch: object) -> Tensor:
-        return -measurement(self.task, model, batch)
+    def run(
+        self, compute: Compute, parts: Sequence[Part], names: Sequence[str], hooks: Capture | InnerProducts
+    ) -> Iterator[Piece]:
+        """Compute something of every part, batch by batch, under hooks; see `capture`."""
+        self.set_hooks(hooks)
+        return run_batches(
+            compute, parts, names, width=hooks.width, budget=self.token_budget, pad=self.pad, device=self.device
+        )
 
 
 def _device(spec: CaptureSpec) -> str:

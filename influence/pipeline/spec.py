@@ -8,9 +8,11 @@ from pydantic import BaseModel, ConfigDict
 from influence.config import RunConfig
 from influence.curvature.covariance import FactorSettings
 from influence.data.dataset import DataSettings
+from influence.gradients.adam import GradientSettings
 from influence.gradients.projection import ProjectionSettings
 from influence.model.load import ModelSettings
-from influence.task import TaskSettings
+from influence.recipe import Recipe
+from influence.task import Measured, TaskSettings
 
 TOKEN_BUDGET = {"cpu": 2_048, "cuda": 16_384}
 """Padded tokens of a batch where nobody sets them: on a CPU activations stay in the cache, on a GPU they fill it."""
@@ -26,11 +28,31 @@ class FactorFile(BaseModel):
     settings: FactorSettings
 
 
+class CheckpointFiles(BaseModel):
+    """One checkpoint whose gradients are a part of a row.
+
+    Attributes:
+        path: Its folder; None for the model itself.
+        state: Its optimiser's second moments, where gradients are divided by them.
+        share: What its losses and weights count for in a row's, a mean over the checkpoints.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    path: str | None = None
+    state: str | None = None
+    share: float = 1.0
+
+
 class CaptureSpec(BaseModel):
     """Everything that decides a row, and nothing else; small, and sent to workers with their tasks.
 
     Attributes:
+        measurement: What queries measure, which decides what a row is the gradient of.
+        checkpoints: Whose gradients stand side by side in a row, at least one.
         factors: What a whitened projection, or one on eigenvectors, is made with; None for any other.
+        drawn: What trak's projector drew for each checkpoint when the run was begun, as `drawn` writes it; nothing is
+            compared where it is empty.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -38,30 +60,40 @@ class CaptureSpec(BaseModel):
     model: ModelSettings
     data: DataSettings
     task: TaskSettings
+    measurement: Measured = "log_likelihood"
+    gradient: GradientSettings = GradientSettings()
+    checkpoints: tuple[CheckpointFiles, ...] = (CheckpointFiles(),)
     projection: ProjectionSettings
     factors: FactorFile | None = None
+    drawn: tuple[str, ...] = ()
     token_budget: int | None
     threads: int
     device: Literal["auto", "cpu", "cuda"]
 
     @classmethod
-    def of(cls, config: RunConfig, factors: FactorFile | None = None) -> Self:
+    def of(cls, config: RunConfig, factors: FactorFile | None = None, drawn: tuple[str, ...] = ()) -> Self:
         """Return the part of a configuration that decides its rows.
 
         Args:
             config: The run.
             factors: Of the run. Without them a projection that needs them is taken at random instead, of the same
                 widths: for the steps that come before there are factors.
+            drawn: As the run's manifest has it, once there is one.
         """
-        projection = config.recipe.stored.projection
+        recipe = config.recipe.stored
+        projection = recipe.projection
         if projection.folds and factors is None:
             projection = projection.model_copy(update={"rows": "random"})
         return cls(
             model=config.model,
             data=config.data,
             task=config.task,
+            measurement=recipe.measurement,
+            gradient=recipe.gradient,
+            checkpoints=checkpoint_files(recipe),
             projection=projection,
             factors=factors if projection.folds else None,
+            drawn=drawn,
             token_budget=config.cluster.token_budget,
             threads=config.cluster.threads_per_worker,
             device=config.cluster.device,
@@ -75,4 +107,18 @@ class CaptureSpec(BaseModel):
 
     def unprojected(self) -> "CaptureSpec":
         """Return the specification without its projection: what a process must load anew when it changes."""
-        return self.model_copy(update={"projection": ProjectionSettings(), "factors": None})
+        return self.model_copy(update={"projection": ProjectionSettings(), "factors": None, "drawn": ()})
+
+
+def checkpoint_files(recipe: Recipe) -> tuple[CheckpointFiles, ...]:
+    """Return whose gradients stand side by side in a row: the recipe's checkpoints, or the model alone.
+
+    Learning rates decide nothing of a row; where rows have weights, the checkpoints' shares in their mean do.
+    """
+    count = len(recipe.checkpoints) or 1
+    shares = recipe.checkpoint_shares(count) if recipe.weighted else (1 / count,) * count
+    paths = [checkpoint.path for checkpoint in recipe.checkpoints] or [None]
+    return tuple(
+        CheckpointFiles(path=path, state=state, share=share)
+        for path, state, share in zip(paths, recipe.optimiser_states(count), shares, strict=True)
+    )

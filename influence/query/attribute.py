@@ -17,7 +17,7 @@ from influence.errors import QueryError
 from influence.query.hits import Hit, Hits, MeasuredQuery, snippet
 from influence.query.rescore import ranked, rescore
 from influence.store.reader import Store
-from influence.vectors.whiten import Comparison
+from influence.vectors.ensemble import Compared
 
 Search = Callable[[np.ndarray, int], Neighbours]
 """Query vectors [m, D] and k to the rows with the k largest and the k smallest inner products."""
@@ -40,7 +40,7 @@ class Queries:
     contrasted: np.ndarray
 
 
-def query_vectors(queries: Queries, comparison: Comparison) -> np.ndarray:
+def query_vectors(queries: Queries, comparison: Compared) -> np.ndarray:
     """Return the queries as they are compared, [m, D] float32.
 
     Raises:
@@ -64,7 +64,7 @@ def query_vectors(queries: Queries, comparison: Comparison) -> np.ndarray:
 
 
 def attribute(
-    queries: Queries, store: Store, comparison: Comparison, search: Search, k: int, *, summary: str | None = None
+    queries: Queries, store: Store, comparison: Compared, search: Search, k: int, *, summary: str | None = None
 ) -> list[Hits]:
     """Answer every query: the k rows that promote its completion most, and the k that oppose it most.
 
@@ -95,7 +95,7 @@ def attribute(
 
 
 def propose(
-    queries: Queries, comparison: Comparison, search: Search, count: int, words: BM25 | None = None
+    queries: Queries, comparison: Compared, search: Search, count: int, words: BM25 | None = None
 ) -> list[np.ndarray]:
     """Return each query's candidates: the index's best and worst `count` rows, joined with as many of BM25's.
 

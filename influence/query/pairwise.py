@@ -65,7 +65,7 @@ def pairwise(
         checkpoints: State dicts of the model, in the order of `recipe.checkpoints` if it names any. Each is loaded in
             turn, and the model gets its own weights back.
         second_moments: What a recipe of Adam's gradients divides by the root of, bias-corrected; of several
-            checkpoints, one each. Unset they are read from `recipe.gradient.state`.
+            checkpoints, one each. Unset they are read from where the recipe says, `gradient.state` or the checkpoints'.
         decode: The texts of a batch's examples, which only the baseline `bm25` reads.
 
     Returns:
@@ -220,8 +220,9 @@ def _moments(
     """Return each checkpoint's second moments, or None of each where the recipe divides by none."""
     if recipe.gradient.kind != "adam":
         return [None] * count
-    if given is None and count == 1 and recipe.gradient.state is not None:
-        return [read_second_moments(recipe.gradient.state, model)]
+    states = [state for state in recipe.optimiser_states(count) if state is not None]
+    if given is None and len(states) == count:
+        return [read_second_moments(state, model) for state in states]
     found = [] if given is None else [given] if isinstance(given, Mapping) else list(given)
     if len(found) != count:
         where = "recipe.gradient.state to the checkpoint folder of its training (with its optimizer.pt), or "

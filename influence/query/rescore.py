@@ -10,10 +10,10 @@ import numpy as np
 import torch
 
 from influence.store.reader import Store
-from influence.vectors.whiten import Comparison
+from influence.vectors.ensemble import Compared
 
 
-def rescore(store: Store, comparison: Comparison, vector: np.ndarray, rows: Sequence[int] | np.ndarray) -> np.ndarray:
+def rescore(store: Store, comparison: Compared, vector: np.ndarray, rows: Sequence[int] | np.ndarray) -> np.ndarray:
     """Return the scores of some rows for one query.
 
     Args:
@@ -25,7 +25,8 @@ def rescore(store: Store, comparison: Comparison, vector: np.ndarray, rows: Sequ
     Returns:
         float32 [len(rows)], in the order asked; the recipe's unit.
     """
-    compared = comparison.row_vectors(torch.from_numpy(store.vectors(rows))).numpy()
+    weights = torch.from_numpy(store.weights(rows)) if comparison.recipe.weighted else None
+    compared = comparison.row_vectors(torch.from_numpy(store.vectors(rows)), weights).numpy()
     return (compared.astype(np.float64) @ vector.astype(np.float64)).astype(np.float32)
 
 

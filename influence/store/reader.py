@@ -22,7 +22,7 @@ from influence.store.codec import Codec, Encoded
 from influence.store.codecs import codec_for
 from influence.store.commits import Commits
 from influence.store.manifest import Manifest, ShardRange
-from influence.store.shard import METADATA, ROW_GROUP, ROWS, ShardFiles, read_rows
+from influence.store.shard import METADATA, ROW_GROUP, ROWS, ShardFiles, read_rows, read_weights
 
 SCORED_BYTES = 4 * 2**20
 """Codes that are scored at a time, and scores that are made of them."""
@@ -169,6 +169,14 @@ class Store:
             span = self.manifest.shards[shard]
             found += self._lines(span, wanted[shards == shard] - span.start, columns)
         return [found[place] for place in back]
+
+    def weights(self, rows: Sequence[int] | np.ndarray) -> np.ndarray:
+        """Return what some rows are multiplied by after the curvature, float32; repeats allowed. Raises as `meta`."""
+        wanted, back = np.unique(self._check_rows(rows), return_inverse=True)
+        shards = self._shards_of(wanted)
+        places = [(self.manifest.shards[shard], wanted[shards == shard]) for shard in np.unique(shards)]
+        found = [read_weights(self._metadata(span), inside - span.start) for span, inside in places]
+        return np.concatenate([np.empty(0, np.float32), *found])[back]
 
     def norms(self) -> Iterator[tuple[int, np.ndarray]]:
         """Yield each shard's first row and the norms of its rows, float32 [n], from the metadata: no vector is read."""

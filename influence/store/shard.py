@@ -6,7 +6,8 @@
                               int4      "scales" float32 [n, M], "int4" uint8 [n, Σ ⌈QP/2⌉]
                               bits      "scales" float32 [n, M], "bits" uint8 [n, Σ ⌈QP/8⌉]
                               factors   "factors" float16 [n, Σ c(Q + P)]
-    shard-00007.parquet       one line a row: row, id, source, uri, label, tokens, loss, norm, text
+    shard-00007.parquet       one line a row: row, id, source, uri, label, tokens, loss, norm, text; and weight, where
+                              rows are multiplied by one
     shard-00007.json          the commit record, written last: without it there is no shard
 
 The safetensors layout is written and read here rather than through the library, for two measured reasons: the library
@@ -23,6 +24,7 @@ from typing import Self
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from influence.errors import StoreError
@@ -52,6 +54,10 @@ METADATA = pa.schema(
 )
 
 
+WEIGHT = pa.field("weight", pa.float32(), nullable=False)
+"""A column more, of runs whose rows have weights."""
+
+
 @dataclass(frozen=True, slots=True)
 class RowMeta:
     """What is known of each row of a shard besides its gradient; every column has the shard's length n.
@@ -64,6 +70,7 @@ class RowMeta:
         tokens: Scored tokens, int32 [n].
         loss: Summed over the scored tokens, in nats, float32 [n].
         text: What people read.
+        weight: What the row is multiplied by after the curvature, float32 [n]; None where rows have no weights.
     """
 
     id: Sequence[str]
@@ -73,6 +80,7 @@ class RowMeta:
     tokens: np.ndarray
     loss: np.ndarray
     text: Sequence[str]
+    weight: np.ndarray | None = None
 
     def table(self, span: ShardRange, norms: np.ndarray) -> pa.Table:
         """Return the parquet table of a shard, adding the columns `row` and `norm` (float32 [n])."""
@@ -87,10 +95,13 @@ class RowMeta:
             "norm": norms,
             "text": self.text,
         }
+        schema = METADATA
+        if self.weight is not None:
+            columns["weight"], schema = np.asarray(self.weight, dtype=np.float32), METADATA.append(WEIGHT)
         for name, values in columns.items():
             if len(values) != span.rows:
                 raise StoreError(f"{span.name} holds {span.rows} rows, column {name!r} has {len(values)} values.")
-        return pa.table(columns, schema=METADATA)
+        return pa.table(columns, schema=schema)
 
 
 class ShardFiles:
@@ -210,3 +221,21 @@ def read_rows(path: Path, codec: Codec, rows: int, start: int, encoded: Encoded,
                 if not count:
                     raise StoreError(f"{path} ends {len(rest):,} bytes too soon.")
                 rest = rest[count:]
+
+
+def read_weights(path: Path, places: np.ndarray) -> np.ndarray:
+    """Return the weights of some rows of one shard, float32, from the row groups that hold them.
+
+    Args:
+        path: The shard's metadata.
+        places: Counted within the shard, ascending, at least one.
+
+    Raises:
+        StoreError: These rows have no weights.
+    """
+    with pq.ParquetFile(path) as file:
+        if WEIGHT.name not in file.schema_arrow.names:
+            raise StoreError(f"{path} has no column {WEIGHT.name}: its rows are of a recipe that weighs none.")
+        first, last = int(places[0]) // ROW_GROUP, int(places[-1]) // ROW_GROUP
+        held = file.read_row_groups(list(range(first, last + 1)), columns=[WEIGHT.name])
+    return held.column(WEIGHT.name).to_numpy()[places - first * ROW_GROUP]

@@ -22,7 +22,9 @@ import torch
 from torch import Tensor
 
 from influence.axes import ND, ModuleColumns, PerExample
+from influence.curvature.projected_fisher import ProjectedFisher
 from influence.errors import RecipeError
+from influence.recipe import Recipe
 from influence.vectors.whiten import Comparison
 
 
@@ -35,6 +37,11 @@ class Ensemble:
     """
 
     parts: tuple[Comparison, ...]
+
+    @property
+    def recipe(self) -> Recipe:
+        """Of every checkpoint."""
+        return self.parts[0].recipe
 
     @property
     def scales(self) -> tuple[float, ...]:
@@ -66,6 +73,16 @@ class Ensemble:
         curved = self._each(gradients, lambda part, own: part.curved_rows(own))
         return first.measured(first.weighed(curved, weights))
 
+    def stored_queries(self, vectors: ND) -> ND | None:
+        """Return what scores stored rows as they are, before their weights; see `Comparison.stored_queries`."""
+        if self.parts[0].stored_queries(vectors) is None:
+            return None
+        scales = self.scales
+        if self.recipe.comparison == "cosine":
+            return vectors if len(set(scales)) == 1 else None
+        pieces = vectors.split(vectors.shape[1] // len(scales), dim=1)
+        return torch.cat([piece * scale**0.5 for piece, scale in zip(pieces, scales, strict=True)], dim=1)
+
     def mean_weights(self, weights: Sequence[PerExample]) -> PerExample | None:
         """Return the rows' mean weight over the checkpoints, [n]; None of a recipe whose rows have none."""
         if not weights:
@@ -82,6 +99,39 @@ class Ensemble:
             apply(part, own) * scale**0.5 for part, own, scale in zip(self.parts, pieces, self.scales, strict=True)
         ]
         return torch.cat(scaled, dim=1)
+
+
+Compared = Comparison | Ensemble
+"""What turns gradients into the vectors of a recipe."""
+
+
+def compared(recipe: Recipe, fisher: ProjectedFisher | None, rows: int) -> Compared:
+    """Return a recipe with its curvature in hand.
+
+    Args:
+        recipe: Of the stored rows.
+        fisher: Of all checkpoints' columns side by side; None where the recipe has none.
+        rows: N.
+    """
+    count = len(recipe.checkpoints) or 1
+    if not recipe.checkpoints and not recipe.curvature.rescale:
+        return Comparison(recipe, fisher, rows)
+    fishers = [None] * count if fisher is None else apart(fisher, count)
+    return Ensemble(tuple(Comparison(recipe, own, rows) for own in fishers))
+
+
+def apart(fisher: ProjectedFisher, count: int) -> list[ProjectedFisher]:
+    """Return the Fisher of each of `count` checkpoints, from that of their columns side by side."""
+    blocks, width = len(fisher.modules) // count, fisher.modules[-1].stop // count
+    found = []
+    for number in range(count):
+        own = slice(number * blocks, (number + 1) * blocks)
+        modules = tuple(
+            module.model_copy(update={"start": module.start - number * width, "stop": module.stop - number * width})
+            for module in fisher.modules[own]
+        )
+        found.append(ProjectedFisher(modules, fisher.eigenvalues[own], fisher.eigenvectors[own], fisher.dampings[own]))
+    return found
 
 
 def side_by_side(modules: Sequence[ModuleColumns], count: int) -> tuple[ModuleColumns, ...]:

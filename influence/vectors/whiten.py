@@ -61,6 +61,13 @@ class Comparison:
         """
         return self.measured(self.weighed(self.curved_rows(gradients), weights))
 
+    def stored_queries(self, vectors: ND) -> ND | None:
+        """Return what scores stored rows as they are, before their weights, from queries as they are compared, [m, D].
+
+        None where rows must be turned into vectors first, because half the curvature is on their side.
+        """
+        return vectors if self.fisher is None or not self.recipe.halved else None
+
     def curved_queries(self, gradients: ND) -> ND:
         """Apply the query's share of the curvature, and 1/N where scores count extra copies."""
         if self.fisher is not None:

@@ -7,7 +7,7 @@ import torch
 from influence.curvature.covariance import CovarianceFit, FactorSettings
 from influence.errors import CurvatureError, FingerprintMismatch
 from influence.pipeline import build as build_module
-from influence.pipeline import factor_stage
+from influence.pipeline import factor_stage, plan
 from influence.pipeline.build import build_run
 from influence.pipeline.factor_stage import load_basis, load_kronecker, sampled_rows
 from influence.store.manifest import Manifest
@@ -77,7 +77,7 @@ def test_whitened_rows_of_other_factors_are_refused(configured, in_process, run_
 
 
 def test_only_groups_that_are_missing_are_summed_again(configured, in_process, run_dir, monkeypatch, contents):
-    monkeypatch.setattr(factor_stage, "GROUP_ROWS", 4)
+    monkeypatch.setattr(plan, "FACTOR_ROWS", 4)
     config = configured(*DECIDED)
     build_run(config, run_dir)
     expected = contents(run_dir)

@@ -9,6 +9,7 @@ import torch
 from influence.data.example import Example, TextContent
 from influence.errors import CaptureError, DataError, QueryError
 from influence.gradients.capture import Capture
+from influence.pipeline.query_stage import query_gradients
 from influence.pipeline.session import Session
 from influence.pipeline.spec import CaptureSpec
 
@@ -109,22 +110,22 @@ def test_a_query_is_never_truncated(opened):
     session = opened("data.max_tokens=8")
     whole = Example.query("A list keeps its items in order and a set keeps", " each of them once")
     short = Example.query("", "A list keeps its items in order and a set keeps each of them once")
-    gradients, measured, _ = session.query_gradients([whole, short])
+    gradients, measured, _ = query_gradients(session, [whole, short])
     assert measured[1] < measured[0] < 0
     assert gradients.abs().sum(dim=1).min() > 0
     with pytest.raises(DataError, match=r"Query 'far' has more tokens, and the model has 512 positions\. Shorten it"):
-        session.query_gradients([Example.query("word " * 600, "end", id="far")])
+        query_gradients(session, [Example.query("word " * 600, "end", id="far")])
 
 
 def test_a_query_with_nothing_to_score_is_named(opened):
     with pytest.raises(QueryError, match="Query 'mute' has no scored token"):
-        opened().query_gradients([Example.query("The river", "", id="mute")])
+        query_gradients(opened(), [Example.query("The river", "", id="mute")])
 
 
 def test_a_query_is_minus_the_row_of_its_log_likelihood(opened):
     session = opened()
     example = text(0, "The river was named after a cartographer.")
     row, loss = losses(session, [example])
-    gradient, measured, _ = session.query_gradients([example])
+    gradient, measured, _ = query_gradients(session, [example])
     torch.testing.assert_close(gradient, row, rtol=1e-4, atol=1e-5)
     assert measured == pytest.approx(-loss)

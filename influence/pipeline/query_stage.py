@@ -1,0 +1,92 @@
+"""Queries on their way to gradients: through the session that captures rows, whole and in a few batches."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from influence.data.example import Example, place_of
+from influence.data.tokenise import Part
+from influence.errors import QueryError
+from influence.gradients.capture import Capture
+from influence.pipeline.batches import Compute
+from influence.pipeline.session import Session
+from influence.task import measurement
+
+
+def query_gradients(
+    session: Session, queries: Sequence[Example], whole: Capture | None = None
+) -> tuple[Tensor, np.ndarray, np.ndarray]:
+    """Capture queries.
+
+    Args:
+        session: Of the run.
+        queries: With what they are asked against, where they are.
+        whole: Gives other gradients than the run's projected ones, such as unprojected ones.
+
+    Returns:
+        −∇m of every query, [m, D] float32 on the CPU, of several checkpoints side by side; log p of what was said, [m]
+        float64, in nats; and of what it is asked against, NaN where it isn't. The measurement m is the first (or its
+        log-odds), or the difference; of several checkpoints log p is the mean.
+
+    Raises:
+        QueryError: A query has no scored token, or a label that means nothing; it is named.
+        DataError: A query can't be tokenised, or is longer than the model has positions.
+    """
+    for query in queries:
+        if query.label is not None and session.spec.model.kind == "causal_lm":
+            raise QueryError(
+                f"{place_of(query)} has a label ({query.label!r}), which only a classifier is asked about; this "
+                "model is a causal language model. Leave the label out, or ask with a prompt and a completion."
+            )
+    against = [number for number, query in enumerate(queries) if query.contrast is not None]
+    examples = [*queries, *(query.contrast for query in queries if query.contrast is not None)]
+    parts = session.tokenise(examples, whole=True)
+    for part in parts:
+        if not part.scored:
+            raise QueryError(
+                f"{place_of(examples[part.position])} has no scored token: its completion is empty, or it has "
+                "no prompt and its completion is a single token. Give both, so that something is predicted."
+            )
+    gradients, said = _captured(session, parts, [place_of(example) for example in examples], whole)
+    count = len(queries)
+    gradients[against] -= gradients[count:]
+    instead = np.full(count, np.nan)
+    instead[against] = said[count:]
+    return gradients[:count], said[:count], instead
+
+
+def _captured(
+    session: Session, parts: Sequence[Part], names: Sequence[str], whole: Capture | None
+) -> tuple[Tensor, np.ndarray]:
+    """Return −∇m and log p of every query and of everything that one is asked against, over all checkpoints."""
+    gradients, said = [], np.zeros(len(names))
+    for number, files in enumerate(session.spec.checkpoints):
+        session.load(number)
+        chosen = whole or session.rows_capture
+        found = torch.zeros(len(names), chosen.dims)
+        for piece in session.run(_measured(session, chosen), parts, names, chosen):
+            where = [part.position for part in piece.parts]
+            found[where] = piece.rows.float()
+            said[where] += files.share * piece.values.double().numpy()
+        gradients.append(found)
+    return gradients[0] if len(gradients) == 1 else torch.cat(gradients, dim=1), said
+
+
+def _measured(session: Session, chosen: Capture) -> Compute:
+    """Return what gives −∇m and log p of a batch of queries."""
+    kind, raw = session.spec.measurement, session.spec.gradient.sides == "rows"
+
+    def negative(model: Any, batch: Any) -> Tensor:
+        return -measurement(session.task, model, batch, kind)
+
+    def compute(batch: Any) -> tuple[Tensor, Tensor]:
+        rows, values = chosen(negative, batch, raw=True) if raw else chosen(negative, batch)
+        if kind == "log_likelihood":
+            return rows, -values
+        with torch.no_grad():
+            return rows, measurement(session.task, session.model, batch)
+
+    return compute
