@@ -14,14 +14,14 @@ class IndexSettings(BaseModel):
     """The `index` section of a run file.
 
     Attributes:
-        kind: `flat`, FAISS IndexFlatIP: every row in memory as float32, no approximation. `exact`: no index at all;
-            every search reads the vectors where they lie, in one pass, and faiss isn't needed.
+        kind: `exact`: no index at all; every search reads the vectors where they lie, in one pass, and faiss isn't
+            needed. `flat`, FAISS IndexFlatIP: every row in memory as float32, no approximation either.
         device: Where a flat index is searched. `gpu` needs faiss-gpu, a GPU, and the whole index in its memory.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    kind: Literal["exact", "flat"] = "flat"
+    kind: Literal["exact", "flat"] = "exact"
     device: Device = "cpu"
 
     @model_validator(mode="after")

@@ -341,7 +341,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "less": {"gradient": {"kind": "adam", "sides": "rows"}, "comparison": "cosine"},
     "logra": {"curvature": {"kind": "fisher"}},
     "trackstar": {"curvature": {"kind": "fisher"}, "comparison": "cosine"},
-    "whitened": {"projection": {"rows": "whitened"}},
+    "whitened": {"projection": {"rows": "whitened", "p": 64, "q": 64}, "exact": {"kind": "ekfac"}},
     "trak": {
         "measurement": "log_odds",
         "projection": {"kind": "trak", "dims": 2048},
@@ -356,7 +356,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 over several checkpoints its length is that of all together, where LESS adds up a cosine of each."""
 
 
-def recipe(name: str = "logra", /, **parts: Any) -> Recipe:
+def recipe(name: str = "whitened", /, **parts: Any) -> Recipe:
     """Return a preset, with some of its parts changed.
 
     Args:

@@ -29,7 +29,7 @@ def test_recipe_is_a_function_whatever_was_imported_before():
     import influence.recipe as file
 
     assert influence.recipe("gradcos", seed=3) == file.recipe("gradcos", seed=3)
-    assert influence.recipe().name == "logra"
+    assert influence.recipe().name == "whitened"
 
 
 def test_a_name_that_is_not_there_is_an_attribute_error():

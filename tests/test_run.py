@@ -45,7 +45,8 @@ def built(model_folder, corpus_file, tmp_path_factory):
                 "model": {"path": str(model_folder("llama")), "dtype": "float32"},
                 "data": {"path": str(corpus_file), "max_tokens": 64},
                 "recipe": {"name": preset, "projection": NARROW.get(preset, {"p": 4, "q": 4})},
-                "store": {"rows_per_shard": 16},
+                "store": {"rows_per_shard": 16, "codec": "float16"},
+                "index": {"kind": "flat"},
                 "cluster": {"token_budget": 256, "device": "cpu"},
             }
             folder = tmp_path_factory.mktemp("runs") / "run"

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from influence.axes import ModuleColumns
 from influence.errors import FingerprintMismatch, StoreError
-from influence.store.codec import CodecSettings
+from influence.store.codec import CodecName, CodecSettings
 from influence.store.digest import FORMAT_VERSION, seal, unseal
 from influence.store.partial import write_whole
 
@@ -35,6 +35,7 @@ class StoreSettings(CodecSettings):
             and 65,536 rows.
     """
 
+    codec: CodecName = "bits"
     rows_per_shard: int | None = Field(default=None, ge=1)
 
 

@@ -99,7 +99,8 @@ def settings(model: Path, data: Path, kind: str = "causal_lm") -> dict[str, Any]
         "model": {"path": str(model), "kind": kind, "dtype": "float32"},
         "data": {"path": str(data), "max_tokens": 64},
         "recipe": {"name": "logra", "projection": {"p": 4, "q": 4}},
-        "store": {"rows_per_shard": 8},
+        "store": {"rows_per_shard": 8, "codec": "float16"},
+        "index": {"kind": "flat"},
         "cluster": {"token_budget": 256, "workers": 1, "device": "cpu"},
     }
 

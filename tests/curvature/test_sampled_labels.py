@@ -11,6 +11,7 @@ from torch import nn
 from influence.errors import TaskError
 from influence.gradients.capture import Capture
 from influence.model.layers import LayerSettings, tracked_layers
+from influence.model.token_likelihood import reached
 from influence.query.pairwise import pairwise
 from influence.recipe import recipe
 from influence.task import CausalLM, SequenceClassification, TaskSettings, fisher_loss
@@ -84,6 +85,11 @@ def test_tokens_are_drawn_as_often_as_the_model_says(route):
     expected = count * given.exp()
     # Chi-square of six degrees of freedom: above 27 once in ten thousand seeds, and this is one seed.
     assert float(((seen - expected).square() / expected).sum()) < 27
+
+
+def test_a_token_that_cannot_be_is_not_drawn_where_the_distribution_stands_still():
+    p = torch.tensor([0.0, 0.5, 0.0, 0.5, 0.0]).expand(3, 5)
+    assert reached(p, torch.tensor([0.0, 0.5, 0.9999])).tolist() == [1, 3, 3]
 
 
 @pytest.mark.parametrize("route", ROUTES)

@@ -18,7 +18,7 @@ PRINT = "a1b2"
 
 @pytest.fixture
 def built():
-    return build(IndexSettings(), [(0, ROWS)], rows=30, dims=5)
+    return build(IndexSettings(kind="flat"), [(0, ROWS)], rows=30, dims=5)
 
 
 @pytest.fixture

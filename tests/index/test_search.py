@@ -165,7 +165,7 @@ def test_the_process_keeps_its_number_of_faiss_threads():
 def test_without_faiss_the_message_names_the_extra_to_install(monkeypatch, device):
     monkeypatch.setitem(sys.modules, "faiss", None)
     with pytest.raises(FaissMissing, match=rf"pip install 'influence\[{device}\]'"):
-        build(IndexSettings(device=device), [], rows=0, dims=2)
+        build(IndexSettings(kind="flat", device=device), [], rows=0, dims=2)
 
 
 def test_the_package_and_exact_search_work_without_faiss(monkeypatch):
@@ -177,14 +177,14 @@ def test_the_package_and_exact_search_work_without_faiss(monkeypatch):
 def test_a_gpu_asked_of_a_cpu_only_faiss_is_refused(monkeypatch):
     monkeypatch.setitem(sys.modules, "faiss", SimpleNamespace(__version__="1.15.1"))
     with pytest.raises(GpuMissing, match="built for the CPU only"):
-        build(IndexSettings(device="gpu"), [], rows=0, dims=2)
+        build(IndexSettings(kind="flat", device="gpu"), [], rows=0, dims=2)
 
 
 def test_a_gpu_asked_of_a_machine_without_one_is_refused(monkeypatch):
     without = SimpleNamespace(StandardGpuResources=object, get_num_gpus=lambda: 0)
     monkeypatch.setitem(sys.modules, "faiss", without)
     with pytest.raises(GpuMissing, match="finds no GPU on this machine"):
-        build(IndexSettings(device="gpu"), [], rows=0, dims=2)
+        build(IndexSettings(kind="flat", device="gpu"), [], rows=0, dims=2)
 
 
 def test_more_neighbours_than_a_gpu_returns_are_refused_with_the_largest_k():

@@ -16,7 +16,8 @@ from influence.pipeline import cluster
 
 SETTINGS = {
     "recipe": {"name": "logra", "projection": {"p": 2, "q": 3}},
-    "store": {"rows_per_shard": 8},
+    "store": {"rows_per_shard": 8, "codec": "float16"},
+    "index": {"kind": "flat"},
     "cluster": {"token_budget": 128, "workers": 1, "device": "cpu"},
 }
 

@@ -121,7 +121,7 @@ def test_the_plan_reckons_with_the_bytes_of_the_codec():
     modules = [ModuleColumns(name=str(n), **sides, start=4096 * n, stop=4096 * (n + 1)) for n in range(21)]
     kinds = {"curvature": "identity", "index": "exact"}
     for settings, size in (
-        (StoreSettings(), 2 * 86_016 + 4),
+        (StoreSettings(codec="float16"), 2 * 86_016 + 4),
         (StoreSettings(codec="bits"), 10_752 + 21 * 4 + 4),
         (StoreSettings(codec="factors", rank=1), 21 * 2 * 128 + 4),
     ):

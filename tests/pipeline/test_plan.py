@@ -42,7 +42,7 @@ def test_no_rows_make_no_plan():
 
 @given(rows=st.integers(1, 10**8), dims=st.integers(1, 10**7))
 def test_shards_are_about_256_megabytes_unless_the_data_is_small(rows, dims):
-    found = rows_per_shard(rows, 2 * dims, StoreSettings())
+    found = rows_per_shard(rows, 2 * dims, StoreSettings(codec="float16"))
     assert 64 <= found <= 65_536
     assert found == 64 or found * dims * 2 <= 256 * 2**20
     if found > 256:
@@ -50,7 +50,7 @@ def test_shards_are_about_256_megabytes_unless_the_data_is_small(rows, dims):
 
 
 def test_a_small_data_set_still_makes_work_for_several_workers():
-    assert len(plan_shards(5000, rows_per_shard(5000, 2 * 7168, StoreSettings()))) > 8
+    assert len(plan_shards(5000, rows_per_shard(5000, 2 * 7168, StoreSettings(codec="float16")))) > 8
 
 
 def test_a_set_number_of_rows_is_kept():
