@@ -184,6 +184,7 @@ class Run:
         k: int | None = None,
         exact: bool | None = None,
         candidates: int | None = None,
+        progress: Report | None = None,
     ) -> list[Hits]:
         """Answer several queries from one pass over them.
 
@@ -192,6 +193,7 @@ class Run:
             k: Rows on each side; unset, 10 or as many as there are.
             exact: Whether the index's proposals are scored again from whole gradients; unset, as the recipe says.
             candidates: How many proposals of each side; unset, as the recipe says.
+            progress: Called with every `Step` of exact scoring; a `ProgressBar` shows them.
 
         Raises:
             QueryError: A query can't be answered; k, or the candidates for it, are too few or too many; or exact scores
@@ -204,12 +206,12 @@ class Run:
             if decision.kind == "none":
                 return attribute(captured, self.store, self.comparison, self._search, k)
             if decision.candidates is None:
-                found = self._scorer(decision).every_row(captured.examples)
+                found = self._scorer(decision, progress).every_row(captured.examples)
                 everyone = [np.arange(self.rows)] * len(found)
                 return decide(captured, self.store, everyone, list(found), k, **self._told(decision))
             words = self._words if decision.lexical else None
             proposed = propose(captured, self.comparison, self._search, min(decision.candidates, self.rows), words)
-            found = self._scorer(decision).candidates(captured.examples, proposed)
+            found = self._scorer(decision, progress).candidates(captured.examples, proposed)
             return decide(captured, self.store, proposed, found, k, **self._told(decision))
 
     def score(self, queries: Sequence[Query]) -> np.ndarray:
@@ -304,10 +306,10 @@ class Run:
             )
         return k
 
-    def _scorer(self, decision: ExactSettings) -> ExactScorer:
+    def _scorer(self, decision: ExactSettings, progress: Report | None = None) -> ExactScorer:
         kind: Literal["kfac", "ekfac"] = "kfac" if decision.kind == "kfac" else "ekfac"
         curvature = load_kronecker(self.path, self.manifest, self.recipe, kind, decision.damping)
-        return ExactScorer(self.session, curvature, self.rows, decision.rank)
+        return ExactScorer(self.session, curvature, self.rows, decision.rank, progress)
 
     def _told(self, decision: ExactSettings) -> dict[str, str]:
         decided = self.recipe.model_copy(update={"exact": decision})

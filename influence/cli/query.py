@@ -66,9 +66,11 @@ def query(
     else:
         asked = from_file(queries)
     import influence.run
+    from influence.pipeline.progress import ProgressBar
 
-    with influence.run.open(run) as opened, told().status("Asking the model …"):
-        answers = opened.query_many(asked, k=k, exact=exact, candidates=candidates)
+    tell("Asking the model …", "dim")
+    with influence.run.open(run) as opened, ProgressBar(told()) as bar:
+        answers = opened.query_many(asked, k=k, exact=exact, candidates=candidates, progress=bar)
     _deliver(answers, chosen, out)
 
 

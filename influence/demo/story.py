@@ -145,7 +145,8 @@ def ask(run: Run, rows: Sequence[CorpusRow], asked: Sequence[Question], progress
     """Put every question to the run and to BM25."""
     stage = Stage("questions", 2, progress)
     k = min(DEPTH, len(rows))
-    found = run.query_many([Example.query(q.prompt, q.completion, id=q.name) for q in asked], k=k)
+    queries = [Example.query(question.prompt, question.completion, id=question.name) for question in asked]
+    found = run.query_many(queries, k=k, progress=progress)
     doubted = [question for question in asked if question.wrong is not None]
     wrong = run.capture([Example.query(q.prompt, q.wrong or "", id=q.name) for q in doubted]).measured
     unlikely = {question.name: float(value) for question, value in zip(doubted, wrong, strict=True)}

@@ -4,7 +4,8 @@ A batch of queries shares the candidates' backward passes; nothing of a candidat
 that of the candidates, however many rows there are.
 """
 
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -14,26 +15,29 @@ from influence.gradients.capture import Capture
 from influence.gradients.inner_products import InnerProducts, LowRank, compress
 from influence.gradients.projection import Projection, ProjectionSettings
 from influence.pipeline.capture_stage import whole_rows
+from influence.pipeline.progress import Report, Stage
 from influence.pipeline.query_stage import query_gradients
 from influence.pipeline.session import Session
+
+log = logging.getLogger(__name__)
 
 QUERY_BYTES = 2**30
 """Queries' whole gradients that are held at once; more queries than fit take another pass over the candidates."""
 BLOCK_ROWS = 256
 """Candidates that are read and tokenised at a time."""
 
-Scored = Callable[[np.ndarray, np.ndarray], None]
-"""Hears of rows [n] and their scores for the queries at hand, [m, n]."""
-
 
 class ExactScorer:
-    """Scores rows for queries from whole gradients.
+    """Scores rows for queries from whole gradients."""
 
-    Attributes:
-        errors: ‖H − H_r‖ / ‖H‖ of each module for the queries scored last, where their matrices were compressed.
-    """
-
-    def __init__(self, session: Session, curvature: KroneckerCurvature, rows: int, rank: int | None) -> None:
+    def __init__(
+        self,
+        session: Session,
+        curvature: KroneckerCurvature,
+        rows: int,
+        rank: int | None,
+        report: Report | None = None,
+    ) -> None:
         """Set up.
 
         Args:
@@ -41,10 +45,11 @@ class ExactScorer:
             curvature: K-FAC's or EK-FAC's, damped.
             rows: N, for the 1/N of a score in nats per extra copy.
             rank: What queries' matrices are compressed to; None keeps them whole.
+            report: Hears of every block of rows.
         """
+        self._report = report
         self._session, self._curvature, self._rows, self._rank = session, curvature, rows, rank
         self._whole = Capture(session.model, session.layers, Projection(ProjectionSettings(kind="none")))
-        self.errors: tuple[float, ...] = ()
 
     @property
     def queries_at_once(self) -> int:
@@ -62,29 +67,36 @@ class ExactScorer:
             For each query the scores of its candidates, float32, in nats per extra copy of the row; positive promotes.
         """
         found = [np.zeros(len(rows), dtype=np.float32) for rows in wanted]
-        for first in range(0, len(queries), self.queries_at_once):
-            group = range(first, min(first + self.queries_at_once, len(queries)))
-            union = np.unique(np.concatenate([wanted[number] for number in group]))
+        firsts = range(0, len(queries), self.queries_at_once)
+        groups = [range(first, min(first + self.queries_at_once, len(queries))) for first in firsts]
+        unions = [np.unique(np.concatenate([wanted[number] for number in group])) for group in groups]
+        stage = self._stage(sum(_blocks(len(union)) for union in unions))
+        for group, union in zip(groups, unions, strict=True):
             scores = np.zeros((len(group), len(union)), dtype=np.float32)
             products = self._products([queries[number] for number in group])
             for place in range(0, len(union), BLOCK_ROWS):
                 rows = union[place : place + BLOCK_ROWS]
                 scores[:, place : place + len(rows)] = self._block(products, rows)
+                stage.finished(rows=len(rows))
             for within, number in enumerate(group):
                 found[number] = scores[within, np.searchsorted(union, wanted[number])]
         return found
 
-    def every_row(self, queries: Sequence[Example], heard: Callable[[int], None] = lambda rows: None) -> np.ndarray:
-        """Score every row for every query, [queries, rows] float32; `heard` is told of rows as they are done."""
+    def every_row(self, queries: Sequence[Example]) -> np.ndarray:
+        """Score every row for every query, [queries, rows] float32."""
         scores = np.zeros((len(queries), self._rows), dtype=np.float32)
+        stage = self._stage(_blocks(self._rows) * -(-len(queries) // self.queries_at_once))
         for first in range(0, len(queries), self.queries_at_once):
             group = slice(first, first + self.queries_at_once)
             products = self._products(queries[group])
             for start in range(0, self._rows, BLOCK_ROWS):
                 rows = np.arange(start, min(start + BLOCK_ROWS, self._rows))
                 scores[group, rows] = self._block(products, rows)
-                heard(len(rows))
+                stage.finished(rows=len(rows))
         return scores
+
+    def _stage(self, blocks: int) -> Stage:
+        return Stage("exact", blocks, self._report)
 
     def _products(self, queries: Sequence[Example]) -> InnerProducts:
         gradients, _, _ = query_gradients(self._session, queries, self._whole)
@@ -92,7 +104,11 @@ class ExactScorer:
         if self._rank is None:
             return InnerProducts(self._session.model, self._session.layers, matrices)
         compressed: list[LowRank] = [compress(matrix, self._rank) for matrix in matrices]
-        self.errors = tuple(matrix.error for matrix in compressed)
+        errors = [matrix.error for matrix in compressed]
+        log.info(
+            "The queries' matrices at rank %d: ‖H − H_r‖ / ‖H‖ is %.2g to %.2g over the %d layers.",
+            *(self._rank, min(errors), max(errors), len(errors)),
+        )
         return InnerProducts(self._session.model, self._session.layers, compressed)
 
     def _block(self, products: InnerProducts, rows: np.ndarray) -> np.ndarray:
@@ -107,3 +123,7 @@ class ExactScorer:
         for positions, found, _ in whole_rows(pieces, expected):
             scores[positions] = found.float().numpy()
         return scores.T / self._rows
+
+
+def _blocks(rows: int) -> int:
+    return -(-rows // BLOCK_ROWS)
