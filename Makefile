@@ -44,4 +44,5 @@ $(RUN_STAMP): .venv/bin/python pyproject.toml constraints.txt
 $(DEV_STAMP): .venv/bin/python pyproject.toml constraints.txt
 	@echo "Installing into .venv (once; some minutes on a fresh machine) ..." >&2
 	$(PIP) --editable '.[cpu,dev]'
+	$(PIP) --no-deps kronfluence  # its torchvision, which it never imports, would bring another torch
 	@touch $@ $(RUN_STAMP)

@@ -11,6 +11,7 @@ The causal language model's loss never holds the logits of a whole batch: see `m
 """
 
 import logging
+from collections.abc import Sequence
 from typing import Any, Literal, Protocol, runtime_checkable
 from weakref import WeakKeyDictionary
 
@@ -117,6 +118,16 @@ def fisher_loss(task: Task, labels: Literal["sampled", "empirical"], model: Any,
     return sampled(model, batch, torch.Generator().manual_seed(seed))
 
 
+def drawn_with(batch: Any, shape: Sequence[int], generator: torch.Generator) -> Tensor:
+    """Return numbers in [0, 1) to draw labels with, `shape` [N, s], on the batch's device.
+
+    The batch's own `uniforms`, whose first s columns belong to each example wherever it is batched; or the generator's.
+    """
+    own = getattr(batch, "uniforms", None)
+    drawn = torch.rand(tuple(shape), generator=generator) if own is None else own[:, : shape[1]]
+    return drawn.to(batch.input_ids.device)
+
+
 def task_for(kind: Literal["causal_lm", "sequence_classification"], settings: TaskSettings = TaskSettings()) -> Task:
     """Return the task of a kind of model."""
     return CausalLM(settings) if kind == "causal_lm" else SequenceClassification()
@@ -145,7 +156,7 @@ class CausalLM:
 
         The tokens before it stay the data's: labels are drawn, not texts.
         """
-        uniforms = torch.rand(batch.labels[:, 1:].shape, generator=generator).to(batch.labels.device)
+        uniforms = drawn_with(batch, batch.labels[:, 1:].shape, generator)
         total = -self.token_log_likelihood(model, batch, uniforms).sum(dim=1)
         return total if self.settings.reduction == "sum" else total / _scored(batch)
 
@@ -252,7 +263,7 @@ class SequenceClassification:
     def sampled_loss(self, model: Any, batch: Any, generator: torch.Generator) -> PerExample:
         """Return −log p of labels drawn from the model, [N], in nats."""
         logits = wide(self._logits(model, batch))
-        uniforms = torch.rand(len(logits), generator=generator).to(logits.device)
+        uniforms = drawn_with(batch, (len(logits), 1), generator).squeeze(1).to(logits.device)
         drawn = reached(torch.softmax(logits.detach(), dim=1), uniforms)
         return nn.functional.cross_entropy(logits, drawn, reduction="none")
 

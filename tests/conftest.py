@@ -34,6 +34,9 @@ CHAT_TEMPLATE = (
 FAMILIES = ("gpt2", "gptneox", "llama", "qwen2", "qwen3", "bert", "lora")
 VOCABULARY = 300
 
+# Threads that wait for one another cost these models more than they save, most of all on a machine with other work.
+torch.set_num_threads(1)
+
 TinyModel = Callable[..., Any]
 ModelFolder = Callable[[str], Path]
 

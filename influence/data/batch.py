@@ -24,6 +24,8 @@ class Batch:
         label: [N], int64, each part's class; None but for classifiers.
         positions: Which example of the list that was tokenised each part comes from.
         tokens: Real tokens, padding not counted. Known without asking the device.
+        uniforms: [N, S] in [0, 1), float64: what labels are drawn with where a Fisher samples them; None leaves that to
+            the generator.
     """
 
     input_ids: NS
@@ -32,6 +34,7 @@ class Batch:
     label: PerExample | None
     positions: tuple[int, ...]
     tokens: int
+    uniforms: NS | None = None
 
     @property
     def padded(self) -> int:
@@ -46,10 +49,10 @@ class Batch:
                 tensor = tensor.pin_memory()
             return tensor.to(device, non_blocking=True)
 
-        label = None if self.label is None else moved(self.label)
-        return Batch(
-            moved(self.input_ids), moved(self.attention_mask), moved(self.labels), label, self.positions, self.tokens
-        )
+        optional = (None if tensor is None else moved(tensor) for tensor in (self.label, self.uniforms))
+        label, uniforms = optional
+        required = (moved(self.input_ids), moved(self.attention_mask), moved(self.labels))
+        return Batch(*required, label, self.positions, self.tokens, uniforms)
 
 
 def cut_batches(lengths: Sequence[int], token_budget: int, max_rows: int = MAX_ROWS) -> list[list[int]]:

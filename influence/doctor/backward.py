@@ -8,14 +8,15 @@ from torch import Tensor, nn
 
 from influence.doctor.check import Check, relative_error
 from influence.doctor.subject import Subject
-from influence.gradients.projection import Projection
+from influence.gradients.capture import Capture
+from influence.gradients.projection import Projection, ProjectionSettings
 from influence.model.layers import TrackedLayer
 
 LAYERS = 8
 """Layers whose weight gradients are formed, spread over the model, so that they fit into memory."""
 
 
-def ordinary_backward(subject: Subject, alone: Tensor) -> Check:
+def ordinary_backward(subject: Subject) -> Check:
     """Compare with one backward pass that forms weight gradients, on some layers that share no weight."""
     session = subject.session
     index = min(range(len(subject.parts)), key=lambda index: len(subject.parts[index].input_ids))
@@ -23,8 +24,14 @@ def ordinary_backward(subject: Subject, alone: Tensor) -> Check:
     layers = layers[:: -(-len(layers) // LAYERS)] if layers else ()
     if not layers:
         return Check("ordinary backward", "note", "does not apply: every tracked layer shares its weight")
-    columns = {module.name: slice(module.start, module.stop) for module in session.modules}
-    projection = Projection(session.spec.projection)
+    settings = session.spec.projection
+    if settings.kind == "trak":
+        # A dense sketch has no columns of a single layer: the capture that it is made of is looked at two-sided.
+        settings = ProjectionSettings()
+    projection = Projection(settings)
+    with Capture(session.model, session.layers, projection) as capture:
+        row = Subject(session, capture, subject.parts).rows([subject.parts[index]])[0]
+    columns = {module.name: slice(module.start, module.stop) for module in capture.modules}
     weights = [weight for layer in layers for weight in layer.module.parameters(recurse=False)]
     try:
         for weight in weights:
@@ -35,7 +42,7 @@ def ordinary_backward(subject: Subject, alone: Tensor) -> Check:
         for weight in weights:
             weight.requires_grad_(False)
             weight.grad = None
-    fast = torch.cat([alone[index, columns[layer.name]] for layer in layers])
+    fast = torch.cat([row[columns[layer.name]] for layer in layers])
     error = relative_error(fast, slow.to(fast.dtype))
     return Check(
         "ordinary backward",

@@ -38,7 +38,7 @@ def examine(config: RunConfig, place: Path = Path()) -> Iterator[Check]:
             yield padding(subject, examples, alone)
             yield batches(subject, examples, alone)
             yield token_sum(subject, examples)
-        yield ordinary_backward(subject, alone)
+        yield ordinary_backward(subject)
         dtype = str(session.spec.model.dtype)
         del subject, capture, session
     yield precision(config, dtype, parts, alone)

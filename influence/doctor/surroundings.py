@@ -13,9 +13,8 @@ from influence.config import RunConfig
 from influence.data.dataset import Rows
 from influence.doctor.check import Check
 from influence.pipeline.index_stage import check_index
-from influence.pipeline.plan import estimate, rows_per_shard
+from influence.pipeline.plan import estimate, held_bytes, rows_per_shard
 from influence.pipeline.session import Session
-from influence.store.codecs import bytes_per_row
 
 PACKAGES = ("torch", "transformers", "datasets", "distributed", "faiss-cpu", "faiss-gpu-cu12", "peft")
 
@@ -47,7 +46,8 @@ def whereabouts(config: RunConfig, session: Session, rows: Rows, place: Path) ->
     count = sum(weight.numel() for weight in weights)
     yield Check("finite weights", "pass", f"{count:,} weights, the largest {largest:.3g}", "all finite", value=largest)
     kinds = {"curvature": config.recipe.stored.curvature.kind, "index": config.index.kind}
-    per_shard = rows_per_shard(len(rows), bytes_per_row(config.store, session.modules), config.store)
+    held = held_bytes(config.store, session.modules, len(config.recipe.checkpoints))
+    per_shard = rows_per_shard(len(rows), held, config.store)
     sizes = {"codec": config.store, "recipe": config.recipe, **kinds}
     need = estimate(len(rows), session.modules, per_shard, **sizes).disk  # type: ignore[arg-type]
     free = shutil.disk_usage(next(folder for folder in (place, *place.absolute().parents) if folder.exists())).free

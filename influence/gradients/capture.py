@@ -47,7 +47,7 @@ class Capture(Hooks):
             denominators: What every layer's gradient is divided by before it is projected, [O, I] by the layer's name
                 (`adam.denominators`); None divides nothing.
         """
-        blocks, sides = lay_out(layers, projection)
+        blocks, sides = lay_out(layers, projection, _home(model)[1])
         self._columns = blocks[-1].stop if blocks else 0
         self._dense = None
         if projection.settings.kind == "trak":
@@ -101,14 +101,14 @@ class Capture(Hooks):
 
 
 def lay_out(
-    layers: Sequence[TrackedLayer], projection: Projection
+    layers: Sequence[TrackedLayer], projection: Projection, dtype: torch.dtype = torch.float32
 ) -> tuple[tuple[ModuleColumns, ...], tuple[Sides, ...]]:
     """Return the columns and the projection matrices of each layer, in the order of the layers."""
     modules: list[ModuleColumns] = []
     sides: list[Sides] = []
     start = 0
     for layer in layers:
-        side = projection.sides(layer.name, layer.inputs, layer.outputs)
+        side = projection.sides(layer.name, layer.inputs, layer.outputs, dtype)
         stop = start + side.q * side.p
         sizes = {"outputs": layer.outputs, "inputs": layer.inputs, "q": side.q, "p": side.p}
         modules.append(ModuleColumns(name=layer.name, **sizes, start=start, stop=stop))

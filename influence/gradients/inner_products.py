@@ -105,6 +105,7 @@ class _Products:
         self.scores: Tensor | None = None
         self._layer = layer
         self._matrices = matrices
+        self._moved: tuple[Tensor, ...] | None = None
 
     def keep(self, module: nn.Module, inputs: Tensor, output: Tensor) -> NSI:
         return layer_inputs(self._layer, inputs, output)
@@ -112,17 +113,30 @@ class _Products:
     def take(self, grads: NSO, kept: NSI, *, last: bool) -> None:
         assert self.scores is not None, "inner products have their scores before the backward pass"
         dtype = self.scores.dtype
-        if isinstance(self._matrices, LowRank):
-            left, right = (_flat(side, grads.device, dtype) for side in (self._matrices.left, self._matrices.right))
+        held = self._there(grads.device, dtype)
+        if len(held) == 2:
+            left, right = held
             products = ((grads.to(dtype) @ left) * (kept.to(dtype) @ right)).sum(dim=1)
             self.scores += products.unflatten(1, (self.scores.shape[1], -1)).sum(dim=2)
             return
-        matrices = self._matrices.to(grads.device, dtype).flatten(1)
+        (matrices,) = held
         step = max(1, CHUNK_BYTES // (4 * matrices.shape[1]))
         for first in range(0, len(grads), step):
             part = slice(first, first + step)
             gradients = torch.bmm(grads[part].to(dtype).transpose(1, 2), kept[part].to(dtype))
             self.scores[part].addmm_(gradients.flatten(1), matrices.T)
+
+    def _there(self, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, ...]:
+        """The matrices on a device, [m, O·I], or their two low-rank sides, [W, m·r] each; moved once."""
+        held = self._moved
+        if held is None or held[0].device != device or held[0].dtype != dtype:
+            given = self._matrices
+            if isinstance(given, LowRank):
+                held = tuple(_flat(side, device, dtype) for side in (given.left, given.right))
+            else:
+                held = (given.to(device, dtype).flatten(1),)
+            self._moved = held
+        return held
 
 
 def _flat(side: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:

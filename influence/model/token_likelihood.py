@@ -57,7 +57,10 @@ def of_logits(logits: Tensor, targets: Tensor, uniforms: Tensor | None = None, *
 
 def reached(p: Tensor, uniforms: Tensor) -> Tensor:
     """Return where the cumulative distribution p, [..., V], reaches each uniform number, [...]."""
-    found = torch.searchsorted(p.cumsum(dim=-1), uniforms.to(p.dtype).unsqueeze(-1), right=True).squeeze(-1)
+    cumulative = p.cumsum(dim=-1)
+    # Rounded sums end a little beside 1: what is drawn beyond the end would be the last entry, whatever its p.
+    wanted = uniforms.to(p.dtype).unsqueeze(-1) * cumulative[..., -1:]
+    found = torch.searchsorted(cumulative, wanted, right=True).squeeze(-1)
     return found.clamp(max=p.shape[-1] - 1)
 
 

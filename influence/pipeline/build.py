@@ -17,7 +17,7 @@ from influence.errors import Incomplete, StoreError
 from influence.pipeline import capture_stage, curvature_stage, factor_stage, index_stage
 from influence.pipeline.cluster import connect
 from influence.pipeline.drawn import drawn_of
-from influence.pipeline.fingerprint import Probed, all_parts, settled_parts
+from influence.pipeline.fingerprint import Probed, all_parts, probed_parts, settled_parts
 from influence.pipeline.plan import held_bytes, most_shards, plan_shards, rows_per_shard
 from influence.pipeline.probe import ProbeTask, run_probe
 from influence.pipeline.progress import Report, Stage
@@ -164,7 +164,7 @@ def _standing_manifest(run_dir: Path, settled: dict[str, Part]) -> Manifest | No
     if not (run_dir / MANIFEST).exists():
         return None
     manifest = Manifest.load(run_dir)
-    wanted = {**manifest.fingerprint_parts, **settled}
+    wanted = {**probed_parts(manifest.fingerprint_parts), **settled}
     check_fingerprint(
         str(run_dir / MANIFEST), manifest.fingerprint, manifest.fingerprint_parts, fingerprint_of(wanted), wanted
     )

@@ -14,18 +14,16 @@ import numpy as np
 import torch
 from distributed import Client
 
-from influence.axes import ModuleColumns
-from influence.curvature.projected_fisher import FisherSums, ProjectedFisher, blocks_of
+from influence.curvature.projected_fisher import FisherSums, ProjectedFisher
 from influence.curvature.spectrum import Spectrum
 from influence.errors import InfluenceError
-from influence.pipeline.plan import group_shards
+from influence.pipeline.plan import fisher_blocks, group_shards
 from influence.pipeline.progress import Stage
 from influence.pipeline.submit import run_tasks
 from influence.pipeline.tensors import load_tensors, remove_tensors, save_tensors, saved_for
 from influence.recipe import Recipe
 from influence.store.manifest import Manifest, fingerprint_of
 from influence.store.reader import Store
-from influence.vectors.ensemble import side_by_side
 
 log = logging.getLogger(__name__)
 
@@ -66,15 +64,6 @@ def plan_partials(run_dir: Path, manifest: Manifest, recipe: Recipe) -> tuple[Pa
         PartialTask(run_dir, fingerprint, blocks, number, len(groups), group[0].start, group[-1].stop, count)
         for number, group in enumerate(groups)
     )
-
-
-def fisher_blocks(
-    modules: Sequence[ModuleColumns], blocks: Literal["module", "all"], checkpoints: int
-) -> tuple[ModuleColumns, ...]:
-    """Return the blocks of a run's Fisher: of several checkpoints, whose columns stand side by side, each its own."""
-    if blocks == "module":
-        return tuple(modules)
-    return side_by_side(blocks_of(modules[: len(modules) // checkpoints], blocks), checkpoints)
 
 
 def curvature_fingerprint(manifest: Manifest, recipe: Recipe) -> str | None:
@@ -191,7 +180,6 @@ __all__ = [
     "curvature_fingerprint",
     "curvature_stands",
     "decompose",
-    "fisher_blocks",
     "gradient_blocks",
     "load_curvature",
     "log_spectra",

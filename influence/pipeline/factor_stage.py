@@ -6,12 +6,14 @@ partial sums are removed.
 """
 
 import logging
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import torch
 from distributed import Client
 from torch import Tensor
 
@@ -20,7 +22,7 @@ from influence.curvature.covariance import CovarianceFit, CovarianceSums, Factor
 from influence.curvature.damping import Damping
 from influence.curvature.ekfac import EigenvalueFit, EigenvalueSums
 from influence.curvature.kfac import Eigenbasis, KroneckerCurvature, decompose, kfac_eigenvalues
-from influence.data.batch import collate
+from influence.data.batch import Batch, collate
 from influence.data.example import place_of
 from influence.data.tokenise import Part
 from influence.errors import InfluenceError
@@ -205,16 +207,16 @@ def _summed(
 ) -> CovarianceSums | EigenvalueSums:
     """Sum over parts; where memory runs out, anew with half the token budget, since a batch may be half added."""
     settings, budget = task.factors.settings, session.token_budget
+    seeds = _label_seeds(parts, task)
+
+    def loss(model: Any, batch: Any) -> Tensor:
+        return fisher_loss(session.task, settings.labels, model, batch, settings.seed)
+
     while True:
         fit = _fit(session, task)
         session.set_hooks(fit)
-        for number, chosen in enumerate(cut(parts, budget, 1)):
-            seed = settings.label_seed(task.number, number)
-            batch = collate(chosen, session.pad).to(session.device)
-
-            def loss(model: Any, batch: Any, seed: int = seed) -> Tensor:
-                return fisher_loss(session.task, settings.labels, model, batch, seed)
-
+        for chosen in cut(parts, budget, 1):
+            batch = _with_draws(collate(chosen, session.pad), [seeds[id(part)] for part in chosen]).to(session.device)
             try:
                 if isinstance(fit, CovarianceFit):
                     fit.add(loss, batch, batch.attention_mask)
@@ -226,7 +228,26 @@ def _summed(
                 budget = halved(chosen, names, budget)
                 break
         else:
+            # Rows, as in a score's 1/N: some have no scored token, some are cut into several parts.
+            fit.sums.examples = len(task.rows)
             return fit.sums
+
+
+def _label_seeds(parts: Sequence[Part], task: FactorTask) -> dict[int, int]:
+    """Return the seed of each part's labels, by the part's `id`: its row's own, however rows are batched."""
+    before: Counter[int] = Counter()
+    seeds = {}
+    for part in parts:
+        seeds[id(part)] = task.factors.settings.label_seed(task.rows[part.position], before[part.position])
+        before[part.position] += 1
+    return seeds
+
+
+def _with_draws(batch: Batch, seeds: Sequence[int]) -> Batch:
+    """Give each part of a batch the numbers that its labels are drawn with; more of them where it is padded longer."""
+    longest = batch.input_ids.shape[1]
+    drawn = [np.random.Generator(np.random.Philox(key=seed)).random(longest) for seed in seeds]
+    return replace(batch, uniforms=torch.from_numpy(np.stack(drawn)))
 
 
 def _fit(session: Session, task: FactorTask) -> CovarianceFit | EigenvalueFit:

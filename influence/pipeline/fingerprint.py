@@ -11,11 +11,15 @@ from influence.data.dataset import Rows
 from influence.gradients.optimiser import state_digest
 from influence.gradients.projection import PROJECTION_VERSION
 from influence.model.load import model_digest, tokeniser_digest
+from influence.pipeline.drawn import PART as DRAWN
 from influence.pipeline.drawn import drawn_parts
 from influence.pipeline.plan import PLAN_VERSION
 from influence.pipeline.spec import checkpoint_files
 from influence.store.digest import FORMAT_VERSION
 from influence.store.manifest import Part
+
+
+PROBED = ("model.dtype", "cluster.device", "cluster.token_budget", "store.rows_per_shard", "modules", "dims")
 
 
 class Probed(BaseModel):
@@ -135,6 +139,11 @@ def all_parts(settled: dict[str, Part], probed: Probed, per_shard: int) -> dict[
         "dims": probed.dims,
         **drawn_parts(probed.drawn),
     }
+
+
+def probed_parts(parts: dict[str, Part]) -> dict[str, Part]:
+    """Return those of a run's parts that only a worker could tell."""
+    return {name: value for name, value in parts.items() if name in PROBED or name.startswith(DRAWN)}
 
 
 def _json(settings: BaseModel) -> str:

@@ -8,11 +8,10 @@ from influence.data.dataset import open_rows
 from influence.pipeline.build import probe_on
 from influence.pipeline.cluster import connect, list_workers, resolve_device, worker_count
 from influence.pipeline.fingerprint import Probed
-from influence.pipeline.plan import Estimate, estimate, rows_per_shard
+from influence.pipeline.plan import Estimate, estimate, held_bytes, rows_per_shard
 from influence.pipeline.spec import CaptureSpec
 from influence.pipeline.worker import install
 from influence.recipe import Recipe
-from influence.store.codecs import bytes_per_row
 
 
 @dataclass(frozen=True)
@@ -45,7 +44,8 @@ def plan_run(config: RunConfig) -> Plan:
         install(client, config.cluster.threads_per_worker, local=config.cluster.kind == "local")
         probed = probe_on(client, CaptureSpec.of(config), timed=True)
         there = len(list_workers(client))
-    per_shard = rows_per_shard(len(rows), bytes_per_row(config.store, probed.modules), config.store)
+    checkpoints = len(config.recipe.checkpoints)
+    per_shard = rows_per_shard(len(rows), held_bytes(config.store, probed.modules, checkpoints), config.store)
     kinds: dict[str, Any] = {"curvature": config.recipe.stored.curvature.kind, "index": config.index.kind}
     kinds |= {"codec": config.store, "recipe": config.recipe, "model_bytes": probed.model_bytes}
     needs = estimate(len(rows), probed.modules, per_shard, **kinds)
@@ -53,7 +53,7 @@ def plan_run(config: RunConfig) -> Plan:
     if config.cluster.kind == "local":
         workers = worker_count(config.cluster, resolve_device(config.cluster), needs.shards)
     speed = (probed.tokens_per_second or 0) * workers
-    passed = len(rows) + _fitted(config.recipe, len(rows))
+    passed = len(rows) * (checkpoints or 1) + _fitted(config.recipe, len(rows))
     hours = passed * probed.tokens_per_row / speed / 3600 if speed else float("inf")
     return Plan(needs, probed, workers, hours)
 

@@ -9,11 +9,13 @@ from dataclasses import dataclass
 from typing import Literal
 
 from influence.axes import ModuleColumns
+from influence.curvature.projected_fisher import blocks_of
 from influence.errors import DataError
 from influence.recipe import Recipe
 from influence.store.codec import CodecSettings
 from influence.store.codecs import bytes_per_row
 from influence.store.manifest import ShardRange, StoreSettings
+from influence.vectors.ensemble import side_by_side
 
 PLAN_VERSION = 1
 """Part of a run's fingerprint: raised when the rule that cuts shards changes, so that no build mixes two cuts."""
@@ -98,6 +100,24 @@ def factor_groups(sample: int, modules: Sequence[ModuleColumns]) -> int:
     return max(1, min(FACTOR_GROUPS, -(-sample // FACTOR_ROWS), most))
 
 
+def fisher_blocks(
+    modules: Sequence[ModuleColumns], blocks: Literal["module", "all"], checkpoints: int
+) -> tuple[ModuleColumns, ...]:
+    """Return the blocks of a run's Fisher: of several checkpoints, whose columns stand side by side, each its own."""
+    if blocks == "module":
+        return tuple(modules)
+    return side_by_side(blocks_of(modules[: len(modules) // checkpoints], blocks), checkpoints)
+
+
+def capture_bytes(recipe: Recipe, modules: Sequence[ModuleColumns]) -> int:
+    """Return the bytes of what a worker holds beside the model: what gradients are divided by, and trak's matrix."""
+    weights = sum(module.inputs * module.outputs for module in modules) // (len(recipe.checkpoints) or 1)
+    divisors = 4 * weights if recipe.gradient.kind == "adam" else 0
+    settings = recipe.projection
+    dense = settings.kind == "trak" and settings.projector == "basic"
+    return divisors + (4 * weights * min(settings.block, settings.dims or 0) if dense else 0)
+
+
 def covariance_bytes(modules: Sequence[ModuleColumns]) -> int:
     """Return the bytes of one set of Kronecker factors: two float32 squares a module."""
     return sum(4 * (module.inputs**2 + module.outputs**2) for module in modules)
@@ -170,15 +190,18 @@ def estimate(
         index: Its kind.
         codec: How directions are kept.
         model_bytes: Of the weights.
-        recipe: Says whether Kronecker factors are fitted, and to how many rows; None fits none.
+        recipe: Says whether Kronecker factors are fitted, and to how many rows, over which blocks a Fisher is summed,
+            of how many checkpoints, and what a capture holds; None fits no factors and has one checkpoint.
     """
     dims = modules[-1].stop if modules else 0
     row_bytes = bytes_per_row(codec, modules)
     shards = plan_shards(rows, per_shard)
     in_shard = shards[0].rows
-    sums = fisher_bytes(modules) if curvature == "fisher" else 0
-    groups = len(group_shards(shards, modules)) if sums else 0
-    widest = max((8 * (module.stop - module.start) ** 2 for module in modules), default=0) if sums else 0
+    checkpoints = len(recipe.checkpoints) if recipe else 0
+    blocks = fisher_blocks(modules, recipe.curvature.blocks, checkpoints or 1) if recipe and modules else modules
+    sums = fisher_bytes(blocks) if curvature == "fisher" else 0
+    groups = len(group_shards(shards, blocks)) if sums else 0
+    widest = max((8 * (block.stop - block.start) ** 2 for block in blocks), default=0) if sums else 0
     flat = rows * dims * 4 if index == "flat" else 0
     factors = eigenvalues = partials = 0
     if recipe is not None and recipe.needs_factors:
@@ -193,12 +216,14 @@ def estimate(
         disk_rows=rows * row_bytes,
         disk_curvature=groups * sums + sums // 2,
         disk_index=flat,
-        # A shard being captured and the one before it being written.
-        memory_capture=2 * in_shard * row_bytes,
+        # A shard being captured and the one before it being written; of several checkpoints the former in float32 too.
+        memory_capture=(2 * row_bytes + (4 * dims if checkpoints > 1 else 0)) * in_shard
+        + (capture_bytes(recipe, modules) if recipe else 0),
         # Both sums of a merge, then one module's matrix, its eigenvectors and the solver's workspace.
         memory_curvature=2 * sums + 3 * widest,
         memory_index=flat,
-        memory_model=model_bytes,
+        # A checkpoint's weights are read beside those that they replace.
+        memory_model=model_bytes * (2 if checkpoints else 1),
         disk_factors=partials * max(factors, eigenvalues) + factors + eigenvalues,
         # Both sums of a merge, and their decomposition in float64.
         memory_factors=4 * factors + 2 * eigenvalues,

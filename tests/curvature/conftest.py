@@ -21,13 +21,10 @@ WHOLE = Projection(ProjectionSettings(kind="none"))
 
 @pytest.fixture(autouse=True)
 def same_numbers() -> Iterator[None]:
-    """Random numbers are the same at every run of a test; one thread, which for tiny matrices is faster than two."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+    """Random numbers are the same at every run of a test."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         yield
-    torch.set_num_threads(threads)
 
 
 def covariances(

@@ -148,3 +148,13 @@ def test_a_side_that_is_too_wide_is_refused_by_name(configured, in_process, run_
         .modules[0]
         .inputs.values
     ).all()
+
+
+def test_drawn_labels_belong_to_their_rows_however_these_are_batched(configured, in_process, tmp_path):
+    found = []
+    for number, budget in enumerate((32, 512)):
+        config = configured(*DECIDED, f"cluster.token_budget={budget}")
+        build_run(config, tmp_path / str(number))
+        found.append(load_basis(tmp_path / str(number), Manifest.load(tmp_path / str(number)), config.recipe))
+    for one, other in zip(found[0].modules, found[1].modules, strict=True):
+        torch.testing.assert_close(one.outputs.values, other.outputs.values, rtol=1e-3, atol=1e-7)

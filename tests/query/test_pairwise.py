@@ -27,15 +27,6 @@ CURVED = {
 """Recipes under an inverse curvature, of the data's own labels."""
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """For matrices as small as these it is faster than two, and much faster where others use the cores too."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def scores(model, batch, recipe, task=None):
     return pairwise(model, task or CausalLM(), [batch], [batch], recipe)
 

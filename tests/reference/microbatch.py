@@ -40,8 +40,8 @@ def one_backward_per_example(
         measure(model, example).sum().backward()
         blocks = []
         for layer in layers:
-            sides = projection.sides(layer.name, layer.inputs, layer.outputs)
             grad = weight_gradient(layer)
+            sides = projection.sides(layer.name, layer.inputs, layer.outputs, grad.dtype)
             if sides.outputs is not None:
                 grad = sides.outputs.to(grad.dtype) @ grad
             if sides.inputs is not None:
