@@ -18,7 +18,6 @@ from influence.pipeline.spec import checkpoint_files
 from influence.store.digest import FORMAT_VERSION
 from influence.store.manifest import Part
 
-
 PROBED = ("model.dtype", "cluster.device", "cluster.token_budget", "store.rows_per_shard", "modules", "dims")
 
 

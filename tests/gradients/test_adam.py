@@ -38,7 +38,7 @@ def divided_one_by_one(model, layers, projection, measure, singles, moments):
                 parameter.grad /= moments[name].sqrt() + EPSILON
         blocks = []
         for layer in layers:
-            sides = projection.sides(layer.name, layer.inputs, layer.outputs)
+            sides = projection.sides(layer.name, layer.inputs, layer.outputs, torch.float64)
             gradient = weight_gradient(layer)
             if sides.outputs is not None:
                 gradient = sides.outputs.double() @ gradient
