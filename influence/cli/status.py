@@ -20,11 +20,17 @@ def status(
     watch: Annotated[
         bool, typer.Option("--watch", help="Look again every two seconds until the run is complete.")
     ] = False,
+    curvature: Annotated[
+        bool, typer.Option("--spectra", help="Show each module's eigenvalues and what lies under the damping instead.")
+    ] = False,
     form: FormOption = Form.table,
 ) -> None:
     """Say how much of a run stands, finished or not."""
     from influence.pipeline.standing import status as look
 
+    if curvature:
+        _spectra(run, form)
+        return
     if not watch:
         _print(look(run), form)
         return
@@ -33,6 +39,21 @@ def status(
     except KeyboardInterrupt:
         # Watching leaves nothing undone: Ctrl-C is how it ends.
         told().print()
+
+
+def _spectra(run: Path, form: Form) -> None:
+    """Print the spectra of the run's curvatures."""
+    from dataclasses import asdict
+
+    from influence.cli.tables import spectra_tables
+    from influence.pipeline.spectra import spectra
+
+    found = spectra(run)
+    if form is Form.json:
+        document = {name: [asdict(spectrum) for spectrum in each] for name, each in found.items()}
+        put_text(json.dumps(document, indent=2).encode() + b"\n", escapes=True)
+        return
+    show(*spectra_tables(found))
 
 
 def _watch(run: Path, form: Form) -> None:

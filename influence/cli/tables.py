@@ -17,6 +17,7 @@ from influence.query.page import Scale, nats, probability
 from influence.recipe import SIGN_RULE
 
 if TYPE_CHECKING:
+    from influence.curvature.spectrum import Spectrum
     from influence.demo.questions import Answer
     from influence.doctor import Check
     from influence.pipeline.forecast import Plan
@@ -65,6 +66,18 @@ def status_table(found: Mapping[str, Any]) -> Table:
             "fingerprint": found["fingerprint"],
         }
     )
+
+
+def spectra_tables(found: Mapping[str, Sequence["Spectrum"]]) -> list[RenderableType]:
+    """Return each curvature's modules: eigenvalues, damping, and what of the trace lies under it."""
+    tables: list[RenderableType] = []
+    for name, spectra in found.items():
+        table = _grid(name, "largest eigenvalue", "mean", "damping", "of the trace under it")
+        for spectrum in spectra:
+            numbers = (f"{value:.3g}" for value in (spectrum.largest, spectrum.mean, spectrum.damping))
+            table.add_row(plain(spectrum.module), *numbers, f"{spectrum.trace_share_under_damping:.0%}")
+        tables.append(table)
+    return tables
 
 
 def plan_tables(plan: "Plan", hours: Mapping[int, float]) -> list[RenderableType]:

@@ -31,6 +31,16 @@ def test_an_unfinished_run_says_what_is_missing_and_what_to_do(cli, run_copy):
     assert (found["complete"], found["shards_done"], found["index"]) == (False, 4, "missing")
 
 
+def test_spectra_name_every_module_and_what_lies_under_the_damping(cli, built):
+    ended = cli("status", built, "--spectra")
+    assert ended.code == 0
+    assert "Fisher" in ended.out
+    assert "of the trace under it" in ended.out
+    found = json.loads(cli("status", built, "--spectra", "--format", "json").out)["Fisher"]
+    assert [spectrum["module"] for spectrum in found] == [module.name for module in runs.open(built).manifest.modules]
+    assert all(0 <= spectrum["trace_share_under_damping"] <= 1 for spectrum in found)
+
+
 def test_a_directory_without_a_run_is_named(cli, tmp_path):
     ended = cli("status", tmp_path, "--watch")
     assert ended.code == 2
