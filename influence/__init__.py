@@ -69,21 +69,21 @@ def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
 
 
-class _RecipeFile(ModuleType):
-    """The file `recipe.py`, which can be called like the function of its name."""
+class _RecipeRoom(ModuleType):
+    """The room `recipe`, which can be called like the function of its name."""
 
     recipe: Callable[..., Any]
 
-    def __call__(self, name: str = "logra", /, **parts: Any) -> Any:
+    def __call__(self, name: str = "whitened", /, **parts: Any) -> Any:
         return self.recipe(name, **parts)
 
 
 class _Package(ModuleType):
-    """`influence.recipe` is a file and a public function; whichever was meant, and imported first, both work."""
+    """`influence.recipe` is a room and a public function; whichever was meant, and imported first, both work."""
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "recipe" and isinstance(value, ModuleType):
-            value.__class__ = _RecipeFile
+            value.__class__ = _RecipeRoom
         super().__setattr__(name, value)
 
 

@@ -26,7 +26,7 @@ from influence.baselines import bm25
 from influence.baselines.bm25 import BM25
 from influence.config import RunConfig, load_config, override_config
 from influence.data.example import Example
-from influence.errors import FingerprintMismatch, Incomplete, InfluenceError, MissingExtra, QueryError, StoreError
+from influence.errors import FingerprintMismatch, Incomplete, InfluenceError, MissingExtra, StoreError
 from influence.pipeline.build import CONFIG, build_run
 from influence.pipeline.drawn import drawn_of
 from influence.pipeline.exact_stage import ExactScorer
@@ -42,14 +42,12 @@ from influence.pipeline.spec import CaptureSpec
 from influence.pipeline.standing import missing_parts, status
 from influence.query.asked import Query, as_example
 from influence.query.attribute import Queries, attribute, decide, named, propose, query_vectors
+from influence.query.decision import check_lexical, checked_k, decision_of
 from influence.query.hits import Hits
 from influence.recipe import EXTRA_COPY, ExactSettings, Recipe
 from influence.store.manifest import Manifest
 from influence.store.reader import Store
 from influence.vectors.ensemble import Compared
-
-LEXICAL_ROWS = 2_000_000
-"""The most texts that BM25, whose index is held in memory, proposes from."""
 
 
 def build(
@@ -190,7 +188,7 @@ class Run:
 
         Args:
             queries: What is asked.
-            k: Rows on each side; unset, 10 or as many as there are.
+            k: Rows on each side; unset, 10 or as many as there are (or candidates).
             exact: Whether the index's proposals are scored again from whole gradients; unset, as the recipe says.
             candidates: How many proposals of each side; unset, as the recipe says.
             progress: Called with every `Step` of exact scoring; a `ProgressBar` shows them.
@@ -199,8 +197,8 @@ class Run:
             QueryError: A query can't be answered; k, or the candidates for it, are too few or too many; or exact scores
                 are asked of a run that has no factors for them.
         """
-        decision = self._decision(exact, candidates)
-        k = self._checked(k, decision)
+        decision = decision_of(self.recipe, self.path, exact, candidates)
+        k = checked_k(k, self.rows, self.path, decision)
         captured = self.capture(queries)
         with _index_errors():
             if decision.kind == "none":
@@ -271,40 +269,8 @@ class Run:
     @cached_property
     def _words(self) -> BM25:
         """BM25 over every row's text, prepared when first needed."""
-        if self.rows > LEXICAL_ROWS:
-            raise QueryError(
-                f"BM25 over {self.rows:,} texts doesn't fit into memory (at most {LEXICAL_ROWS:,} rows). Build with "
-                "--set recipe.exact.lexical=false, which leaves the proposals to the index."
-            )
+        check_lexical(self.rows)
         return bm25.fit(self.store.texts())
-
-    def _decision(self, exact: bool | None, candidates: int | None) -> ExactSettings:
-        """What decides this query: the recipe's own way, changed as asked."""
-        decision = self.recipe.decision
-        if exact is False or (exact is None and decision.kind == "none"):
-            if candidates is not None:
-                raise QueryError("Candidates are proposals for exact scores: ask for those too (--exact).")
-            return ExactSettings()
-        if decision.kind == "none":
-            raise QueryError(
-                f"{self.path} has no Kronecker factors to score exactly with: its recipe has exact.kind none. Build it "
-                "again with --set recipe.exact.kind=ekfac; its rows stay, only the factors are fitted."
-            )
-        return decision if candidates is None else decision.model_copy(update={"candidates": candidates})
-
-    def _checked(self, k: int | None, decision: ExactSettings) -> int:
-        if k is None:
-            k = min(10, self.rows)
-        if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= self.rows:
-            raise QueryError(
-                f"k is {k!r}, but {self.path} has {self.rows} rows: k must be a number from 1 to {self.rows}."
-            )
-        if decision.kind != "none" and decision.candidates is not None and decision.candidates < k:
-            raise QueryError(
-                f"k is {k}, and exact scores are for {decision.candidates} candidates of each side. Ask for more "
-                f"candidates (--candidates {k}), or for a smaller k."
-            )
-        return k
 
     def _scorer(self, decision: ExactSettings, progress: Report | None = None) -> ExactScorer:
         kind: Literal["kfac", "ekfac"] = "kfac" if decision.kind == "kfac" else "ekfac"

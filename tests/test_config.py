@@ -141,14 +141,34 @@ def test_a_recipe_of_parts_alone_needs_no_preset_name():
 @pytest.mark.parametrize(
     ("recipe", "told"),
     [
-        ("trak", "measurement log_odds and projection kind trak"),
-        ({"name": "tracin", "checkpoints": [{"path": "step-1", "weight": 0.1}]}, "checkpoints"),
-        ({"name": "logra", "curvature": {"blocks": "all", "rescale": True}}, "curvature rescale"),
+        ({"name": "ekfac", "checkpoints": [{"path": "a"}]}, "no build has Kronecker factors under several checkpoints"),
+        (
+            {"name": "trak", "measurement": "log_likelihood", "exact": {"kind": "ekfac"}},
+            "factors under a trak projection",
+        ),
+        ({"name": "tracin", "checkpoints": [{"weight": 0.1}]}, "a checkpoint without a path"),
+        ({"name": "less", "checkpoints": [{"path": "a"}, {"path": "b"}]}, "names none: set each checkpoint's state"),
+        ("less", r"names none: set recipe\.gradient\.state to the checkpoint folder"),
+        ("bm25", r"baseline bm25 has none; influence\.pairwise, in memory, takes it"),
     ],
 )
-def test_parts_that_a_build_would_pass_over_are_refused(recipe, told):
-    with pytest.raises(ConfigError, match=f"recipe: no build has {told} yet; influence.pairwise, in memory, does"):
+def test_what_a_build_has_not_or_would_look_for_in_vain_is_refused(recipe, told):
+    with pytest.raises(ConfigError, match=f"recipe: .*{told}"):
         parse_config({**SMALLEST, "recipe": recipe})
+
+
+def test_states_and_checkpoints_are_paths_too(tmp_path, monkeypatch):
+    (tmp_path / "step-1").mkdir()
+    path = write(
+        tmp_path,
+        "model: {path: gpt2}\ndata: {path: x}\n"
+        "recipe: {name: less, checkpoints: [{path: step-1, state: ./step-1}, {path: org/name, state: step-1}]}\n",
+    )
+    first, second = load_config(path).recipe.checkpoints
+    assert first.path == first.state == second.state == str(tmp_path / "step-1")
+    assert second.path == "org/name"
+    monkeypatch.chdir(tmp_path)
+    assert parse_config(SMALLEST, ["recipe=less", "recipe.gradient.state=step-1"]).recipe.gradient.state == first.path
 
 
 def test_an_address_without_scheme_and_port_is_refused():

@@ -106,17 +106,11 @@ STATES = "recipe.checkpoints=[{{path: {first}, state: {first}}}, {{path: {second
 METHODS = {
     **{name: (name,) for name in ("graddot", "gradcos", "logra", "trackstar", "whitened", "kfac", "ekfac", "trak")},
     "less": ("less", "recipe.gradient.state={first}"),
-    "trackstar of adam": ("trackstar", "recipe.gradient={{kind: adam, state: {first}}}"),
-    "logra of log-odds": ("logra", "recipe.measurement=log_odds"),
-    "trackstar of log-odds": ("trackstar", "recipe.measurement=log_odds"),
-    "logra on both sides": ("logra", "recipe.curvature.side=both", "recipe.measurement=log_odds"),
-    "trak rescaled": ("trak", "recipe.curvature.rescale=true"),
+    "logra of log-odds": ("logra", "recipe.curvature.side=both", "recipe.measurement=log_odds"),
     "tracin": ("tracin", RATES),
-    "logra of two": ("logra", RATES),
     "gradcos of two": ("gradcos", RATES),
     "trackstar of two": ("trackstar", BOTH),
     "less of two": ("less", STATES),
-    "trak of two": ("trak", RATES, "recipe.curvature.damping.value=0.1"),
     "trak of two, rescaled": ("trak", BOTH, "recipe.curvature.rescale=true", "recipe.curvature.damping.value=0.1"),
 }
 

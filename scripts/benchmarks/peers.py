@@ -48,7 +48,7 @@ def build_model(hidden: int, layers: int, positions: int, dtype: torch.dtype) ->
         max_position_embeddings=positions,
         initializer_range=0.05,
     )
-    return transformers.LlamaForCausalLM(config).to(dtype).eval()
+    return transformers.AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
 
 
 def ours(model: Any, rows: list[Part], queries: list[Part], settings: argparse.Namespace) -> np.ndarray:
@@ -115,7 +115,8 @@ def kronfluence(model: Any, rows: list[Part], queries: list[Part], settings: arg
             dataloader_kwargs=loading,
             score_args=ScoreArguments(damping_factor=None),
         )
-        scores = analyzer.load_pairwise_scores("scores")["all_modules"].float().numpy()
+        loaded: Any = analyzer.load_pairwise_scores("scores")
+        scores = loaded["all_modules"].float().numpy()
     return scores[np.argsort(back)][:, np.argsort(order)]
 
 

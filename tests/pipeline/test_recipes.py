@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from influence.data.batch import collate
-from influence.errors import ConfigError, FingerprintMismatch, ModelError, OptimiserMismatch, StoreError
+from influence.errors import FingerprintMismatch, ModelError, OptimiserMismatch, StoreError
 from influence.gradients.optimiser import PREFIX
 from influence.pipeline import build as build_module
 from influence.pipeline.build import build_run
@@ -192,31 +192,3 @@ def test_the_plan_counts_checkpoints_divisors_and_traks_matrix(configured):
     two = estimate(500, modules, 100, recipe=both, **sizes)
     assert two.memory_model == 2 * plain.memory_model
     assert two.memory_capture - plain.memory_capture == 100 * 4 * two.dims
-
-
-@pytest.mark.parametrize(
-    ("chosen", "told"),
-    [
-        ("less", r"the run file names none: set recipe\.gradient\.state"),
-        ({**LESS, "checkpoints": [{"path": "a"}, {"path": "b"}]}, "set each checkpoint's state"),
-        ({"name": "tracin", "checkpoints": [{"weight": 0.1}]}, "a checkpoint without a path"),
-        (
-            {"name": "whitened", "exact": {"kind": "none"}, "checkpoints": [{"path": "a"}]},
-            "no build has Kronecker factors",
-        ),
-        ({"name": "repsim"}, "baseline repsim has none; influence.pairwise"),
-    ],
-)
-def test_a_run_file_that_lacks_what_a_build_would_need_says_what(configured, chosen, told):
-    with pytest.raises(ConfigError, match=told):
-        configured(recipe=chosen)
-
-
-def test_states_and_checkpoints_of_a_run_file_are_relative_to_it(configured, tmp_path, monkeypatch):
-    (tmp_path / "step-1").mkdir()
-    monkeypatch.chdir(tmp_path)
-    listed = {**LESS, "checkpoints": [{"path": "step-1", "state": "./step-1"}]}
-    (checkpoint,) = configured(recipe=listed).recipe.checkpoints
-    assert checkpoint.path == checkpoint.state == str(tmp_path / "step-1")
-    named = configured("recipe.gradient.state=step-1", recipe=LESS).recipe.gradient
-    assert named.state == str(tmp_path / "step-1")

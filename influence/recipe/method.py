@@ -1,23 +1,16 @@
-"""A recipe: the parts of an influence method, and the named presets.
+"""The parts of one method, which of them combine, and what its scores count."""
 
-No method has code of its own. A recipe names its parts, and the rooms of the house read the part that is theirs:
-measurement (`task`), gradient and projection (`gradients`), curvature (`curvature`), comparison (`vectors`). A new
-method is a new line in `PRESETS`, or one new part in one new file.
+from typing import Literal
 
-The sign rule, for every recipe: **positive = training more on this row raises the measured output's log-probability
-(promotes it); negative = opposes it.**
-"""
-
-from difflib import get_close_matches
-from typing import Annotated, Any, Literal
-
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, model_validator
 
 from influence.curvature.covariance import FactorSettings
-from influence.curvature.damping import Damping
 from influence.errors import RecipeError
 from influence.gradients.adam import GradientSettings
 from influence.gradients.projection import ProjectionSettings
+from influence.recipe.checkpoint import Checkpoint
+from influence.recipe.curvature import Curvature
+from influence.recipe.exact import ExactSettings
 from influence.task import Measured
 
 SIGN_RULE = (
@@ -25,73 +18,6 @@ SIGN_RULE = (
     "Negative: opposes it."
 )
 EXTRA_COPY = "nats per extra copy of the row"
-EXTRA_COPY = "nats per extra copy of the row"
-
-
-class Curvature(BaseModel):
-    """The curvature part: what stands between the query's gradient and the row's.
-
-    Attributes:
-        kind: `identity`; `fisher`, the projected Gauss-Newton matrix, fitted to the *stored* rows, so with the data's
-            own labels; `kfac` and `ekfac`, over whole gradients, so with `projection: none`.
-        damping: λ, relative to each block's mean eigenvalue unless absolute.
-        blocks: Of a Fisher: one block a `module`, or one over `all` columns together.
-        side: `query` applies the inverse to the query; `both` its root to either side. The scores are the same.
-            `cosine` needs `both`, which is its default there.
-        rescale: Divide each checkpoint's inverse by the mean absolute value of its entries, as `traker` does; of a
-            Fisher over all columns. Scores then have no unit.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    kind: Literal["identity", "fisher", "kfac", "ekfac"] = "identity"
-    damping: Damping = Damping()
-    blocks: Literal["module", "all"] = "module"
-    side: Literal["query", "both"] | None = None
-    rescale: bool = False
-
-    @property
-    def whole(self) -> bool:
-        """Whether it acts on whole gradients, which no store holds."""
-        return self.kind in ("kfac", "ekfac")
-
-
-class ExactSettings(BaseModel):
-    """The second step of a query: whole gradients of the rows that the index proposes, under the full curvature.
-
-    Attributes:
-        kind: `ekfac` or `kfac`, what decides; `none` leaves the index's own scores.
-        damping: λ of that curvature.
-        candidates: The rows proposed for each side, whose gradients are computed again; None scores every row.
-        lexical: Whether BM25 proposes too, as many.
-        rank: Compress each query's matrices to this rank first; None keeps them whole.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    kind: Literal["none", "kfac", "ekfac"] = "none"
-    damping: Damping = Damping(value=0.01)
-    candidates: Annotated[int, Field(ge=1)] | None = 200
-    lexical: bool = True
-    rank: Annotated[int, Field(ge=1)] | None = None
-
-
-class Checkpoint(BaseModel):
-    """One of the checkpoints that scores are summed over.
-
-    Attributes:
-        path: Its folder; `influence.pairwise` is given the weights themselves.
-        weight: What its inner products count for: in TracIn its learning rate η. Set it for all checkpoints or for
-            none, which means their mean. Where a curvature is inverted weights are divided by their sum, so that the
-            unit stays.
-        state: Where its optimiser's second moments are, for gradients that Adam scales; see `GradientSettings`.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    path: Annotated[str, Field(min_length=1)] | None = None
-    weight: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
-    state: Annotated[str, Field(min_length=1)] | None = None
 
 
 class Recipe(BaseModel):
@@ -332,72 +258,3 @@ class Recipe(BaseModel):
 
 def _shown(kind: str) -> str:
     return {"kfac": "K-FAC", "ekfac": "EK-FAC"}[kind]
-
-
-PRESETS: dict[str, dict[str, Any]] = {
-    "graddot": {},
-    "gradcos": {"comparison": "cosine"},
-    "tracin": {},
-    "less": {"gradient": {"kind": "adam", "sides": "rows"}, "comparison": "cosine"},
-    "logra": {"curvature": {"kind": "fisher"}},
-    "trackstar": {"curvature": {"kind": "fisher"}, "comparison": "cosine"},
-    "whitened": {"projection": {"rows": "whitened", "p": 64, "q": 64}, "exact": {"kind": "ekfac"}},
-    "trak": {
-        "measurement": "log_odds",
-        "projection": {"kind": "trak", "dims": 2048},
-        "curvature": {"kind": "fisher", "blocks": "all", "damping": {"value": 0.0}},
-    },
-    "kfac": {"projection": {"kind": "none"}, "curvature": {"kind": "kfac"}},
-    "ekfac": {"projection": {"kind": "none"}, "curvature": {"kind": "ekfac"}},
-    "bm25": {"baseline": "bm25"},
-    "repsim": {"baseline": "repsim"},
-}
-"""`less` leaves out what LESS adds to every row's gradient, the momentum, and the row's own share of the second moment;
-over several checkpoints its length is that of all together, where LESS adds up a cosine of each."""
-
-
-def recipe(name: str = "whitened", /, **parts: Any) -> Recipe:
-    """Return a preset, with some of its parts changed.
-
-    Args:
-        name: One of `PRESETS`.
-        **parts: Parts to change, as settings or dictionaries: `projection={"p": 64, "q": 64}`. `damping=0.1` and
-            `seed=1` are short for the relative damping (of the curvature, or of a whitened projection) and the
-            projection's seed.
-
-    Raises:
-        RecipeError: The preset or a part is unknown, or the parts can't be combined; the message lists what can.
-    """
-    if name not in PRESETS:
-        near = get_close_matches(name, PRESETS, n=1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
-        raise RecipeError(f"There is no recipe {name!r}. The presets are {', '.join(PRESETS)}.{hint}")
-    merged: dict[str, Any] = {"name": name, **PRESETS[name]}
-    if "damping" in parts:
-        value = parts.pop("damping")
-        if name == "whitened":
-            merged["projection"] = {**merged["projection"], "damping": value}
-        else:
-            merged["curvature"] = {**merged.get("curvature", {}), "damping": {"value": value}}
-    if "seed" in parts:
-        merged["projection"] = {**merged.get("projection", {}), "seed": parts.pop("seed")}
-    for part, value in parts.items():
-        old = merged.get(part)
-        new = value.model_dump(exclude_unset=True) if isinstance(value, BaseModel) else value
-        new = {"kind": new} if part == "gradient" and isinstance(new, str) else new
-        merged[part] = {**old, **new} if isinstance(old, dict) and isinstance(new, dict) else new
-    try:
-        return Recipe.model_validate(merged)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(step) for step in first["loc"])
-        said = str(first["msg"]).removeprefix("Value error, ")
-        if not where:
-            raise RecipeError(f"Recipe {name!r}: {said}.") from None
-        raise RecipeError(
-            f"Recipe {name!r}: {where}: {said} (found {first.get('input')!r}). "
-            f"The parts are {', '.join(Recipe.model_fields)}."
-        ) from None
-
-
-__all__ = ["PRESETS", "SIGN_RULE", "Checkpoint", "Curvature", "ExactSettings", "Recipe", "recipe"]

@@ -1,0 +1,68 @@
+"""What decides a query: the recipe's own way, changed as the query asks, or a refusal that says what to do."""
+
+from pathlib import Path
+
+from influence.errors import QueryError
+from influence.recipe import ExactSettings, Recipe
+
+USUAL_K = 10
+"""Rows on each side where nobody says how many, or as many as there are."""
+LEXICAL_ROWS = 2_000_000
+"""The most texts that BM25, whose index is held in memory, proposes from."""
+
+
+def decision_of(recipe: Recipe, path: Path, exact: bool | None, candidates: int | None) -> ExactSettings:
+    """Return what decides a query of a run.
+
+    Args:
+        recipe: The run's.
+        path: The run's, for messages.
+        exact: Whether proposals are scored from whole gradients; None leaves it to the recipe.
+        candidates: How many proposals of each side; None leaves it to the recipe.
+
+    Raises:
+        QueryError: Exact scores are asked of a recipe without factors for them, or candidates without exact scores.
+    """
+    decision = recipe.decision
+    if exact is False or (exact is None and decision.kind == "none"):
+        if candidates is not None:
+            raise QueryError("Candidates are proposals for exact scores: ask for those too (--exact).")
+        return ExactSettings()
+    if decision.kind == "none":
+        raise QueryError(
+            f"{path} has no Kronecker factors to score exactly with: its recipe has exact.kind none. Build it "
+            "again with --set recipe.exact.kind=ekfac; its rows stay, only the factors are fitted."
+        )
+    return decision if candidates is None else decision.model_copy(update={"candidates": candidates})
+
+
+def checked_k(k: int | None, rows: int, path: Path, decision: ExactSettings) -> int:
+    """Return how many rows are wanted on each side.
+
+    Raises:
+        QueryError: k isn't a whole number from 1 to the number of rows, or is more than there are candidates.
+    """
+    most = rows if decision.kind == "none" or decision.candidates is None else min(rows, decision.candidates)
+    if k is None:
+        return min(USUAL_K, most)
+    if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= rows:
+        raise QueryError(f"k is {k!r}, but {path} has {rows} rows: k must be a number from 1 to {rows}.")
+    if k > most:
+        raise QueryError(
+            f"k is {k}, and exact scores are for {decision.candidates} candidates of each side. Ask for more "
+            f"candidates (--candidates {k}), or for a smaller k."
+        )
+    return k
+
+
+def check_lexical(rows: int) -> None:
+    """Refuse BM25 over more texts than fit into memory.
+
+    Raises:
+        QueryError: There are too many rows.
+    """
+    if rows > LEXICAL_ROWS:
+        raise QueryError(
+            f"BM25 over {rows:,} texts doesn't fit into memory (at most {LEXICAL_ROWS:,} rows). Build with "
+            "--set recipe.exact.lexical=false, which leaves the proposals to the index."
+        )

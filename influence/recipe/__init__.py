@@ -1,0 +1,17 @@
+"""A recipe: the parts of an influence method, and the named presets.
+
+No method has code of its own. A recipe names its parts, and the rooms of the house read the part that is theirs:
+measurement (`task`), gradient and projection (`gradients`), curvature (`curvature`), comparison (`vectors`). A new
+method is a new line in `PRESETS`, or one new part in one new file.
+
+The sign rule, for every recipe: **positive = training more on this row raises the measured output's log-probability
+(promotes it); negative = opposes it.**
+"""
+
+from influence.recipe.checkpoint import Checkpoint
+from influence.recipe.curvature import Curvature
+from influence.recipe.exact import ExactSettings
+from influence.recipe.method import EXTRA_COPY, SIGN_RULE, Recipe
+from influence.recipe.presets import PRESETS, recipe
+
+__all__ = ["EXTRA_COPY", "PRESETS", "SIGN_RULE", "Checkpoint", "Curvature", "ExactSettings", "Recipe", "recipe"]
