@@ -85,15 +85,12 @@ class RunConfig(BaseModel):
     def _can_be_built(cls, value: Recipe) -> Recipe:
         """Refuse what a build would pass over in silence, and what it would look for in vain."""
         if value.baseline is not None:
-            raise ValueError(
-                f"a build keeps gradients, and the baseline {value.baseline} has none; influence.pairwise, in memory, "
-                "takes it"
-            )
+            raise ValueError(f"a build keeps gradients, and {value.baseline} has none; influence.pairwise takes it")
         if value.needs_factors and (value.checkpoints or value.projection.kind == "trak"):
             over = "several checkpoints" if value.checkpoints else "a trak projection"
             raise ValueError(
-                f"no build has Kronecker factors under {over} yet: leave out exact, or whitened rows, or kfac and "
-                "ekfac; influence.pairwise, in memory, takes the latter"
+                f"no build has Kronecker factors under {over} yet: take projection rows random, exact none and another "
+                "curvature; influence.pairwise takes whitened rows, kfac and ekfac under several checkpoints"
             )
         if any(checkpoint.path is None for checkpoint in value.checkpoints):
             raise ValueError("a checkpoint without a path: name the model folder of each, recipe.checkpoints[…].path")
@@ -101,8 +98,8 @@ class RunConfig(BaseModel):
         if value.gradient.kind == "adam" and None in states:
             where = "each checkpoint's state" if len(states) > 1 else "recipe.gradient.state"
             raise ValueError(
-                f"gradients are divided by the root of an optimiser's second moments, and the run file names none: set "
-                f"{where} to the checkpoint folder of the training (with its optimizer.pt)"
+                f"{value.name} divides by an optimiser's second moments, and the run file names none: set {where} to "
+                "the checkpoint folder of the training (with its optimizer.pt)"
             )
         return value
 
@@ -138,9 +135,7 @@ def parse_config(
 ) -> RunConfig:
     """Check a mapping of sections and settings and return it as a configuration; see `load_config`."""
     merged = absolute_paths(dict(found), folder or Path.cwd())
-    changed: set[tuple[str, ...]] = set()
-    for override in overrides:
-        changed.add(_override(merged, override))
+    changed = {_override(merged, override) for override in overrides}
     merged = absolute_paths(merged, Path.cwd(), only=changed)
     try:
         return RunConfig.model_validate(merged)

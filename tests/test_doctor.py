@@ -59,6 +59,7 @@ def test_every_family_passes(configured, family):
         ("model.layers.include=[transformer.wte, '*']", "recipe.projection.kind=none"),
         ("cluster.token_budget=2",),
         ("model.gradient_checkpointing=true",),
+        ("recipe={name: trak, projection: {dims: 6, block: 3}}",),
     ],
 )
 def test_every_setting_of_the_capture_passes(configured, settings):

@@ -168,7 +168,9 @@ def over_checkpoints(name: str, width: int, count: int, *, moments: bool = False
 
     def scores(subject: Subject, rows: Examples, queries: Examples) -> np.ndarray:
         folders = subject.checkpoints[-count:]
-        given: dict[str, Any] = {"checkpoints": [load_file(folder / "model.safetensors") for folder in folders]}
+        given: dict[str, Any] = {
+            "checkpoints": [LlamaForCausalLM.from_pretrained(folder).state_dict() for folder in folders]
+        }
         if moments:
             given["second_moments"] = [load_file(folder / "adam.safetensors") for folder in folders]
         found = pairwise(subject.model, subject.task, rows.batches, queries.batches, recipe=chosen, **given)

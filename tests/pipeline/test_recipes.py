@@ -102,6 +102,24 @@ def test_rows_that_adam_divides_are_built_to_the_same_bytes_and_belong_to_their_
         run.query(completion="The river was", k=1)
 
 
+@pytest.mark.parametrize("family", ["llama", "lora"])
+def test_the_columns_of_a_checkpoint_are_the_rows_of_its_own_model(configured, model_folder, tmp_path, family):
+    later = shutil.copytree(model_folder(family), tmp_path / "later")
+    (weights,) = later.glob("*model.safetensors")
+    save_file({name: 1.1 * weight for name, weight in load_file(weights).items()}, weights, metadata={"format": "pt"})
+    both = configured(family=family, recipe=over(TRACIN, [model_folder(family), later]))
+    alone = configured(f"model.path={later}", family=family, recipe=TRACIN)
+    rows = []
+    for config in (both, alone):
+        session = Session(CaptureSpec.of(config))
+        parts = session.tokenise(list(session.rows.examples(0, 4)))
+        session.load(session.checkpoints - 1)
+        rows.append(torch.cat([piece.rows for piece in session.losses(parts, "abcd")]))
+        session.close()
+    assert torch.equal(*rows)
+    assert session.rows_capture.dims == rows[0].shape[1]
+
+
 def test_second_moments_of_another_model_are_refused_before_any_row(configured, in_process, run_dir, checkpoints):
     path = checkpoints[0] / "moments.safetensors"
     save_file({PREFIX + "lm_head.weight": torch.rand(3, 3)}, path)

@@ -160,7 +160,7 @@ def test_the_short_form_keeps_the_presets_sides_and_the_summary_prints_the_gradi
 
 @pytest.mark.parametrize(
     ("name", "told"),
-    [("less", "the run file names none"), ("bm25", "baseline bm25 has none"), ("repsim", "baseline repsim has none")],
+    [("less", "the run file names none"), ("bm25", "and bm25 has none"), ("repsim", "and repsim has none")],
 )
 def test_a_run_file_reaches_them_by_name_and_a_build_never_takes_them_for_raw_gradients(name, told):
     with pytest.raises(ConfigError, match=told):
