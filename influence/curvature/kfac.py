@@ -228,18 +228,22 @@ def kfac_eigenvalues(basis: Eigenbasis) -> tuple[Tensor, ...]:
 
 
 def preconditioned(gradients: ND, modules: Sequence[ModuleColumns], curvature: KroneckerCurvature) -> list[Tensor]:
-    """Return (H + λ)⁻¹ u of each module, for queries' whole gradients u = −∇m.
+    """Put (H + λ)⁻¹ u in the place of queries' whole gradients u = −∇m, and return it module by module.
+
+    In place, because queries' whole gradients may be the largest thing in memory.
 
     Args:
-        gradients: [m, D], unprojected: the modules' blocks are whole weight gradients.
+        gradients: [m, D], unprojected: the modules' blocks are whole weight gradients. Overwritten.
         modules: Their columns, in the order of the curvature's.
         curvature: K-FAC's or EK-FAC's.
 
     Returns:
-        For each module [m, O, I], in the dtype of the gradients.
+        For each module [m, O, I], a view of its columns.
     """
     matrices = []
     for number, module in enumerate(modules):
         block = gradients[:, module.start : module.stop].unflatten(1, (module.q, module.p))
-        matrices.append(curvature.apply(number, block).contiguous())
+        for query in block:
+            query.copy_(curvature.apply(number, query))
+        matrices.append(block)
     return matrices

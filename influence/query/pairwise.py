@@ -33,6 +33,9 @@ from influence.task import Task, fisher_loss, measurement, row_loss, row_weight
 from influence.vectors.ensemble import Ensemble
 from influence.vectors.whiten import Comparison
 
+CHECKED = 2**22
+"""Numbers that are looked at together: torch copies what it checks."""
+
 SecondMoments = Mapping[str, Tensor]
 """v̂ of an optimiser by parameter name, as the parameter lies."""
 
@@ -186,7 +189,7 @@ class _Asked:
         """Score every row's whole gradient against the queries under the inverse curvature."""
         curvature = self.curvature(train)
         with Capture(self.model, self.layers, Projection(ProjectionSettings(kind="none"))) as capture:
-            wanted = -_gradients(capture, self._measure, queries, "query")
+            wanted = _gradients(capture, self._measure, queries, "query").neg_()
             modules: tuple[ModuleColumns, ...] = capture.modules
         matrices = preconditioned(wanted, modules, curvature)
         with InnerProducts(self.model, self.layers, matrices) as products:
@@ -238,14 +241,28 @@ def _gradients(capture: Capture, measure: Measure, batches: Iterable[Any], what:
     found = [capture(measure, batch, raw=raw)[0].cpu() for batch in batches]
     if not found:
         raise CaptureError(f"There are no {what} batches.")
-    rows = torch.cat(found)
+    rows = _joined(found)
     _check_finite(rows, what)
     return rows
 
 
+def _joined(found: list[Tensor]) -> Tensor:
+    """Stack batches of rows, letting go of each as it is copied: they may be the largest thing in memory."""
+    rows = torch.empty(sum(map(len, found)), found[0].shape[1], dtype=found[0].dtype)
+    start = 0
+    for number, piece in enumerate(found):
+        rows[start : start + len(piece)] = piece
+        start += len(piece)
+        found[number] = piece[:0].clone()
+        del piece
+    return rows
+
+
 def _check_finite(rows: Tensor, what: str) -> None:
-    if not bool(torch.isfinite(rows).all()):
-        bad = (~torch.isfinite(rows).all(dim=1)).nonzero().squeeze(1).tolist()
+    step = max(1, CHECKED // rows.shape[1])
+    finite = torch.cat([torch.isfinite(block).all(dim=1) for block in rows.split(step)])
+    if not bool(finite.all()):
+        bad = (~finite).nonzero().squeeze(1).tolist()
         raise CaptureError(f"The gradients of {what} examples {bad[:10]} are not finite.")
 
 
