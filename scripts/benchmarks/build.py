@@ -80,6 +80,8 @@ def run_file(folder: Path, model: Path, data: Path, dtype: str, max_tokens: int,
         "model": {"path": str(model), "dtype": dtype},
         "data": {"path": str(data), "max_tokens": max_tokens, "columns": {"id": None}},
         "recipe": {"name": "gradcos", "projection": {"p": 16, "q": 16}},
+        "store": {"codec": "float16"},
+        "index": {"kind": "flat"},
         "cluster": {"token_budget": budget},
     }
     path.write_text(json.dumps(settings), encoding="utf-8")

@@ -41,7 +41,7 @@ class StubRun:
     def __exit__(self, *error):
         pass
 
-    def query_many(self, queries, k):
+    def query_many(self, queries, k, progress=None):
         by_name = {question.name: question for question in [*map(Question.of, FACTS), *REAL]}
         return [answered(by_name[query.id], by_name[query.id].relevant[:2]) for query in queries]
 

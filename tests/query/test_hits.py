@@ -62,6 +62,8 @@ def test_json_of_one_answer_is_an_object_with_exactly_the_promised_fields():
         "prompt": "The lamp was lit by",
         "completion": " beetles.",
         "log_likelihood": -1.25,
+        "contrast": None,
+        "contrast_log_likelihood": None,
     }
     assert document["promoting"][1] == {
         "rank": 2,

@@ -278,7 +278,7 @@ def test_a_row_of_86016_columns_takes_10752_bytes_of_bits_and_a_scale_a_module()
     ("given_settings", "message"),
     [
         ({"codec": "bits", "rank": 2}, "rank 2 is given and codec is bits; only factors has a rank"),
-        ({"rank": 2}, "rank 2 is given and codec is float16; only factors has a rank"),
+        ({"rank": 2}, "rank 2 is given and codec is bits; only factors has a rank"),
         ({"codec": "factors"}, "codec factors needs a rank"),
         ({"codec": "factors", "rank": 0}, "rank: .*greater than or equal to 1"),
         ({"codec": "int2"}, "codec: .*'float16', 'int8', 'int4', 'bits' or 'factors'"),
