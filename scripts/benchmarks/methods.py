@@ -220,6 +220,10 @@ METHODS: dict[str, Method] = {
         for name in ("int4", "bits")
     },
     **{f"whitened 32 {name}": coded("whitened", 32, CODES[name]) for name in ("int4", "bits")},
+    **{
+        f"whitened 64 bits λ {damping:g}": coded("whitened", 64, CODES["bits"], damping=damping)
+        for damping in (0.01, 0.03, 0.3)
+    },
     "graddot 64 bits": coded("graddot", 64, CODES["bits"]),
     "trak 1024": trak(1024),
     "tracin 16 × 3": over_checkpoints("tracin", 16, 3),

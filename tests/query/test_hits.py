@@ -219,6 +219,13 @@ def test_the_page_fetches_nothing_and_follows_light_and_dark():
     assert "@import" not in html
 
 
+def test_the_page_says_what_a_contrast_is_with_and_escapes_it():
+    answer = hits(contrast=" <i>moths</i>", contrast_log_likelihood=-3.5)
+    text = Page(render_page("t", "", [Section(answer)])).text
+    assert "rather than <i>moths</i>: −3.50 nats" in " ".join(text.split())
+    assert "rather than" not in Page(render_page("t", "", [Section(hits())])).text
+
+
 def test_the_page_shows_the_question_every_hit_the_unit_and_the_sign_rule():
     page = Page(encode([hits()], "html").decode())
     for expected in (
