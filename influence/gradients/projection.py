@@ -51,7 +51,7 @@ class ProjectionSettings(BaseModel):
     entries: Literal["rademacher", "normal"] = "rademacher"
     rows: Literal["random", "whitened", "eigenvectors"] = "random"
     """What the rows of R_i and R_o are: random; random with K-FAC's half-inverse behind; or leading eigenvectors."""
-    damping: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.1
+    damping: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.01
     """Of a whitened projection: λ_A and λ_S as shares of the mean eigenvalues of A and S."""
     dims: Annotated[int, Field(ge=1)] | None = None
     """k, the width of a trak projection."""
