@@ -44,5 +44,6 @@ $(RUN_STAMP): .venv/bin/python pyproject.toml constraints.txt
 $(DEV_STAMP): .venv/bin/python pyproject.toml constraints.txt
 	@echo "Installing into .venv (once; some minutes on a fresh machine) ..." >&2
 	$(PIP) --editable '.[cpu,dev]'
-	$(PIP) --no-deps kronfluence  # its torchvision, which it never imports, would bring another torch
+# Of kronfluence, which the parity tests compare with, only itself: its torchvision, never imported, brings another torch.
+	$(PIP) --no-deps kronfluence
 	@touch $@ $(RUN_STAMP)

@@ -96,7 +96,7 @@ def plan_tables(plan: "Plan", hours: Mapping[int, float]) -> list[RenderableType
     memory.add_row("index", size(needs.memory_index), "the coordinator")
     memory.add_row(
         "query",
-        size(needs.memory_model + needs.memory_index + needs.memory_curvature),
+        size(needs.memory_model + needs.memory_index + needs.memory_curvature + needs.memory_factors),
         "the model, the index, the curvature's factors",
     )
     times = _grid("workers", "capture")
