@@ -7,8 +7,7 @@
 Queries run in the calling process, through the same session as the rows did.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
@@ -19,14 +18,13 @@ import numpy as np
 import index.persist
 import index.search
 from index.build import FlatIndex
-from index.errors import FaissMissing, GpuMissing, VectorIndexError
 from index.exact import exact_search_scores
 from index.neighbours import Neighbours
 from influence.baselines import bm25
 from influence.baselines.bm25 import BM25
 from influence.config import RunConfig, load_config, override_config
 from influence.data.example import Example
-from influence.errors import FingerprintMismatch, Incomplete, InfluenceError, MissingExtra, StoreError
+from influence.errors import FingerprintMismatch, Incomplete
 from influence.pipeline.build import CONFIG, build_run
 from influence.pipeline.drawn import drawn_of
 from influence.pipeline.exact_stage import ExactScorer
@@ -44,6 +42,7 @@ from influence.query.asked import Query, as_example
 from influence.query.attribute import Queries, attribute, decide, named, propose, query_vectors
 from influence.query.decision import check_lexical, checked_k, decision_of
 from influence.query.hits import Hits
+from influence.query.index_errors import index_errors
 from influence.recipe import EXTRA_COPY, ExactSettings, Recipe
 from influence.store.manifest import Manifest
 from influence.store.reader import Store
@@ -68,7 +67,7 @@ def build(
     Raises:
         InfluenceError: See `influence.pipeline.build.build_run`. `Incomplete` means: the same call goes on from there.
     """
-    with _index_errors():
+    with index_errors():
         build_run(_configured(config, overrides), Path(out), progress)
     return Run(out)
 
@@ -200,7 +199,7 @@ class Run:
         decision = decision_of(self.recipe, self.path, exact, candidates)
         k = checked_k(k, self.rows, self.path, decision)
         captured = self.capture(queries)
-        with _index_errors():
+        with index_errors():
             if decision.kind == "none":
                 return attribute(captured, self.store, self.comparison, self._search, k)
             if decision.candidates is None:
@@ -303,20 +302,6 @@ def plan(config: RunConfig | str | Path, *, overrides: Sequence[str] = ()) -> Pl
 
 def _configured(config: RunConfig | str | Path, overrides: Sequence[str]) -> RunConfig:
     return override_config(config, overrides) if isinstance(config, RunConfig) else load_config(config, overrides)
-
-
-@contextmanager
-def _index_errors() -> Iterator[None]:
-    """Turn errors of the index package, which knows nothing of this one, into ours; the messages stay."""
-    try:
-        yield
-    except VectorIndexError as error:
-        kind: Callable[[str], InfluenceError] = StoreError
-        if isinstance(error, FaissMissing | GpuMissing):
-            kind = MissingExtra
-        elif error.exit_code == Incomplete.exit_code:
-            kind = Incomplete
-        raise kind(str(error)) from error
 
 
 __all__ = ["Plan", "Run", "as_example", "build", "open", "plan", "status"]

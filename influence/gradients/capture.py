@@ -80,23 +80,9 @@ class Capture(Hooks):
             TaskError: The measure doesn't give one value an example.
             CaptureError: A layer's input isn't split by example, or a layer ran where no graph was recorded.
         """
-        rows: Tensor | None = None
         for sink in self._sinks:
             sink.raw = raw
-
-        def begin(values: Tensor) -> None:
-            nonlocal rows
-            dtype = torch.float64 if values.dtype == torch.float64 else torch.float32
-            rows = torch.zeros(len(values), self._columns, dtype=dtype, device=values.device)
-            for sink in self._sinks:
-                sink.rows = rows
-
-        try:
-            values = self.run(measure, batch, begin)
-        finally:
-            for sink in self._sinks:
-                sink.rows = None
-        assert rows is not None, "the hooks begin before they return"
+        rows, values = self.collect(measure, batch, self._columns, self._sinks)
         return rows if self._dense is None else self._dense(rows), values
 
 
@@ -127,7 +113,7 @@ class _Rows:
     """One layer's columns of the rows: the sink of its hooks."""
 
     def __init__(self, layer: TrackedLayer, columns: ModuleColumns, sides: Sides, division: Division | None) -> None:
-        self.rows: Tensor | None = None
+        self.made: Tensor | None = None
         self.raw = False
         self._layer = layer
         self._columns = columns
@@ -141,15 +127,15 @@ class _Rows:
         return layer_inputs(self._layer, inputs, output, self._side("inputs", output.device, output.dtype))
 
     def take(self, grads: NSO, kept: Tensor, *, last: bool) -> None:
-        assert self.rows is not None, "a capture gives its rows before the backward pass"
-        dtype, device = self.rows.dtype, grads.device
+        assert self.made is not None, "a capture gives its rows before the backward pass"
+        dtype, device = self.made.dtype, grads.device
         if self._division is not None and not self.raw:
             left, right = (self._side(which, device, dtype) for which in ("outputs", "inputs"))
             product = self._division.product(grads, kept, left, right, dtype)
         else:
             projected = project_output_grads(grads, self._side("outputs", device, grads.dtype))
             product = sum_over_positions(projected, kept, dtype)
-        self.rows[:, self._columns.start : self._columns.stop] += product.flatten(1).to(self.rows.device)
+        self.made[:, self._columns.start : self._columns.stop] += product.flatten(1).to(self.made.device)
 
     def _side(self, which: str, device: torch.device, dtype: torch.dtype) -> Tensor | None:
         """The projection matrix in a dtype and on a device, moved there once."""

@@ -43,6 +43,13 @@ class Sink(Protocol):
         ...
 
 
+class Collector(Protocol):
+    """A sink that adds to a tensor of one row an example."""
+
+    made: Tensor | None
+    """[N, width], while the backward pass runs."""
+
+
 class Hooks:
     """Hooks on the tracked layers of one model; a context manager that leaves the model as it found it.
 
@@ -114,6 +121,39 @@ class Hooks:
             for tap in self._taps:
                 tap.examples = None
         return values.detach()
+
+    def collect(
+        self, measure: Measure, batch: Any, width: int, sinks: Sequence[Collector]
+    ) -> tuple[Tensor, PerExample]:
+        """Run with sinks that add to one tensor, a row an example.
+
+        Args:
+            measure: See `run`.
+            batch: See `run`.
+            width: Numbers a row.
+            sinks: Given the tensor, all zeros, before the backward pass, and relieved of it afterwards.
+
+        Returns:
+            What the sinks made, [N, width], float32 (float64 for float64 values), on the values' device; and the values
+            [N], detached.
+
+        Raises:
+            TaskError, CaptureError: See `run`.
+        """
+        made: list[Tensor] = []
+
+        def begin(values: Tensor) -> None:
+            dtype = torch.float64 if values.dtype == torch.float64 else torch.float32
+            made.append(torch.zeros(len(values), width, dtype=dtype, device=values.device))
+            for sink in sinks:
+                sink.made = made[0]
+
+        try:
+            values = self.run(measure, batch, begin)
+        finally:
+            for sink in sinks:
+                sink.made = None
+        return made[0], values
 
     def _check(self, values: Any) -> None:
         if not isinstance(values, Tensor) or values.ndim != 1:

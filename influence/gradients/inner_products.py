@@ -80,29 +80,14 @@ class InnerProducts(Hooks):
         Raises:
             TaskError, CaptureError: See `Hooks.run`.
         """
-        scores: Tensor | None = None
-
-        def begin(values: Tensor) -> None:
-            nonlocal scores
-            dtype = torch.float64 if values.dtype == torch.float64 else torch.float32
-            scores = torch.zeros(len(values), self.queries, dtype=dtype, device=values.device)
-            for sink in self._sinks:
-                sink.scores = scores
-
-        try:
-            values = self.run(measure, batch, begin)
-        finally:
-            for sink in self._sinks:
-                sink.scores = None
-        assert scores is not None, "the hooks begin before they return"
-        return scores, values
+        return self.collect(measure, batch, self.queries, self._sinks)
 
 
 class _Products:
     """One layer's share of the scores: the sink of its hooks."""
 
     def __init__(self, layer: TrackedLayer, matrices: Tensor | LowRank) -> None:
-        self.scores: Tensor | None = None
+        self.made: Tensor | None = None
         self._layer = layer
         self._matrices = matrices
         self._moved: tuple[Tensor, ...] | None = None
@@ -111,20 +96,20 @@ class _Products:
         return layer_inputs(self._layer, inputs, output)
 
     def take(self, grads: NSO, kept: NSI, *, last: bool) -> None:
-        assert self.scores is not None, "inner products have their scores before the backward pass"
-        dtype = self.scores.dtype
+        assert self.made is not None, "inner products have their scores before the backward pass"
+        dtype = self.made.dtype
         held = self._there(grads.device, dtype)
         if len(held) == 2:
             left, right = held
             products = ((grads.to(dtype) @ left) * (kept.to(dtype) @ right)).sum(dim=1)
-            self.scores += products.unflatten(1, (self.scores.shape[1], -1)).sum(dim=2)
+            self.made += products.unflatten(1, (self.made.shape[1], -1)).sum(dim=2)
             return
         (matrices,) = held
         step = max(1, CHUNK_BYTES // (4 * matrices.shape[1]))
         for first in range(0, len(grads), step):
             part = slice(first, first + step)
             gradients = torch.bmm(grads[part].to(dtype).transpose(1, 2), kept[part].to(dtype))
-            self.scores[part].addmm_(gradients.flatten(1), matrices.T)
+            self.made[part].addmm_(gradients.flatten(1), matrices.T)
 
     def _there(self, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, ...]:
         """The matrices on a device, [m, O·I], or their two low-rank sides, [W, m·r] each; moved once."""

@@ -53,7 +53,8 @@ def pairwise(
 ) -> Tensor:
     """Score every training example for every query.
 
-    `recipe.exact`, which is about proposals, isn't looked at: every row is scored by the recipe itself.
+    `recipe.exact`, which is about proposals, isn't looked at: every row is scored by the recipe itself. Nor is
+    `recipe.factors.rows`: factors are fitted to every row given.
 
     Args:
         model: Any torch module, in eval mode; it is left as it was found.
