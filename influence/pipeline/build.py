@@ -23,6 +23,7 @@ from influence.pipeline.probe import ProbeTask, run_probe
 from influence.pipeline.progress import Report, Stage
 from influence.pipeline.spec import CaptureSpec
 from influence.pipeline.submit import run_tasks
+from influence.pipeline.threads import torch_threads
 from influence.pipeline.worker import install
 from influence.recipe import Recipe
 from influence.store.manifest import MANIFEST, Manifest, Part, ShardRange, check_fingerprint, fingerprint_of
@@ -58,7 +59,8 @@ def build_run(config: RunConfig, run_dir: Path, report: Report | None = None) ->
         try:
             settled = settled_parts(config, rows)
             manifest = _capture(config, run_dir, rows, settled, report)
-            _finish(config.recipe.stored, config, run_dir, manifest, report)
+            with torch_threads(config.cluster.threads_per_worker):
+                _finish(config.recipe.stored, config, run_dir, manifest, report)
         except KeyboardInterrupt:
             raise Incomplete(
                 f"Interrupted. {_standing(run_dir)} Run the same build again to go on from there."
@@ -82,7 +84,7 @@ def _capture(config: RunConfig, run_dir: Path, rows: Rows, settled: dict[str, Pa
         return manifest
     most = len(manifest.shards) if manifest else most_shards(len(rows), config.store)
     with connect(config.cluster, most) as client:
-        install(client, config.cluster.threads_per_worker, local=config.cluster.kind == "local")
+        install(client, local=config.cluster.kind == "local")
         if manifest is None or todo:
             probed = probe_on(client, CaptureSpec.of(config), shared=run_dir / LOCK)
             factor_stage.check_widths(probed.modules, config.recipe)

@@ -118,7 +118,8 @@ def capture_missing(
 
 def run_shard(task: ShardTask) -> ShardDone:
     """Capture one shard in a worker's session; the entry point of a task."""
-    return capture_shard(session_here(task.spec), task)
+    with session_here(task.spec) as session:
+        return capture_shard(session, task)
 
 
 def capture_shard(session: Session, task: ShardTask) -> ShardDone:

@@ -21,6 +21,7 @@ from influence.pipeline.plan import fisher_blocks, group_shards
 from influence.pipeline.progress import Stage
 from influence.pipeline.submit import run_tasks
 from influence.pipeline.tensors import load_tensors, remove_tensors, save_tensors, saved_for
+from influence.pipeline.threads import torch_threads
 from influence.recipe import Recipe
 from influence.store.manifest import Manifest, fingerprint_of
 from influence.store.reader import Store
@@ -42,6 +43,7 @@ class PartialTask:
     groups: int
     start: int
     stop: int
+    threads: int
     checkpoints: int = 1
 
     @property
@@ -60,8 +62,9 @@ def plan_partials(run_dir: Path, manifest: Manifest, recipe: Recipe) -> tuple[Pa
     blocks, count = recipe.curvature.blocks, len(recipe.checkpoints) or 1
     groups = group_shards(manifest.shards, fisher_blocks(manifest.modules, blocks, count))
     fingerprint = fingerprint_of({"rows": manifest.fingerprint, "blocks": blocks})
+    threads = int(manifest.fingerprint_parts["cluster.threads_per_worker"] or 1)
     return tuple(
-        PartialTask(run_dir, fingerprint, blocks, number, len(groups), group[0].start, group[-1].stop, count)
+        PartialTask(run_dir, fingerprint, blocks, number, len(groups), group[0].start, group[-1].stop, threads, count)
         for number, group in enumerate(groups)
     )
 
@@ -95,8 +98,9 @@ def run_partial(task: PartialTask) -> int:
     try:
         store = Store(task.run_dir)
         sums = FisherSums(fisher_blocks(store.modules, task.blocks, task.checkpoints))
-        for _, gradients in gradient_blocks(store, task.start, task.stop):
-            sums.add(gradients)
+        with torch_threads(task.threads):
+            for _, gradients in gradient_blocks(store, task.start, task.stop):
+                sums.add(gradients)
         save_tensors(task.path, sums.tensors(), task.fingerprint)
     except InfluenceError as error:
         raise type(error)(f"{task.name}: {error}") from error

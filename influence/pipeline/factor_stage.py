@@ -34,6 +34,7 @@ from influence.pipeline.session import Session
 from influence.pipeline.spec import CaptureSpec, FactorFile
 from influence.pipeline.submit import run_tasks
 from influence.pipeline.tensors import load_tensors, remove_tensors, save_tensors, saved_for
+from influence.pipeline.threads import torch_threads
 from influence.pipeline.worker import session_here
 from influence.recipe import Recipe
 from influence.store.manifest import Manifest, fingerprint_of
@@ -135,7 +136,9 @@ def fit_factors(
         for task in tasks:
             tensors = load_tensors(task.path, held.fingerprint)
             sums.merge(CovarianceSums.from_tensors(widths, held.settings, tensors))
-        save_tensors(held.path, decompose(sums).tensors(), held.fingerprint)
+        with torch_threads(spec.threads):
+            basis = decompose(sums)
+        save_tensors(held.path, basis.tensors(), held.fingerprint)
         _remove(tasks)
     if recipe.corrects_eigenvalues and not saved_for(_eigenvalue_path(held), held.fingerprint):
         tasks = _tasks(spec, run_dir, manifest, held, "eigenvalues")
@@ -191,11 +194,11 @@ def load_kronecker(
 def run_group(task: FactorTask) -> int:
     """Sum over one group and save it; the entry point of a task. Returns the rows summed over."""
     try:
-        session = session_here(task.spec)
-        examples = [session.rows.example(row) for row in task.rows]
-        parts = [part for part in session.tokenise(examples) if part.scored]
-        with session.computing:
-            sums = _summed(session, task, parts, [place_of(example) for example in examples])
+        with session_here(task.spec) as session:
+            examples = [session.rows.example(row) for row in task.rows]
+            parts = [part for part in session.tokenise(examples) if part.scored]
+            with session.computing:
+                sums = _summed(session, task, parts, [place_of(example) for example in examples])
         save_tensors(task.path, sums.tensors(), task.factors.fingerprint)
     except InfluenceError as error:
         raise type(error)(f"{task.name}: {error}") from error

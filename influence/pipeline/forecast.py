@@ -41,7 +41,7 @@ def plan_run(config: RunConfig) -> Plan:
     rows = open_rows(config.data)
     rows.check(config.model.kind)
     with connect(config.cluster, 1) as client:
-        install(client, config.cluster.threads_per_worker, local=config.cluster.kind == "local")
+        install(client, local=config.cluster.kind == "local")
         probed = probe_on(client, CaptureSpec.of(config), timed=True)
         there = len(list_workers(client))
     checkpoints = len(config.recipe.checkpoints)

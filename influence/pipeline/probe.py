@@ -44,7 +44,8 @@ def run_probe(task: ProbeTask) -> Probed:
             f"A worker does not see {task.shared}, which stands on the coordinator's disk. Workers write their shards "
             "themselves: put the run directory (and the data and model) on a disk that all of them share."
         )
-    return probe(session_here(task.spec), timed=task.timed)
+    with session_here(task.spec) as session:
+        return probe(session, timed=task.timed)
 
 
 def probe(session: Session, *, timed: bool = False) -> Probed:

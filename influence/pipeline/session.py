@@ -37,6 +37,8 @@ from influence.pipeline.transfer import Piece
 from influence.task import row_loss, row_weight, task_for
 from influence.vectors.ensemble import side_by_side
 
+PROJECTING = ("projection", "factors", "drawn")
+"""The parts of a specification that may change without loading the model anew."""
 WHOLE = 2**20
 """Tokens a query may have where the model's configuration names no limit."""
 
@@ -93,11 +95,14 @@ class Session:
         """Whether this model, data and task are what a specification asks for, whatever its projection."""
         return spec.unprojected() in (self.asked.unprojected(), self.spec.unprojected())
 
+    def is_of(self, spec: CaptureSpec) -> bool:
+        """Whether it is what a specification asks for, projection and all."""
+        return self.serves(spec) and all(getattr(spec, part) == getattr(self.spec, part) for part in PROJECTING)
+
     def project(self, spec: CaptureSpec) -> None:
         """Project rows as another specification of the same model and data says."""
-        changed = ("projection", "factors", "drawn")
-        if any(getattr(spec, part) != getattr(self.spec, part) for part in changed):
-            self.spec = self.spec.model_copy(update={part: getattr(spec, part) for part in changed})
+        if not self.is_of(spec):
+            self.spec = self.spec.model_copy(update={part: getattr(spec, part) for part in PROJECTING})
             self._set_up(self._number)
 
     def load(self, checkpoint: int) -> None:

@@ -4,14 +4,16 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
-import torch
 from distributed import Client, Worker, WorkerPlugin, get_worker
 
 from influence.errors import ClusterError
 from influence.pipeline.session import Session
 from influence.pipeline.spec import CaptureSpec
+from influence.pipeline.threads import torch_threads
 
 PLUGIN = "influence-session"
 
@@ -22,21 +24,20 @@ class SessionPlugin(WorkerPlugin):
     name = PLUGIN
     idempotent = True
 
-    def __init__(self, threads: int, *, local: bool) -> None:
-        """Remember the settings.
+    def __init__(self, *, local: bool) -> None:
+        """Remember the setting.
 
         Args:
-            threads: What torch computes with in this process; decides the order of additions, so the same everywhere.
             local: The process is ours alone: Ctrl-C and standard output, which it shares with the coordinator, are the
                 coordinator's business.
         """
-        self.threads = threads
         self.local = local
 
     def setup(self, worker: Worker) -> None:
         """Prepare the process; the model waits for the first task, whose caller then hears of its errors."""
-        self._opening = threading.Lock()
+        self._returned = threading.Condition()
         self._session: Session | None = None
+        self._lent = 0
         # A worker that is a thread of the coordinator (in tests) must leave its process as it is.
         if self.local and threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -49,28 +50,39 @@ class SessionPlugin(WorkerPlugin):
             self._session.close()
             self._session = None
 
-    def session(self, spec: CaptureSpec) -> Session:
-        """Return the session of this specification, opening it if the one at hand is another's."""
-        with self._opening:
+    @contextmanager
+    def lend(self, spec: CaptureSpec) -> Iterator[Session]:
+        """Lend the session of this specification, opening or changing the one at hand if it is another's.
+
+        Tasks of one specification have it side by side. A task of another waits until they have returned it: two builds
+        may share a scheduler, and what is left of one that failed may still be running when the next begins.
+        """
+        with self._returned:
+            self._returned.wait_for(lambda: not self._lent or (self._session is not None and self._session.is_of(spec)))
             if self._session is not None and not self._session.serves(spec):
                 self._session.close()
                 self._session = None
             if self._session is None:
-                # The thread count may only change while nothing computes: under the other task slot's products it makes
-                # wrong rows.
-                torch.set_num_threads(self.threads)
                 self._session = Session(spec)
             self._session.project(spec)
-            return self._session
+            session = self._session
+            self._lent += 1
+        try:
+            yield session
+        finally:
+            with self._returned:
+                self._lent -= 1
+                self._returned.notify_all()
 
 
-def install(client: Client, threads: int, *, local: bool) -> None:
+def install(client: Client, *, local: bool) -> None:
     """Give every worker, present and to come, its plugin."""
-    client.register_plugin(SessionPlugin(threads, local=local))
+    client.register_plugin(SessionPlugin(local=local))
 
 
-def session_here(spec: CaptureSpec) -> Session:
-    """Return this worker's session.
+@contextmanager
+def session_here(spec: CaptureSpec) -> Iterator[Session]:
+    """Lend this worker's session to a task, which computes with the specification's number of threads meanwhile.
 
     Raises:
         ClusterError: The worker has not been given the plugin.
@@ -80,4 +92,5 @@ def session_here(spec: CaptureSpec) -> Session:
         raise ClusterError(
             "This worker has no session plugin: it joined the scheduler without the build noticing. Build again."
         )
-    return plugin.session(spec)
+    with torch_threads(spec.threads), plugin.lend(spec) as session:
+        yield session

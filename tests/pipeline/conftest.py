@@ -13,6 +13,7 @@ from distributed import Client, LocalCluster
 from influence.config import RunConfig, parse_config
 from influence.pipeline import build as build_module
 from influence.pipeline import cluster
+from influence.store.digest import sha256
 
 SETTINGS = {
     "recipe": {"name": "logra", "projection": {"p": 2, "q": 3}},
@@ -74,11 +75,14 @@ def in_process(thread_client: Client, monkeypatch: pytest.MonkeyPatch) -> Client
 
 
 @pytest.fixture(scope="session")
-def contents() -> Callable[[Path], dict[str, bytes]]:
-    """`contents(run_dir)`: every file of a run but its lock and its configuration, which names the workers."""
+def contents() -> Callable[[Path], dict[str, str]]:
+    """`contents(run_dir)`: digests of a run's files, without its lock and its configuration, which names the workers.
 
-    def read(run_dir: Path) -> dict[str, bytes]:
-        files = [path for path in run_dir.rglob("*") if path.is_file() and not path.name.startswith(".lock")]
-        return {str(path.relative_to(run_dir)): path.read_bytes() for path in files if path.name != "config.yaml"}
+    Digests, so that a test that fails says which file differs.
+    """
+
+    def read(run_dir: Path) -> dict[str, str]:
+        files = [path for path in sorted(run_dir.rglob("*")) if path.is_file() and not path.name.startswith(".lock")]
+        return {str(path.relative_to(run_dir)): sha256(path) for path in files if path.name != "config.yaml"}
 
     return read

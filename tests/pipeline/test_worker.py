@@ -1,0 +1,106 @@
+"""What a worker process keeps to itself: one session lent to tasks of one kind at a time, one number of threads."""
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, cast
+
+import pytest
+import torch
+
+from influence.pipeline import worker as worker_module
+from influence.pipeline.threads import torch_threads
+from influence.pipeline.worker import SessionPlugin
+
+
+class Recorded:
+    """A session that serves any specification of its own letter, and remembers what it was told."""
+
+    opened: tuple[str, ...] = ()
+
+    def __init__(self, spec):
+        Recorded.opened += (spec,)
+        self.spec = spec
+        self.closed = False
+
+    def serves(self, spec):
+        return not self.closed and spec[0] == self.spec[0]
+
+    def is_of(self, spec):
+        return spec == self.spec
+
+    def project(self, spec):
+        self.spec = spec
+
+    def close(self):
+        self.closed = True
+
+
+@pytest.fixture
+def plugin(monkeypatch):
+    monkeypatch.setattr(worker_module, "Session", Recorded)
+    Recorded.opened = ()
+    made = SessionPlugin(local=False)
+    made.setup(cast(Any, None))
+    return made
+
+
+def test_tasks_of_one_specification_have_the_session_side_by_side(plugin):
+    with plugin.lend("a1") as first, plugin.lend("a1") as second:
+        assert first is second
+    assert Recorded.opened == ("a1",)
+
+
+@pytest.mark.parametrize("other", ["a2", "b1"])
+def test_another_specification_waits_until_the_session_is_returned(plugin, other):
+    took = threading.Event()
+
+    def take():
+        with plugin.lend(other) as session:
+            took.set()
+            return session.spec
+
+    with ThreadPoolExecutor(1) as pool:
+        with plugin.lend("a1") as held:
+            future = pool.submit(take)
+            assert not took.wait(0.2)
+            assert (held.spec, held.closed) == ("a1", False)
+        assert future.result(timeout=10) == other
+    assert Recorded.opened == (("a1",) if other == "a2" else ("a1", "b1"))
+
+
+def test_a_task_that_fails_returns_the_session(plugin):
+    with pytest.raises(ValueError, match="poisoned"), plugin.lend("a1"):
+        raise ValueError("poisoned")
+    with plugin.lend("b1") as session:
+        assert session.spec == "b1"
+
+
+def test_a_thread_that_never_computed_multiplies_to_the_same_bits():
+    generator = torch.Generator().manual_seed(0)
+    matrices = [torch.randn(n, n + 3, generator=generator, dtype=torch.float64) for n in (15, 20, 34, 60, 90)]
+
+    def products():
+        with torch_threads(1):
+            return [matrix @ matrix.T for matrix in matrices]
+
+    expected = products()
+    for _ in range(4):
+        with ThreadPoolExecutor(1) as pool:
+            found = pool.submit(products).result()
+        assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+def test_another_number_of_threads_waits_until_nothing_computes_and_leaves_the_callers_own():
+    before, took = torch.get_num_threads(), threading.Event()
+
+    def compute():
+        with torch_threads(before + 1):
+            took.set()
+            return torch.get_num_threads()
+
+    with ThreadPoolExecutor(1) as pool:
+        with torch_threads(before), torch_threads(before):
+            future = pool.submit(compute)
+            assert not took.wait(0.2)
+        assert future.result(timeout=10) == before + 1
+    assert torch.get_num_threads() == before
