@@ -8,13 +8,16 @@ RUN_STAMP := .venv/.installed-run
 DEV_STAMP := .venv/.installed-dev
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: demo test check bench format clean
+.PHONY: demo test slurm check bench format clean
 
 demo: $(RUN_STAMP)
 	$(BIN)/influence demo
 
 test: $(DEV_STAMP)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m "not slurm"
+
+slurm: $(DEV_STAMP)
+	$(BIN)/python -m pytest -m slurm -rs tests/slurm
 
 check: $(DEV_STAMP)
 	$(BIN)/ruff check .
@@ -43,7 +46,7 @@ $(RUN_STAMP): .venv/bin/python pyproject.toml constraints.txt
 
 $(DEV_STAMP): .venv/bin/python pyproject.toml constraints.txt
 	@echo "Installing into .venv (once; some minutes on a fresh machine) ..." >&2
-	$(PIP) --editable '.[cpu,dev]'
+	$(PIP) --editable '.[cpu,cluster,dev]'
 # Of kronfluence, which the parity tests compare with, only itself: its torchvision, never imported, brings another torch.
 	$(PIP) --no-deps kronfluence
 	@touch $@ $(RUN_STAMP)

@@ -9,46 +9,22 @@ import types
 from collections.abc import Hashable, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Union, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
 from index.factory import IndexSettings
+from influence.cluster import ClusterSettings
 from influence.data.dataset import DataSettings
 from influence.errors import ConfigError, InfluenceError, RecipeError
 from influence.model.load import ModelSettings
 from influence.paths import absolute_paths
 from influence.recipe import Recipe, recipe
+from influence.remote.place import is_remote, run_path
 from influence.store.manifest import StoreSettings
 from influence.store.partial import write_whole
 from influence.task import TaskSettings
-
-
-class ClusterSettings(BaseModel):
-    """Where the work is done and in what portions.
-
-    `token_budget`, `threads_per_worker` and the kind of device decide the order of float additions, so they are part
-    of a run's fingerprint; the number of workers decides nothing but the time.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    kind: Literal["local", "address"] = "local"
-    address: Annotated[str, Field(pattern=r"^\w+://\S+:\d+$")] | None = None
-    """The scheduler to use, `tcp://host:8786`; workers started by someone else, with the run directory in reach."""
-    workers: Annotated[int, Field(ge=1)] | None = None
-    """Local worker processes; unset, one a GPU, or one for every `threads_per_worker` cores."""
-    threads_per_worker: Annotated[int, Field(ge=1)] = 1
-    token_budget: Annotated[int, Field(ge=2)] | None = None
-    """Padded tokens a batch holds; a longer example goes alone. Unset, 2,048 on a CPU and 16,384 on a GPU."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-
-    @model_validator(mode="after")
-    def _address_and_kind_agree(self) -> "ClusterSettings":
-        if (self.kind == "address") != (self.address is not None):
-            raise ValueError("kind 'address' needs an address (tcp://host:port), and only that kind has one")
-        return self
 
 
 class RunConfig(BaseModel):
@@ -84,8 +60,6 @@ class RunConfig(BaseModel):
     @classmethod
     def _can_be_built(cls, value: Recipe) -> Recipe:
         """Refuse what a build would pass over in silence, and what it would look for in vain."""
-        if value.baseline is not None:
-            raise ValueError(f"a build keeps gradients, and {value.baseline} has none; influence.pairwise takes it")
         if value.needs_factors and (value.checkpoints or value.projection.kind == "trak"):
             over = "several checkpoints" if value.checkpoints else "a trak projection"
             raise ValueError(
@@ -114,7 +88,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     Raises:
         ConfigError: The file can't be read, or one or more of its settings can't be used: one line for each.
     """
-    path = Path(path)
+    path = run_path(path)
     try:
         source = path.read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -134,7 +108,8 @@ def parse_config(
     lines: Mapping[tuple[Any, ...], int] | None = None,
 ) -> RunConfig:
     """Check a mapping of sections and settings and return it as a configuration; see `load_config`."""
-    merged = absolute_paths(dict(found), folder or Path.cwd())
+    # What a build keeps in a bucket is absolute already, and no relative path leads out of there.
+    merged = dict(found) if folder and is_remote(folder) else absolute_paths(dict(found), folder or Path.cwd())
     changed = {_override(merged, override) for override in overrides}
     merged = absolute_paths(merged, Path.cwd(), only=changed)
     try:

@@ -4,6 +4,7 @@ A message says what was found, where (file, line, row), what was expected and wh
 command line's contract: 2 usage or bad input, 3 a gate failed, 4 incomplete (the same command resumes).
 """
 
+from collections.abc import Sequence
 from typing import ClassVar
 
 
@@ -30,7 +31,15 @@ class TaskError(InfluenceError):
 
 
 class CaptureError(InfluenceError):
-    """A tracked layer whose gradient can't be split by example."""
+    """A gradient that can't be captured: of a layer that can't be split by example, or not finite.
+
+    Attributes:
+        positions: Which examples of those handed in are to blame, where that is known.
+    """
+
+    def __init__(self, message: str, positions: Sequence[int] = ()) -> None:
+        super().__init__(message)
+        self.positions = tuple(positions)
 
 
 class ProjectionError(InfluenceError):

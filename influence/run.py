@@ -15,35 +15,26 @@ from typing import Any, Literal, Self
 
 import numpy as np
 
-import index.persist
-import index.search
-from index.build import FlatIndex
-from index.exact import exact_search_scores
-from index.neighbours import Neighbours
-from influence.baselines import bm25
-from influence.baselines.bm25 import BM25
+from influence.answering import Answering
 from influence.config import RunConfig, load_config, override_config
 from influence.data.example import Example
-from influence.errors import FingerprintMismatch, Incomplete
+from influence.errors import Incomplete, QueryError
 from influence.pipeline.build import CONFIG, build_run
-from influence.pipeline.drawn import drawn_of
-from influence.pipeline.exact_stage import ExactScorer
-from influence.pipeline.factor_stage import factor_file, load_kronecker
-from influence.pipeline.fingerprint import digested
 from influence.pipeline.forecast import Plan, plan_run
-from influence.pipeline.index_stage import FOLDER as INDEX_FOLDER
-from influence.pipeline.index_stage import index_fingerprint, load_comparison, scored_blocks
+from influence.pipeline.index_stage import load_comparison, scored_blocks
+from influence.pipeline.opening import open_session
 from influence.pipeline.progress import Report
 from influence.pipeline.query_stage import query_gradients
 from influence.pipeline.session import Session
-from influence.pipeline.spec import CaptureSpec
 from influence.pipeline.standing import missing_parts, status
 from influence.query.asked import Query, as_example
-from influence.query.attribute import Queries, attribute, decide, named, propose, query_vectors
-from influence.query.decision import check_lexical, checked_k, decision_of
+from influence.query.attribute import Queries, query_vectors
+from influence.query.baseline import lexical_blocks
+from influence.query.decision import decision_of
 from influence.query.hits import Hits
 from influence.query.index_errors import index_errors
-from influence.recipe import EXTRA_COPY, ExactSettings, Recipe
+from influence.remote.place import run_path
+from influence.scanning import Scanning
 from influence.store.manifest import Manifest
 from influence.store.reader import Store
 from influence.vectors.ensemble import Compared
@@ -60,7 +51,7 @@ def build(
 
     Args:
         config: A configuration, or the path of a run file.
-        out: The run directory.
+        out: The run directory: a local path, or `s3://bucket/folder`.
         overrides: `key=value` each, as `--set` takes them.
         progress: Called with every `Step`; a `ProgressBar` shows them.
 
@@ -68,7 +59,7 @@ def build(
         InfluenceError: See `influence.pipeline.build.build_run`. `Incomplete` means: the same call goes on from there.
     """
     with index_errors():
-        build_run(_configured(config, overrides), Path(out), progress)
+        build_run(_configured(config, overrides), run_path(out), progress)
     return Run(out)
 
 
@@ -86,7 +77,7 @@ def open(path: str | Path, *, device: Literal["auto", "cpu", "cuda"] = "auto") -
     return Run(path, device=device)
 
 
-class Run:
+class Run(Scanning):
     """One run directory. Opening it loads no model; the first query does.
 
     Attributes:
@@ -96,7 +87,7 @@ class Run:
     """
 
     def __init__(self, path: str | Path, *, device: Literal["auto", "cpu", "cuda"] = "auto") -> None:
-        self.path = Path(path)
+        self.path = run_path(path)
         self._device: Literal["auto", "cpu", "cuda"] = device
         self.store = Store(self.path)
         self.config = load_config(self.path / CONFIG)
@@ -108,11 +99,6 @@ class Run:
     def manifest(self) -> Manifest:
         """What the rows are."""
         return self.store.manifest
-
-    @property
-    def recipe(self) -> Recipe:
-        """How rows are scored."""
-        return self.config.recipe
 
     @property
     def rows(self) -> int:
@@ -132,23 +118,11 @@ class Run:
             FingerprintMismatch: The model, its tokeniser, a checkpoint or an optimiser's state has changed since the
                 rows were captured, or trak's projector draws other numbers here.
         """
-        parts = self.manifest.fingerprint_parts
-        for part, (what, found) in digested(self.config).items():
-            if found != parts[part]:
-                raise FingerprintMismatch(
-                    f"The {what} has changed since {self.path} was built: its digest is {found}, the manifest expects "
-                    f"{parts[part]}. Put the old one back, or build another run."
-                )
-        factors = factor_file(self.path, self.manifest, self.recipe)
-        spec = CaptureSpec.of(self.config, factors, drawn_of(parts))
-        session = Session(spec.model_copy(update={"device": self._device}))
-        if session.modules != self.manifest.modules:
-            raise FingerprintMismatch(
-                f"The model's tracked layers come to {session.dims} columns, {self.path} has {self.manifest.dims} "
-                "or other "
-                "layers: this is another version of transformers or of this package than the run was built with."
-            )
-        return session
+        return open_session(self.config, self.path, self.manifest, self._device)
+
+    @cached_property
+    def _answering(self) -> Answering:
+        return Answering(self)
 
     def query(
         self,
@@ -160,6 +134,7 @@ class Run:
         id: str | None = None,
         exact: bool | None = None,
         candidates: int | None = None,
+        where: str | None = None,
     ) -> Hits:
         """Ask which rows made the model say `completion` after `prompt`, or rather than `contrast`.
 
@@ -172,7 +147,7 @@ class Run:
             QueryError: Nothing in the completion is scored, there are fewer than k rows, or see `query_many`.
         """
         asked = Example.query(prompt, completion, id=id, contrast=contrast)
-        return self.query_many([asked], k=k, exact=exact, candidates=candidates)[0]
+        return self.query_many([asked], k=k, exact=exact, candidates=candidates, where=where)[0]
 
     def query_many(
         self,
@@ -181,6 +156,7 @@ class Run:
         k: int | None = None,
         exact: bool | None = None,
         candidates: int | None = None,
+        where: str | None = None,
         progress: Report | None = None,
     ) -> list[Hits]:
         """Answer several queries from one pass over them.
@@ -190,36 +166,27 @@ class Run:
             k: Rows on each side; unset, 10 or as many as there are (or candidates).
             exact: Whether the index's proposals are scored again from whole gradients; unset, as the recipe says.
             candidates: How many proposals of each side; unset, as the recipe says.
+            where: Ask only of rows whose metadata meet a condition, `source = 'x' and tokens > 50`: an expression of
+                DuckDB over row, id, source, uri, label, tokens, loss, norm and text. These rows are scanned.
             progress: Called with every `Step` of exact scoring; a `ProgressBar` shows them.
 
         Raises:
             QueryError: A query can't be answered; k, or the candidates for it, are too few or too many; or exact scores
-                are asked of a run that has no factors for them.
+                are asked of a run that has no factors for them; or a baseline is asked for what it hasn't.
         """
+        examples = self._asked(queries, exact=bool(exact) or candidates is not None)
         decision = decision_of(self.recipe, self.path, exact, candidates)
-        k = checked_k(k, self.rows, self.path, decision)
-        captured = self.capture(queries)
-        with index_errors():
-            if decision.kind == "none":
-                return attribute(captured, self.store, self.comparison, self._search, k)
-            if decision.candidates is None:
-                found = self._scorer(decision, progress).every_row(captured.examples)
-                everyone = [np.arange(self.rows)] * len(found)
-                return decide(captured, self.store, everyone, list(found), k, **self._told(decision))
-            words = self._words if decision.lexical else None
-            proposed = propose(captured, self.comparison, self._search, min(decision.candidates, self.rows), words)
-            found = self._scorer(decision, progress).candidates(captured.examples, proposed)
-            return decide(captured, self.store, proposed, found, k, **self._told(decision))
+        return self._answering.hits(examples, decision, k, where, progress)
 
     def score(self, queries: Sequence[Query]) -> np.ndarray:
         """Score every row for every query, without proposals: by the stored rows, or by K-FAC's whole gradients.
 
         Returns:
-            float32 [queries, rows], in the recipe's unit; positive promotes. For more rows than fit, see
-            `score_blocks`.
+            float32 [queries, rows], in the recipe's unit; `recipe.sign` says what a sign means. For more rows than fit,
+            see `score_blocks`.
         """
         if self.recipe.curvature.whole:
-            return self._scorer(self.recipe.decision).every_row(self.capture(queries).examples)
+            return self._answering.scorer(self.recipe.decision).every_row(self.capture(queries).examples)
         out = np.empty((len(queries), self.rows), dtype=np.float32)
         for first, block in self.score_blocks(queries):
             out[:, first : first + block.shape[1]] = block
@@ -227,12 +194,21 @@ class Run:
 
     def score_blocks(self, queries: Sequence[Query]) -> Iterator[tuple[int, np.ndarray]]:
         """Yield (first row, scores float32 [queries, b]) for consecutive blocks of stored rows, read as they come."""
+        if self.recipe.baseline == "bm25":
+            yield from lexical_blocks(self._asked(queries), self._answering.words)
+            return
         captured = self.capture(queries)
         yield from scored_blocks(self.store, self.comparison, query_vectors(captured, self.comparison))
 
     def capture(self, queries: Sequence[Query]) -> Queries:
-        """Capture queries: their gradients −∇m, projected as the rows are, and what the model makes of them."""
-        examples = named([as_example(query) for query in queries])
+        """Capture queries: their gradients −∇m, projected as the rows are, and what the model makes of them.
+
+        Raises:
+            QueryError: The run is of `bm25`, which asks no model; or see `query_many`.
+        """
+        examples = self._asked(queries)
+        if self.recipe.baseline == "bm25":
+            raise QueryError(f"{self.path} compares words and captures nothing: take query or score.")
         return Queries(examples, *query_gradients(self.session, examples))
 
     def vectors(self, rows: Sequence[int]) -> np.ndarray:
@@ -251,7 +227,7 @@ class Run:
         """Let go of the model and the index; they come back when needed."""
         if "session" in self.__dict__:
             self.session.close()
-        for name in ("session", "comparison", "_index", "_words"):
+        for name in ("session", "comparison", "_answering"):
             self.__dict__.pop(name, None)
 
     def __enter__(self) -> Self:
@@ -264,31 +240,6 @@ class Run:
 
     def __repr__(self) -> str:
         return f"Run({str(self.path)!r}, {self.rows:,} rows × {self.store.dims:,} columns, {self.recipe.summary})"
-
-    @cached_property
-    def _words(self) -> BM25:
-        """BM25 over every row's text, prepared when first needed."""
-        check_lexical(self.rows)
-        return bm25.fit(self.store.texts())
-
-    def _scorer(self, decision: ExactSettings, progress: Report | None = None) -> ExactScorer:
-        kind: Literal["kfac", "ekfac"] = "kfac" if decision.kind == "kfac" else "ekfac"
-        curvature = load_kronecker(self.path, self.manifest, self.recipe, kind, decision.damping)
-        return ExactScorer(self.session, curvature, self.rows, decision.rank, progress)
-
-    def _told(self, decision: ExactSettings) -> dict[str, str]:
-        decided = self.recipe.model_copy(update={"exact": decision})
-        return {"summary": f"{self.recipe.summary}; {decided.exact_summary}", "unit": EXTRA_COPY}
-
-    @cached_property
-    def _index(self) -> FlatIndex:
-        folder, wanted = self.path / INDEX_FOLDER, index_fingerprint(self.manifest, self.recipe.stored)
-        return index.persist.load(folder, wanted, self.config.index.device)
-
-    def _search(self, vectors: np.ndarray, k: int) -> Neighbours:
-        if self.config.index.kind == "exact":
-            return exact_search_scores(scored_blocks(self.store, self.comparison, vectors), len(vectors), k)
-        return index.search.search(self._index, vectors, k)
 
 
 def plan(config: RunConfig | str | Path, *, overrides: Sequence[str] = ()) -> Plan:

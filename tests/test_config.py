@@ -149,7 +149,7 @@ def test_a_recipe_of_parts_alone_needs_no_preset_name():
         ({"name": "tracin", "checkpoints": [{"weight": 0.1}]}, "a checkpoint without a path"),
         ({"name": "less", "checkpoints": [{"path": "a"}, {"path": "b"}]}, "names none: set each checkpoint's state"),
         ("less", r"names none: set recipe\.gradient\.state to the checkpoint folder"),
-        ("bm25", "and bm25 has none; influence.pairwise takes it"),
+        ({"name": "bm25", "checkpoints": [{"path": "a"}]}, "bm25 has no checkpoints: leave them out. The nearest"),
     ],
 )
 def test_what_a_build_has_not_or_would_look_for_in_vain_is_refused(recipe, told):

@@ -358,5 +358,5 @@ def test_a_plan_measures_and_writes_nothing(built, tmp_path, monkeypatch):
     plan = runs.plan(run.config)
     assert (plan.estimate.rows, plan.estimate.dims, plan.workers) == (40, run.store.dims, plan.workers)
     assert plan.probed.tokens_per_second
-    assert 0 < plan.hours < 1
+    assert 0 < plan.hours() < 1
     assert list(tmp_path.iterdir()) == []

@@ -10,6 +10,7 @@ import typer
 from influence.cli.options import Form, FormOption, SetOption
 from influence.cli.streams import put_text, show, told
 from influence.errors import ConfigError, GateFailed
+from influence.remote.place import is_remote
 
 if TYPE_CHECKING:
     from influence.doctor import Check
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 def doctor(
     run: Annotated[
-        Path | None, typer.Argument(metavar="[RUN]", help="A run directory, whose settings are examined.")
+        str | None, typer.Argument(metavar="[RUN]", help="A run directory, whose settings are examined.")
     ] = None,
     config: Annotated[Path | None, typer.Option("--config", "-c", help="Or the run file of a run to come.")] = None,
     changes: SetOption = None,
@@ -30,14 +31,16 @@ def doctor(
     from influence.config import load_config
     from influence.doctor import examine
     from influence.pipeline.build import CONFIG
+    from influence.remote.place import run_path
 
-    if run is not None and not (run / CONFIG).is_file():
-        raise ConfigError(f"{run} holds no run: there is no {CONFIG} in it. For a run to come, give -c run.yaml.")
-    settings = load_config(config or Path(str(run)) / CONFIG, changes or [])
+    place = None if run is None else run_path(run)
+    if place is not None and not (place / CONFIG).is_file():
+        raise ConfigError(f"{place} holds no run: there is no {CONFIG} in it. For a run to come, give -c run.yaml.")
+    settings = load_config(config or run_path(str(run)) / CONFIG, changes or [])
     checks: list[Check] = []
     try:
         with told().status("Examining …") as status:
-            for check in examine(settings, run or Path()):
+            for check in examine(settings, _disk(place)):
                 checks.append(check)
                 status.update(f"Examining … {check.name} done")
     finally:
@@ -45,6 +48,13 @@ def doctor(
     failed = [check.name for check in checks if check.verdict == "fail"]
     if failed:
         raise GateFailed(f"{len(failed)} of {len(checks)} checks failed: {', '.join(failed)}.")
+
+
+def _disk(run: Path | None) -> Path | None:
+    """Return a folder on the disk that the run stands on, or is to stand on; None where it stands in a bucket."""
+    if run is None:
+        return Path()
+    return None if is_remote(run) else run
 
 
 def _print(checks: "list[Check]", form: Form) -> None:

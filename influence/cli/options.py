@@ -11,7 +11,19 @@ SetOption: TypeAlias = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Change a setting, as in data.max_tokens=256. Repeatable."),
 ]
-RunArgument: TypeAlias = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")]
+# Text: a `Path` would turn s3://bucket into s3:/bucket.
+RunArgument: TypeAlias = Annotated[
+    str, typer.Argument(metavar="RUN", help="A run directory: a local path, or s3://bucket/folder.")
+]
+
+WhereOption: TypeAlias = Annotated[
+    str | None,
+    typer.Option(
+        metavar="CONDITION",
+        help="Only rows that meet it, as in \"source = 'x' and tokens > 50\": SQL over row, id, source, uri, label, "
+        "tokens, loss, norm, text.",
+    ),
+]
 
 
 class Form(StrEnum):

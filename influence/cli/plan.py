@@ -2,23 +2,29 @@
 
 import json
 from dataclasses import asdict
-from math import isfinite
 from typing import Any
 
+from influence.cli.cluster import ClusterOption, WorkersOption, cluster_settings
 from influence.cli.options import ConfigOption, Form, FormOption, SetOption
 from influence.cli.streams import put_text, show, told
 
 
-def plan(config: ConfigOption, changes: SetOption = None, form: FormOption = Form.table) -> None:
+def plan(
+    config: ConfigOption,
+    cluster: ClusterOption = None,
+    workers: WorkersOption = None,
+    changes: SetOption = None,
+    form: FormOption = Form.table,
+) -> None:
     """Say how many rows and columns, bytes and hours a build would take, from a short measurement."""
     from influence.cli.tables import plan_tables
     from influence.run import plan as plan_run
 
     with told().status("Measuring on one worker …"):
-        found = plan_run(config, overrides=changes or [])
-    hours = {
-        count: found.hours * found.workers / count for count in worker_counts(found.workers, found.estimate.shards)
-    }
+        found = plan_run(config, overrides=[*(changes or []), *cluster_settings(cluster, workers)])
+    # Texts without a model are read by one process.
+    most = found.estimate.shards if found.probed.modules else 1
+    hours = {count: found.hours(count) for count in worker_counts(found.workers, most)}
     if form is Form.table:
         show(*plan_tables(found, hours))
         return
@@ -28,9 +34,11 @@ def plan(config: ConfigOption, changes: SetOption = None, form: FormOption = For
         **found.probed.model_dump(mode="json", exclude={"modules", "dims"}),
         "modules": [module.name for module in found.probed.modules],
         "workers": found.workers,
-        # JSON has no infinity, which stands for a speed that couldn't be measured.
-        "hours": found.hours if isfinite(found.hours) else None,
-        "hours_by_workers": {str(count): value if isfinite(value) else None for count, value in hours.items()},
+        "hours": found.hours(),
+        "hours_by_workers": {str(count): value for count, value in hours.items()},
+        "worker_hours": found.worker_hours,
+        "stages": {stage: {"seconds": seconds, "tasks": found.tasks[stage]} for stage, seconds in found.work.items()},
+        "start_seconds": found.start,
     }
     put_text(json.dumps(document, ensure_ascii=False, indent=2).encode() + b"\n", escapes=True)
 

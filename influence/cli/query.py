@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from influence.cli.options import RunArgument
+from influence.cli.options import RunArgument, WhereOption
 from influence.cli.queries import from_file, from_flags
 from influence.cli.streams import drawn, put, put_text, show, tell, told
 from influence.errors import QueryError
@@ -49,6 +49,7 @@ def query(
     candidates: Annotated[
         int | None, typer.Option(min=1, help="With exact scores: the proposals of each side; as the recipe says.")
     ] = None,
+    where: WhereOption = None,
     form: Annotated[
         HitsForm | None,
         typer.Option("--format", help="A table unless asked otherwise; with --out, as the file's suffix says."),
@@ -70,7 +71,7 @@ def query(
 
     tell("Asking the model …", "dim")
     with influence.run.open(run) as opened, ProgressBar(told()) as bar:
-        answers = opened.query_many(asked, k=k, exact=exact, candidates=candidates, progress=bar)
+        answers = opened.query_many(asked, k=k, exact=exact, candidates=candidates, where=where, progress=bar)
     _deliver(answers, chosen, out)
 
 
@@ -92,11 +93,10 @@ def _form(form: HitsForm | None, out: Path | None) -> HitsForm:
 def _deliver(answers: "list[Hits]", form: HitsForm, out: Path | None) -> None:
     from influence.cli.tables import answer_tables
     from influence.query.hits import encode, write
-    from influence.recipe import SIGN_RULE
     from influence.store.partial import write_whole
 
     if form in (HitsForm.csv, HitsForm.parquet):
-        tell(f"Scores in {answers[0].unit}. {SIGN_RULE}", "dim")
+        tell(f"Scores in {answers[0].unit}. {answers[0].sign}", "dim")
     if form is HitsForm.table:
         tables = [table for answer in answers for table in answer_tables(answer)]
         if out is None:

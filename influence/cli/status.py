@@ -3,7 +3,6 @@
 import json
 import sys
 import time
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -41,7 +40,7 @@ def status(
         told().print()
 
 
-def _spectra(run: Path, form: Form) -> None:
+def _spectra(run: str, form: Form) -> None:
     """Print the spectra of the run's curvatures."""
     from dataclasses import asdict
 
@@ -56,7 +55,7 @@ def _spectra(run: Path, form: Form) -> None:
     show(*spectra_tables(found))
 
 
-def _watch(run: Path, form: Form) -> None:
+def _watch(run: str, form: Form) -> None:
     """Look again and again until the run is complete."""
     from influence.pipeline.standing import status as look
 
@@ -72,10 +71,11 @@ def _watch(run: Path, form: Form) -> None:
             _print(found, form, compact=True)
 
 
-def _begun(run: Path) -> dict[str, Any]:
+def _begun(run: str) -> dict[str, Any]:
     """Look at a run that is watched, waiting for a build that has only begun."""
     from influence.errors import Incomplete
     from influence.pipeline.standing import status as look
+    from influence.remote.place import run_path
     from influence.store.writer import building
 
     told_why = False
@@ -83,7 +83,7 @@ def _begun(run: Path) -> dict[str, Any]:
         try:
             return look(run)
         except Incomplete as error:
-            if building(run) is None:
+            if building(run_path(run)) is None:
                 raise
             if not told_why:
                 tell(f"Waiting: {error}", "dim")
@@ -101,7 +101,7 @@ def _print(found: dict[str, Any], form: Form, *, compact: bool = False) -> None:
     show(status_table(found))
 
 
-def _live(run: Path, found: dict[str, Any]) -> None:
+def _live(run: str, found: dict[str, Any]) -> None:
     """Redraw the table in place."""
     from rich.console import Console
     from rich.live import Live

@@ -1,9 +1,10 @@
 """What is printed as a table. Every text in it is somebody's data: no markup, no control characters.
 
-A score never stands without its unit and the sign rule.
+A score never stands without its unit and what its sign means.
 """
 
 from collections.abc import Mapping, Sequence
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from rich.console import RenderableType
@@ -14,13 +15,13 @@ from rich.text import Text
 from influence.cli.streams import plain
 from influence.query.hits import Hit, Hits, snippet
 from influence.query.page import Scale, nats, probability
-from influence.recipe import SIGN_RULE
 
 if TYPE_CHECKING:
     from influence.curvature.spectrum import Spectrum
     from influence.demo.questions import Answer
     from influence.doctor import Check
     from influence.pipeline.forecast import Plan
+    from influence.pipeline.plan import Estimate
 
 SNIPPET = 160
 """Characters of a row that a table shows."""
@@ -36,11 +37,13 @@ def answer_tables(hits: Hits, marks: Mapping[int, str] | None = None, *, method:
         method: Name the recipe and the run below.
     """
     scale = Scale.of(hits)
-    foot = f"Scores in {hits.unit}. {SIGN_RULE}" + (f"\n{hits.recipe}, run {hits.fingerprint}" if method else "")
+    foot = f"Scores in {hits.unit}. {hits.sign}" + (f"\n{hits.recipe}, run {hits.fingerprint}" if method else "")
+    sides = [("Promoting", "green", hits.promoting), ("Opposing", "red", hits.opposing)]
+    if hits.baseline is not None:
+        sides = [("Most alike", "cyan", hits.promoting)]
     return [
         _question(hits),
-        *_side("Promoting", "green", hits.promoting, scale, marks or {}),
-        *_side("Opposing", "red", hits.opposing, scale, marks or {}),
+        *(table for side in sides for table in _side(*side, scale, marks or {})),
         Padding(Text(foot, "dim"), (0, 0, 1, 0)),
     ]
 
@@ -54,10 +57,12 @@ def status_table(found: Mapping[str, Any]) -> Table:
         {
             "run": found["path"],
             "state": state,
+            **_under_way(found["building"]),
             "rows": f"{found['rows_done']:,} of {found['rows']:,} captured ({share:.0%} of {shards})",
             "columns": f"{found['dims']:,}",
-            "scored tokens": f"{found['tokens']:,}",
-            "zero rows": f"{found['zero_rows']:,} (nothing to differentiate; they score 0)",
+            "scored tokens" if found["dims"] else "words": f"{found['tokens']:,}",
+            "zero rows": f"{found['zero_rows']:,} (nothing to differentiate or compare; they score 0)",
+            **_quarantined(found["quarantined"]),
             "on disk": f"{size(found['disk'])}, {size(found['bytes'])} of it rows",
             "factors": found["factors"],
             "curvature": found["curvature"],
@@ -66,6 +71,28 @@ def status_table(found: Mapping[str, Any]) -> Table:
             "fingerprint": found["fingerprint"],
         }
     )
+
+
+def _under_way(note: Mapping[str, Any] | None) -> dict[str, str]:
+    """Return the line of a status that says what a build is at, if there is one."""
+    if note is None:
+        return {}
+    said = [f"{note['stage']}: {note['done']:,} of {_counted(note['total'], 'task')}"]
+    if note["rows_per_second"]:
+        said.append(f"{note['rows_per_second']:,.0f} rows/s, {note['tokens_per_second'] or 0:,.0f} tokens/s")
+    if note["seconds_left"] is not None:
+        said.append(f"{timedelta(seconds=round(note['seconds_left']))} left in this stage")
+    if note["retried"]:
+        said.append(f"{note['retried']:,} tried again")
+    return {"building": "; ".join(said)}
+
+
+def _quarantined(rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """Return the line of a status that names the rows that could not be captured, if there are any."""
+    if not rows:
+        return {}
+    named = ", ".join(f"{row['row']} ({row['id']})" for row in rows[:5]) + (", …" if len(rows) > 5 else "")
+    return {"quarantined": f"{len(rows):,} could not be captured and score 0: {named}; the first: {rows[0]['error']}"}
 
 
 def spectra_tables(found: Mapping[str, Sequence["Spectrum"]]) -> list[RenderableType]:
@@ -83,46 +110,64 @@ def spectra_tables(found: Mapping[str, Sequence["Spectrum"]]) -> list[Renderable
 def plan_tables(plan: "Plan", hours: Mapping[int, float]) -> list[RenderableType]:
     """Return what a build would take; `hours` by number of workers."""
     needs, probed = plan.estimate, plan.probed
-    speed = f"{probed.tokens_per_second:,.0f} tokens/s a worker" if probed.tokens_per_second else "not measured"
-    memory = _grid("stage", "memory", "of what")
-    memory.add_row(
-        "capture",
-        size(needs.memory_model + needs.memory_capture),
-        "each worker: model and two shards; Python, torch and a batch's activations come on top",
-    )
-    if needs.memory_factors:
-        memory.add_row("factors", size(needs.memory_model + needs.memory_factors), "each worker, and the coordinator")
-    memory.add_row("curvature", size(needs.memory_curvature), "each worker that sums, and the coordinator")
-    memory.add_row("index", size(needs.memory_index), "the coordinator")
-    memory.add_row(
-        "query",
-        size(needs.memory_model + needs.memory_index + needs.memory_curvature + needs.memory_factors),
-        "the model, the index, the curvature's factors",
-    )
-    times = _grid("workers", "capture")
+    read = "tokens" if probed.modules else "words"
+    speed = f"{probed.tokens_per_second:,.0f} {read}/s a worker" if probed.tokens_per_second else "not measured"
+    times = _grid("workers", "from start to end")
     for workers, value in hours.items():
         times.add_row(f"{workers:,}" + (" (planned)" if workers == plan.workers else ""), duration(value))
     return [
         _facts(
             {
                 "rows": f"{needs.rows:,} in {_counted(needs.shards, 'shard')} of at most {needs.rows_per_shard:,}",
-                "columns": f"{needs.dims:,} of {_counted(len(probed.modules), 'layer')}",
-                "tokens a row": f"{probed.tokens_per_row:,.0f}",
-                "computes in": f"{probed.dtype} on {probed.device_name}",
+                "columns": f"{needs.dims:,} of {_counted(len(probed.modules), 'layer')}" if probed.modules else "none",
+                f"{read} a row": f"{probed.tokens_per_row:,.0f}",
+                "computes in": f"{probed.dtype} on {probed.device_name}" if probed.modules else "words, with no model",
                 "speed": speed,
+                "work": _work(plan),
                 "on disk": f"{size(needs.disk)}: rows {size(needs.disk_rows)}, "
                 f"factors {size(needs.disk_factors)}, curvature {size(needs.disk_curvature)}, "
                 f"index {size(needs.disk_index)}; the rows' texts come on top",
             }
         ),
-        memory,
+        _memory(needs, texts=not probed.modules),
         times,
         Text(
-            "Times are of capturing rows and fitting factors, without start-up, from some seconds of measurement. "
-            "No run was started.",
+            "Reckoned from some seconds of measurement of each stage, on this machine's workers or on one of a "
+            "cluster's; building an approximate index comes on top. No run was started.",
             "dim",
         ),
     ]
+
+
+def _work(plan: "Plan") -> str:
+    """Return what the workers are busy with, stage by stage, and in all."""
+    unit = "GPU-hours" if plan.probed.device == "cuda" else "worker-hours"
+    stages = ", ".join(f"{stage} {duration(seconds / 3600)}" for stage, seconds in plan.work.items())
+    return f"{plan.worker_hours:.3g} {unit}: {stages}; {plan.start:.0f} s to start"
+
+
+def _memory(needs: "Estimate", *, texts: bool) -> Table:
+    """Return what each stage holds; of a run of texts in the one process that makes it."""
+    table = _grid("stage", "memory", "of what")
+    if texts:
+        table.add_row("capture", size(needs.memory_capture), "a shard's texts; Python comes on top")
+        table.add_row("index", size(needs.memory_index), "the words of all texts; a query maps the index")
+        return table
+    table.add_row(
+        "capture",
+        size(needs.memory_model + needs.memory_capture),
+        "each worker: model and two shards; Python, torch and a batch's activations come on top",
+    )
+    if needs.memory_factors:
+        table.add_row("factors", size(needs.memory_model + needs.memory_factors), "each worker, and the coordinator")
+    table.add_row("curvature", size(needs.memory_curvature), "each worker that sums, and the coordinator")
+    table.add_row("index", size(needs.memory_index), "the coordinator")
+    table.add_row(
+        "query",
+        size(needs.memory_model + needs.memory_index + needs.memory_curvature + needs.memory_factors),
+        "the model, the index, the curvature's factors",
+    )
+    return table
 
 
 def checks_table(checks: Sequence["Check"]) -> Table:
@@ -174,8 +219,9 @@ def _question(hits: Hits) -> Text:
     if query.prompt:
         asked.append_text(plain(query.prompt)).append(" → ", "dim")
     asked.append_text(Text(plain(query.completion).plain, "bold"))
-    chance = probability(query.log_likelihood)
-    asked.append(f"\nlog-likelihood {nats(query.log_likelihood)} nats" + (f" ({chance})" if chance else ""), "dim")
+    if query.log_likelihood is not None:
+        chance = probability(query.log_likelihood)
+        asked.append(f"\nlog-likelihood {nats(query.log_likelihood)} nats" + (f" ({chance})" if chance else ""), "dim")
     if query.contrast is not None and query.contrast_log_likelihood is not None:
         asked.append(f"\nrather than {plain(query.contrast).plain}: {nats(query.contrast_log_likelihood)} nats", "dim")
     return asked.append_text(Text(" · query ", "dim")).append_text(plain(query.id))

@@ -128,6 +128,16 @@ class CovarianceSums:
         for name, count in other.positions.items():
             self.positions[name] = self.positions.get(name, 0) + count
 
+    def names(self) -> list[str]:
+        """Return the names that `tensors` gives where every module ran."""
+        named = ["examples"]
+        for module in self.modules:
+            named.append(f"positions.{module.name}")
+            for side, width in (("inputs", module.inputs), ("outputs", module.outputs)):
+                count = len(self.settings.cut(module.name, side, width))
+                named += [f"{side}.{number}.{module.name}" for number in range(count)]
+        return named
+
     def tensors(self) -> dict[str, Tensor]:
         """Return the state as named tensors on the CPU, to be saved."""
         named = {"examples": torch.tensor(self.examples)}

@@ -52,6 +52,10 @@ class EigenvalueSums:
                 raise CurvatureError(f"{name} saw no gradient: it isn't part of the forward pass.")
         return tuple(self.sums[name].double().cpu() / self.examples for name in self.names)
 
+    def tensor_names(self) -> list[str]:
+        """Return the names that `tensors` gives where every module ran."""
+        return ["examples", *(f"squares.{name}" for name in self.names)]
+
     def tensors(self) -> dict[str, Tensor]:
         """Return the state as named tensors on the CPU, to be saved."""
         return {

@@ -53,6 +53,8 @@ class DataSettings(BaseModel):
         long_rows: Longer rows are cut off (`truncate`), or cut into parts that map back to their row (`split`).
         append_eos: Ends every text, completion and conversation with the tokeniser's end-of-sequence token, scored.
         limit: Read this many rows only.
+        quarantine: How many rows may fail to be captured before the build gives up. Until then a row that fails alone
+            is stored as zeros and listed with its error, and the build goes on; 0 stops at the first.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -66,6 +68,7 @@ class DataSettings(BaseModel):
     long_rows: Literal["truncate", "split"] = "truncate"
     append_eos: bool = False
     limit: int | None = Field(default=None, ge=1)
+    quarantine: int = Field(default=100, ge=0)
 
 
 class Rows:

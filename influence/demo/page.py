@@ -53,12 +53,10 @@ def note(answer: Answer) -> str:
             f"The docstring of {answer.question.name} {where} among the first {DEPTH} promoting rows "
             f"({'found' if answer.bm25 else 'not found'} by BM25)."
         )
-    assert answer.wrong is not None
     wrong = (answer.question.wrong or "").strip()
-    margin = answer.hits.query.log_likelihood - answer.wrong
     return (
         f"{answer.found} of {answer.relevant} planted rows are among the first {DEPTH} promoting rows; BM25 finds "
-        f"{answer.bm25}. The model finds “{wrong}”, a wrong answer, {nats(abs(margin))} nats "
+        f"{answer.bm25}. The model finds “{wrong}”, a wrong answer, {nats(abs(answer.margin))} nats "
         f"{'less likely' if answer.preferred else 'likelier'}."
     )
 

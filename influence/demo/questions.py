@@ -72,7 +72,15 @@ class Answer:
     @property
     def preferred(self) -> bool:
         """Whether the model finds the right completion likelier than the wrong one; true for real text."""
-        return self.wrong is None or self.hits.query.log_likelihood > self.wrong
+        return self.wrong is None or self.margin > 0
+
+    @property
+    def margin(self) -> float:
+        """By how many nats the model finds the right completion of a planted fact likelier than the wrong one."""
+        measured = self.hits.query.log_likelihood
+        assert measured is not None, "the demo's recipe asks the model"
+        assert self.wrong is not None, "real text has no wrong completion"
+        return measured - self.wrong
 
 
 __all__ = ["DEPTH", "REAL", "Answer", "Question"]

@@ -9,18 +9,17 @@ from influence.doctor.backward import ordinary_backward
 from influence.doctor.check import Check
 from influence.doctor.identities import batches, gradients, padding, token_sum
 from influence.doctor.precision import precision
-from influence.doctor.subject import Subject, opened, sample
+from influence.doctor.subject import Subject, capture_of, opened, sample
 from influence.doctor.surroundings import environment, whereabouts
-from influence.gradients.capture import Capture
-from influence.gradients.projection import Projection
+from influence.doctor.texts import texts
 
 
-def examine(config: RunConfig, place: Path = Path()) -> Iterator[Check]:
+def examine(config: RunConfig, place: Path | None = Path()) -> Iterator[Check]:
     """Yield every check as it is done.
 
     Args:
         config: The run.
-        place: A folder on the disk that the run is to stand on.
+        place: A folder on the disk that the run is to stand on; None where it stands in a bucket.
 
     Raises:
         InfluenceError: The data or the model can't be used at all, so that there is nothing left to check.
@@ -28,17 +27,22 @@ def examine(config: RunConfig, place: Path = Path()) -> Iterator[Check]:
     yield from environment(config)
     rows = open_rows(config.data)
     rows.check(config.model.kind)
+    if config.recipe.baseline == "bm25":
+        yield from texts(config, rows, place)
+        return
     with opened(config) as session:
         yield from whereabouts(config, session, rows, place)
         examples, parts = sample(session, rows)
-        with Capture(session.model, session.layers, Projection(session.spec.projection)) as capture:
+        with capture_of(session) as capture:
             subject = Subject(session, capture, parts)
             alone = subject.alone()
             yield from gradients(subject, examples, alone)
             yield padding(subject, examples, alone)
             yield batches(subject, examples, alone)
-            yield token_sum(subject, examples)
-        yield ordinary_backward(subject)
+            if config.recipe.baseline is None:
+                yield token_sum(subject, examples)
+        if config.recipe.baseline is None:
+            yield ordinary_backward(subject)
         dtype = str(session.spec.model.dtype)
         del subject, capture, session
     yield precision(config, dtype, parts, alone)

@@ -19,15 +19,16 @@ TOKENS = 16
 
 
 def gradients(subject: Subject, examples: Sequence[Example], alone: Tensor) -> Iterator[Check]:
-    """Every row's gradient is nonzero and finite, and every tracked layer has a part in some row's."""
+    """Every row's gradient is nonzero and finite, and each tracked layer has a part in some row's. Or hidden states."""
     lengths = torch.linalg.vector_norm(alone.double(), dim=1)
     bad = [
         place_of(example)
         for example, norm in zip(examples, lengths.tolist(), strict=True)
         if not 0 < norm < float("inf")
     ]
+    represented = subject.session.spec.baseline is not None
     yield Check(
-        "gradients",
+        "hidden states" if represented else "gradients",
         "fail" if bad else "pass",
         f"{len(bad)} of {len(examples)} rows zero or not finite: {'; '.join(bad[:3])}"
         if bad
@@ -36,6 +37,8 @@ def gradients(subject: Subject, examples: Sequence[Example], alone: Tensor) -> I
         "Zero: are the tracked layers part of the forward pass (model.layers)? Not finite: float16 overflows where "
         "bfloat16 or float32 would not (model.dtype).",
     )
+    if represented:
+        return
     silent = silent_modules(alone, subject.capture.modules)
     named = ", ".join(silent[:5]) + (", …" if len(silent) > 5 else "")
     yield Check(
@@ -82,7 +85,7 @@ def batches(subject: Subject, examples: Sequence[Example], alone: Tensor) -> Che
         alone,
         subject.tolerance,
         examples,
-        "A row's gradient depends on the batch it came in: a layer that mixes examples (batch norm, a router with a "
+        "A row depends on the batch it came in: a layer that mixes examples (batch norm, a router with a "
         "capacity) can't be analysed by row. Set cluster.token_budget to 2: every row then goes alone.",
     )
 

@@ -8,9 +8,7 @@ from torch import Tensor, nn
 from influence.config import RunConfig
 from influence.data.tokenise import Part
 from influence.doctor.check import Check
-from influence.doctor.subject import Subject, opened
-from influence.gradients.capture import Capture
-from influence.gradients.projection import Projection
+from influence.doctor.subject import Subject, capture_of, opened
 
 CORRELATION = 0.99
 
@@ -23,10 +21,7 @@ def precision(config: RunConfig, dtype: str, parts: Sequence[Part], rows: Tensor
     if len(parts) < 3:
         return Check(name, "note", f"{len(parts)} rows are too few for a correlation")
     exact = config.model_copy(update={"model": config.model.model_copy(update={"dtype": "float32"})})
-    with (
-        opened(exact) as session,
-        Capture(session.model, session.layers, Projection(session.spec.projection)) as capture,
-    ):
+    with opened(exact) as session, capture_of(session) as capture:
         wide = Subject(session, capture, parts).alone()
     found = _correlation(_scores(rows, config), _scores(wide, config))
     return Check(
@@ -43,7 +38,7 @@ def precision(config: RunConfig, dtype: str, parts: Sequence[Part], rows: Tensor
 def _scores(rows: Tensor, config: RunConfig) -> Tensor:
     """Return each row's score for each row, [n, n], as the recipe compares them."""
     rows = rows.double()
-    if config.recipe.comparison == "cosine":
+    if config.recipe.stored.comparison == "cosine":
         rows = nn.functional.normalize(rows, dim=1)
     return rows @ rows.T
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from influence.baselines.repsim import HiddenStates
 from influence.config import RunConfig
 from influence.data.batch import Batch, collate
 from influence.data.dataset import Rows
@@ -15,6 +16,7 @@ from influence.data.tokenise import NOT_SCORED, Part
 from influence.doctor.check import TOLERANCE
 from influence.errors import DataError
 from influence.gradients.capture import Capture
+from influence.gradients.projection import Projection
 from influence.model.load import pad_id
 from influence.pipeline.session import Session
 from influence.pipeline.spec import CaptureSpec
@@ -27,7 +29,7 @@ SEARCHED = 256
 class Subject:
     """The model under examination, its hooks set, and the sampled rows."""
 
-    def __init__(self, session: Session, capture: Capture, parts: Sequence[Part]) -> None:
+    def __init__(self, session: Session, capture: Capture | HiddenStates, parts: Sequence[Part]) -> None:
         self.session, self.capture, self.parts = session, capture, list(parts)
         self.pad = pad_id(session.model, session.tokeniser)
 
@@ -48,12 +50,19 @@ class Subject:
         ).to(self.session.device)
 
     def rows(self, parts: Sequence[Part], extra: int = 0) -> Tensor:
-        """Return the loss gradients of parts captured as one batch, [n, D], on the CPU."""
+        """Return the loss gradients of parts captured as one batch, or their hidden states, [n, D], on the CPU."""
         return self.capture(self.session.task.example_loss, self.batch(parts, extra))[0].cpu()
 
     def alone(self) -> Tensor:
         """Return every row captured alone, without padding, [n, D]."""
         return torch.cat([self.rows([part]) for part in self.parts])
+
+
+def capture_of(session: Session) -> Capture | HiddenStates:
+    """Return what captures rows, apart from the session's own."""
+    if session.spec.baseline is not None:
+        return HiddenStates(session.model)
+    return Capture(session.model, session.layers, Projection(session.spec.projection))
 
 
 @contextmanager

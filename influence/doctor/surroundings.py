@@ -24,6 +24,8 @@ def environment(config: RunConfig) -> Iterator[Check]:
     installed = [f"{name} {found}" for name in PACKAGES if (found := _version(name))]
     python = ".".join(map(str, sys.version_info[:3]))
     yield Check("software", "pass", f"Python {python}, {', '.join(installed)}")
+    if config.recipe.baseline == "bm25":
+        return
     try:
         check_index(config.index)
     except VectorIndexError as error:
@@ -32,7 +34,7 @@ def environment(config: RunConfig) -> Iterator[Check]:
         yield Check("index", "pass", f"{config.index.kind} on {config.index.device} can be built")
 
 
-def whereabouts(config: RunConfig, session: Session, rows: Rows, place: Path) -> Iterator[Check]:
+def whereabouts(config: RunConfig, session: Session, rows: Rows, place: Path | None) -> Iterator[Check]:
     """Where it computes, in what, and whether the run fits on the disk."""
     device = (
         f"{session.device_name}, {torch.get_num_threads()} threads"
@@ -45,6 +47,8 @@ def whereabouts(config: RunConfig, session: Session, rows: Rows, place: Path) ->
     largest = max(float(weight.detach().abs().max()) for weight in weights if weight.numel())
     count = sum(weight.numel() for weight in weights)
     yield Check("finite weights", "pass", f"{count:,} weights, the largest {largest:.3g}", "all finite", value=largest)
+    if place is None:
+        return
     kinds = {"curvature": config.recipe.stored.curvature.kind, "index": config.index.kind}
     held = held_bytes(config.store, session.modules, len(config.recipe.checkpoints))
     per_shard = rows_per_shard(len(rows), held, config.store)

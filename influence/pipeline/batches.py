@@ -90,7 +90,8 @@ def halved(chosen: Sequence[Part], names: Sequence[str], budget: int) -> int:
     if len(chosen) == 1:
         raise CaptureError(
             f"{names[chosen[0].position]} has {padded} tokens and does not fit into memory even alone. Lower "
-            "data.max_tokens, or set model.gradient_checkpointing."
+            "data.max_tokens, or set model.gradient_checkpointing.",
+            [chosen[0].position],
         )
     budget = max(2, min(budget, padded) // 2)
     log.warning("Out of memory at %d padded tokens: the token budget is now %d.", padded, budget)

@@ -2,8 +2,7 @@
 
 import logging
 import platform
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import closing
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -11,26 +10,37 @@ from typing import Any
 from distributed import Client
 
 from influence.config import RunConfig, save_config
-from influence.data.columns import Columns
 from influence.data.dataset import Rows, open_rows
-from influence.errors import Incomplete, StoreError
-from influence.pipeline import capture_stage, curvature_stage, factor_stage, index_stage
+from influence.errors import Incomplete
+from influence.pipeline import capture_stage, curvature_stage, factor_stage, index_stage, lexical_stage
 from influence.pipeline.cluster import connect
 from influence.pipeline.drawn import drawn_of
-from influence.pipeline.fingerprint import Probed, all_parts, probed_parts, settled_parts
+from influence.pipeline.fingerprint import Probed, all_parts, expected_digests, probed_parts, settled_parts
+from influence.pipeline.holding import held
+from influence.pipeline.lexical_index import build_lexical
+from influence.pipeline.mirror import filled
+from influence.pipeline.note import Note
 from influence.pipeline.plan import held_bytes, most_shards, plan_shards, rows_per_shard
 from influence.pipeline.probe import ProbeTask, run_probe
 from influence.pipeline.progress import Report, Stage
-from influence.pipeline.spec import CaptureSpec
+from influence.pipeline.requirement import tell_memory
+from influence.pipeline.resolved import resolved
+from influence.pipeline.spec import CaptureSpec, FactorFiles
 from influence.pipeline.submit import run_tasks
 from influence.pipeline.threads import torch_threads
 from influence.pipeline.worker import install
 from influence.recipe import Recipe
-from influence.store.manifest import MANIFEST, Manifest, Part, ShardRange, check_fingerprint, fingerprint_of
-from influence.store.partial import SUFFIX
+from influence.store.manifest import (
+    MANIFEST,
+    Manifest,
+    Part,
+    Quarantined,
+    ShardRange,
+    check_fingerprint,
+    fingerprint_of,
+)
 from influence.store.reader import missing_shards
-from influence.store.shard import ROWS
-from influence.store.writer import HOLDER, LOCK, lock_run
+from influence.store.writer import LOCK
 
 log = logging.getLogger(__name__)
 
@@ -49,18 +59,21 @@ def build_run(config: RunConfig, run_dir: Path, report: Report | None = None) ->
     Raises:
         FingerprintMismatch: The directory holds rows of another run; the message names the settings that differ.
         RunLocked: Another build is writing into it.
-        Incomplete: Interrupted, or the disk is full. The same build goes on from there.
+        Incomplete: Interrupted, or the disk is full: the same build goes on from there. Or rows were quarantined.
         InfluenceError: Anything else that is wrong with the settings, the data or the model.
     """
-    index_stage.check_index(config.index)
+    by_words = config.recipe.baseline == "bm25"
+    if not by_words:
+        index_stage.check_index(config.index)
     rows = open_rows(config.data)
     rows.check(config.model.kind)
-    with _locked(run_dir):
+    with held(run_dir), closing(Note(run_dir, report)) as note:
         try:
             settled = settled_parts(config, rows)
-            manifest = _capture(config, run_dir, rows, settled, report)
+            manifest = (_keep_texts if by_words else _capture)(config, run_dir, rows, settled, note)
             with torch_threads(config.cluster.threads_per_worker):
-                _finish(config.recipe.stored, config, run_dir, manifest, report)
+                _finish(config.recipe.stored, config, run_dir, manifest, note)
+            _tell_quarantined(run_dir, manifest)
         except KeyboardInterrupt:
             raise Incomplete(
                 f"Interrupted. {_standing(run_dir)} Run the same build again to go on from there."
@@ -79,51 +92,81 @@ def _capture(config: RunConfig, run_dir: Path, rows: Rows, settled: dict[str, Pa
         and factor_stage.factors_stand(run_dir, manifest, config.recipe)
     ):
         _settle(config, run_dir, manifest)
+        manifest = manifest.quarantine(run_dir, ())
         Stage("capture", len(manifest.shards), report, done=len(manifest.shards))
-        capture_stage.report_zero_rows(zeros, manifest.rows)
+        capture_stage.report_zero_rows(zeros, manifest.rows, stored.baseline)
         return manifest
     most = len(manifest.shards) if manifest else most_shards(len(rows), config.store)
-    with connect(config.cluster, most) as client:
-        install(client, local=config.cluster.kind == "local")
+    tell_memory(config, len(rows), manifest.modules if manifest else None, most)
+    with connect(config.cluster, most, run_dir) as client:
+        install(client, local=config.cluster.here)
         if manifest is None or todo:
             probed = probe_on(client, CaptureSpec.of(config), shared=run_dir / LOCK)
             factor_stage.check_widths(probed.modules, config.recipe)
             first = manifest is None
             manifest = _write_manifest(config, run_dir, rows, settled, probed)
-            todo, zeros = capture_stage.missing(run_dir, manifest) if first else (todo, zeros)
+            if first:
+                tell_memory(config, len(rows), manifest.modules, len(manifest.shards))
+                todo, zeros = capture_stage.missing(run_dir, manifest)
         _settle(config, run_dir, manifest)
         _fit_factors(client, config, run_dir, manifest, report)
-        zeros = sorted(zeros + _capture_shards(client, config, run_dir, manifest, todo, report))
-        capture_stage.report_zero_rows(zeros, manifest.rows)
+        found, quarantined = _capture_shards(client, config, run_dir, manifest, todo, report)
+        zeros = sorted(zeros + found)
+        manifest = manifest.quarantine(run_dir, quarantined)
+        capture_stage.report_zero_rows(zeros, manifest.rows, stored.baseline)
         if _curvature_work(stored, run_dir, manifest):
             _sum_curvature(client, stored, run_dir, manifest, report)
     return manifest
 
 
+def _keep_texts(
+    config: RunConfig, run_dir: Path, rows: Rows, settled: dict[str, Part], report: Report | None
+) -> Manifest:
+    """Bring manifest and texts of a run of `bm25` up to date, in this process and without the model."""
+    lexical_stage.check_rows(len(rows))
+    manifest = _standing_manifest(run_dir, settled)
+    if manifest is None:
+        meta = {"data": config.data.path, **_software()}
+        manifest = lexical_stage.write_manifest(config, run_dir, len(rows), settled, meta)
+    todo, zeros = capture_stage.missing(run_dir, manifest)
+    _settle(config, run_dir, manifest)
+    stage = Stage("capture", len(manifest.shards), report, done=len(manifest.shards) - len(todo))
+    zeros = sorted(zeros + lexical_stage.write_texts(config, run_dir, manifest, rows, todo, stage))
+    capture_stage.report_zero_rows(zeros, manifest.rows, config.recipe.baseline)
+    return manifest
+
+
 def _settle(config: RunConfig, run_dir: Path, manifest: Manifest) -> None:
     """Write the configuration that this run now has; recipes over the same rows may change."""
-    save_config(_resolved(config, manifest), run_dir / CONFIG)
+    save_config(resolved(config, manifest), run_dir / CONFIG)
 
 
 def _capture_shards(
     client: Client, config: RunConfig, run_dir: Path, manifest: Manifest, todo: list[ShardRange], report: Report | None
-) -> list[int]:
+) -> tuple[list[int], list[Quarantined]]:
     done = len(manifest.shards) - len(todo)
     if done:
         log.info("%d of %d shards stand already.", done, len(manifest.shards))
     stage = Stage("capture", len(manifest.shards), report, done=done)
     if not todo:
-        return []
+        return [], []
     factors = factor_stage.factor_file(run_dir, manifest, config.recipe)
-    spec = CaptureSpec.of(_resolved(config, manifest), factors, drawn_of(manifest.fingerprint_parts))
+    spec = _spec(config, manifest, factors)
     return capture_stage.capture_missing(client, spec, run_dir, manifest, todo, stage)
+
+
+def _spec(config: RunConfig, manifest: Manifest, factors: FactorFiles | None = None) -> CaptureSpec:
+    """Return what workers are told of a run that has a manifest."""
+    parts = manifest.fingerprint_parts
+    spec = CaptureSpec.of(resolved(config, manifest), factors, drawn_of(parts))
+    return spec.model_copy(update={"digests": expected_digests(config, parts)})
 
 
 def _fit_factors(client: Client, config: RunConfig, run_dir: Path, manifest: Manifest, report: Report | None) -> None:
     if factor_stage.factors_stand(run_dir, manifest, config.recipe):
         return
     stage = Stage("factors", factor_stage.factor_steps(run_dir, manifest, config.recipe), report)
-    spec = CaptureSpec.of(_resolved(config, manifest))
+    spec = _spec(config, manifest)
     factor_stage.fit_factors(client, spec, run_dir, manifest, config.recipe, stage)
 
 
@@ -147,13 +190,17 @@ def _finish(recipe: Recipe, config: RunConfig, run_dir: Path, manifest: Manifest
     stands = index_stage.index_stands(run_dir, manifest, recipe, config.index)
     stage = Stage("index", 1, report, done=int(stands))
     if not stands:
-        index_stage.build_index(run_dir, config.index, index_stage.load_comparison(run_dir, manifest, recipe))
+        if recipe.baseline == "bm25":
+            with filled(run_dir / index_stage.FOLDER) as folder:
+                build_lexical(run_dir, folder, manifest)
+        else:
+            index_stage.build_index(run_dir, config.index, index_stage.load_comparison(run_dir, manifest, recipe))
         stage.finished()
 
 
-def probe_on(client: Client, spec: CaptureSpec, shared: Path | None = None, *, timed: bool = False) -> Probed:
+def probe_on(client: Client, spec: CaptureSpec, shared: Path | None = None) -> Probed:
     """Probe a specification on one worker of a cluster."""
-    task = ProbeTask(spec, shared, timed)
+    task = ProbeTask(spec, shared)
     return next(iter(list(run_tasks(client, run_probe, [task], lambda task: "the probe of the model and data"))))
 
 
@@ -212,9 +259,12 @@ def _meta(config: RunConfig, probed: Probed) -> dict[str, Any]:
         "reduction": config.task.reduction,
         "dtype": probed.dtype,
         "device": probed.device_name,
-        "python": platform.python_version(),
-        **{name: _version(name) for name in SOFTWARE},
+        **_software(),
     }
+
+
+def _software() -> dict[str, str | None]:
+    return {"python": platform.python_version(), **{name: _version(name) for name in SOFTWARE}}
 
 
 def _version(package: str) -> str | None:
@@ -224,19 +274,20 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _resolved(config: RunConfig, manifest: Manifest) -> RunConfig:
-    """Return the configuration with everything decided that a worker had to decide."""
-    parts = manifest.fingerprint_parts
-    return config.model_copy(
-        update={
-            "model": config.model.model_copy(update={"dtype": parts["model.dtype"]}),
-            "data": config.data.model_copy(update={"columns": Columns.model_validate_json(str(parts["data.columns"]))}),
-            "cluster": config.cluster.model_copy(
-                update={"device": parts["cluster.device"], "token_budget": parts["cluster.token_budget"]}
-            ),
-            "store": config.store.model_copy(update={"rows_per_shard": parts["store.rows_per_shard"]}),
-        }
-    )
+def _tell_quarantined(run_dir: Path, manifest: Manifest) -> None:
+    """End as incomplete where rows were set aside; everything else is built.
+
+    Raises:
+        Incomplete: Some were; the first are named with their errors.
+    """
+    rows = manifest.quarantined
+    if rows:
+        named = "".join(f"\n  row {row.row} ({row.id}): {row.error}" for row in rows[:10])
+        raise Incomplete(
+            f"{len(rows)} of {manifest.rows} rows could not be captured and are set aside in {run_dir}: they score 0 "
+            f"and {MANIFEST} lists them. All else is built and can be asked. The same build tries them again.{named}"
+            + ("\n  …" if len(rows) > 10 else "")
+        )
 
 
 def _standing(run_dir: Path) -> str:
@@ -246,36 +297,3 @@ def _standing(run_dir: Path) -> str:
     manifest = Manifest.load(run_dir)
     total = len(manifest.shards)
     return f"{total - len(missing_shards(run_dir, manifest))} of {total} shards stand in {run_dir}."
-
-
-@contextmanager
-def _locked(run_dir: Path) -> Iterator[None]:
-    """Hold the run directory; if nothing of a run came to be in it, leave no trace of the attempt."""
-    _check_vacant(run_dir)
-    made = [folder for folder in (run_dir, *run_dir.parents) if not folder.exists()]
-    with ExitStack() as stack:
-        stack.callback(_clear, run_dir, made)
-        stack.enter_context(lock_run(run_dir))
-        yield
-
-
-def _check_vacant(run_dir: Path) -> None:
-    """Refuse a directory that holds something, and no run."""
-    if not run_dir.is_dir() or (run_dir / MANIFEST).exists():
-        return
-    names = {path.name for path in run_dir.iterdir() if path.suffix != SUFFIX} - {LOCK, HOLDER}
-    # A run whose damaged manifest was deleted, as its error message says, keeps its rows.
-    strange = [] if ROWS in names else sorted(names)
-    if strange:
-        shown = ", ".join(strange[:5]) + (", …" if len(strange) > 5 else "")
-        raise StoreError(f"{run_dir} holds {shown} and no run. Name a directory that is empty or doesn't exist yet.")
-
-
-def _clear(run_dir: Path, made: list[Path]) -> None:
-    """Remove the folders that this build made, if they hold nothing but its lock."""
-    if not made or not run_dir.is_dir() or {path.name for path in run_dir.iterdir()} - {LOCK, HOLDER}:
-        return
-    for name in (LOCK, HOLDER):
-        (run_dir / name).unlink(missing_ok=True)
-    for folder in made:
-        folder.rmdir()

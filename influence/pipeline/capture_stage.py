@@ -16,16 +16,19 @@ from influence.data.example import Example, place_of
 from influence.data.tokenise import Part
 from influence.errors import CaptureError, InfluenceError
 from influence.pipeline.progress import Stage
+from influence.pipeline.quarantine import without_failing_rows
 from influence.pipeline.session import Session
 from influence.pipeline.spec import CaptureSpec
 from influence.pipeline.submit import run_tasks
 from influence.pipeline.transfer import Piece
 from influence.pipeline.worker import session_here
+from influence.recipe import Baseline
+from influence.remote.access import each, listed
 from influence.store.codec import Codec, CodecSettings, Encoded
 from influence.store.codecs import codec_for
-from influence.store.manifest import Manifest, ShardRange
+from influence.store.manifest import Manifest, Quarantined, ShardRange
 from influence.store.manifest import Part as FingerprintPart
-from influence.store.shard import RowMeta, ShardRecord
+from influence.store.shard import ROWS, RowMeta, ShardRecord
 from influence.store.writer import committed, write_shard
 from influence.vectors.unit_norm import unit_norm
 
@@ -60,6 +63,7 @@ class ShardDone:
     rows: int
     tokens: int
     zero_rows: tuple[int, ...]
+    quarantined: tuple[Quarantined, ...]
 
 
 @dataclass(frozen=True)
@@ -80,11 +84,17 @@ class Captured:
 
 
 def missing(run_dir: Path, manifest: Manifest) -> tuple[list[ShardRange], list[int]]:
-    """Return the shards that are still to be captured, and the zero rows of those that stand, ascending."""
-    todo, zeros = [], []
-    for span in manifest.shards:
-        record: ShardRecord | None = committed(run_dir, span, manifest.fingerprint, manifest.fingerprint_parts)
-        if record is None:
+    """Return the shards that are still to be captured, and the zero rows of those that stand, ascending.
+
+    A shard with quarantined rows is captured again: the same build gives them another try.
+    """
+    todo, zeros, present = [], [], listed(run_dir / ROWS)
+
+    def standing(span: ShardRange) -> ShardRecord | None:
+        return committed(run_dir, span, manifest.fingerprint, manifest.fingerprint_parts, present)
+
+    for span, record in zip(manifest.shards, each(standing, manifest.shards, run_dir), strict=True):
+        if record is None or record.quarantined:
             todo.append(span)
         else:
             zeros += record.zero_rows
@@ -93,8 +103,8 @@ def missing(run_dir: Path, manifest: Manifest) -> tuple[list[ShardRange], list[i
 
 def capture_missing(
     client: Client, spec: CaptureSpec, run_dir: Path, manifest: Manifest, todo: Iterable[ShardRange], stage: Stage
-) -> list[int]:
-    """Capture shards on the cluster and return their zero rows, ascending.
+) -> tuple[list[int], list[Quarantined]]:
+    """Capture shards on the cluster and return their zero rows and their quarantined rows.
 
     Args:
         client: Of the cluster, whose workers have the session plugin.
@@ -106,14 +116,24 @@ def capture_missing(
 
     Raises:
         InfluenceError: As a worker raised it; the message names the shard and, where one is to blame, the row.
+        CaptureError: More rows than `data.quarantine` failed.
     """
     codec = CodecSettings(codec=manifest.codec, rank=manifest.rank)
     tasks = (ShardTask(spec, run_dir, span, manifest.fingerprint, manifest.fingerprint_parts, codec) for span in todo)
     zeros: list[int] = []
+    quarantined: list[Quarantined] = []
     for done in run_tasks(client, run_shard, tasks, lambda task: task.name):
         zeros += done.zero_rows
+        quarantined += done.quarantined
         stage.finished(rows=done.rows, tokens=done.tokens)
-    return sorted(zeros)
+        for row in done.quarantined:
+            log.warning("Row %d (%s) is set aside: %s", row.row, row.id, row.error)
+        if len(quarantined) > spec.data.quarantine:
+            raise CaptureError(
+                f"{len(quarantined)} rows failed, more than data.quarantine allows ({spec.data.quarantine}); the last "
+                f"is row {quarantined[-1].row}: {quarantined[-1].error}"
+            )
+    return zeros, quarantined
 
 
 def run_shard(task: ShardTask) -> ShardDone:
@@ -136,7 +156,8 @@ def capture_shard(session: Session, task: ShardTask) -> ShardDone:
         examples = list(session.rows.examples(span.start, span.stop))
         parts = session.tokenise(examples)
         with session.computing:
-            captured = capture_rows(session, codec, examples, parts)
+            captured, failed = capture_most(session, codec, examples, parts)
+        quarantined = [Quarantined(row=span.start + n, id=examples[n].id, error=failed[n]) for n in sorted(failed)]
         record = write_shard(
             task.run_dir,
             span,
@@ -146,13 +167,27 @@ def capture_shard(session: Session, task: ShardTask) -> ShardDone:
             _metadata(session, examples, parts, captured),
             task.fingerprint,
             task.fingerprint_parts,
+            quarantined,
         )
     except InfluenceError as error:
         raise type(error)(f"{task.name}: {error}") from error
     except Exception as error:
         error.add_note(f"This happened in {task.name}.")
         raise
-    return ShardDone(span.shard, span.rows, sum(len(part.input_ids) for part in parts), record.zero_rows)
+    tokens = sum(len(part.input_ids) for part in parts)
+    return ShardDone(span.shard, span.rows, tokens, record.zero_rows, record.quarantined)
+
+
+def capture_most(
+    session: Session, codec: Codec, examples: Sequence[Example], parts: Sequence[Part]
+) -> tuple[Captured, dict[int, str]]:
+    """Capture every row that can be; the others stay zero, and their positions are returned with their errors."""
+
+    def attempt(positions: Sequence[int]) -> Captured:
+        wanted = set(positions)
+        return capture_rows(session, codec, examples, [part for part in parts if part.position in wanted])
+
+    return without_failing_rows(attempt, range(len(examples)), session.spec.data.quarantine)
 
 
 def capture_rows(session: Session, codec: Codec, examples: Sequence[Example], parts: Sequence[Part]) -> Captured:
@@ -168,14 +203,14 @@ def capture_rows(session: Session, codec: Codec, examples: Sequence[Example], pa
     names = [place_of(example) for example in examples]
     encoded, taken = codec.zeros(count), {"float16": torch.float16, "float32": torch.float32}[codec.takes]
     norms, means = np.zeros(count, dtype=np.float32), np.zeros((count, 2))
-    scored = [part for part in parts if part.scored]
-    for positions, rows, values in _every_checkpoint(session, scored, names):
-        directions, lengths = _split(rows, values, [names[position] for position in positions])
+    used = session.contributing(parts)
+    for positions, rows, values in _every_checkpoint(session, used, names):
+        directions, lengths = _split(rows, values, positions, names, session.spec.row_is)
         for name, codes in codec.encode(directions.to(taken).numpy()).items():
             encoded[name][positions] = codes
         norms[positions] = lengths.float().numpy()
         means[positions, : values.shape[1]] = values.numpy()
-    tokens = np.bincount([part.position for part in scored], [part.scored for part in scored], count)
+    tokens = np.bincount([part.position for part in used], [part.scored for part in used], count)
     weights = means[:, 1] / np.maximum(tokens, 1) if session.spec.measurement == "log_odds" else None
     return Captured(
         encoded, norms, means[:, 0].astype(np.float32), None if weights is None else weights.astype(np.float32)
@@ -183,14 +218,14 @@ def capture_rows(session: Session, codec: Codec, examples: Sequence[Example], pa
 
 
 def _every_checkpoint(
-    session: Session, scored: Sequence[Part], names: Sequence[str]
+    session: Session, used: Sequence[Part], names: Sequence[str]
 ) -> Iterator[tuple[np.ndarray, torch.Tensor, torch.Tensor]]:
     """Yield positions [m], rows [m, D] over all checkpoints side by side, and values [m, 1 or 2], their mean."""
-    expected = np.bincount([part.position for part in scored], minlength=len(names))
+    expected = np.bincount([part.position for part in used], minlength=len(names))
     held, means = torch.zeros(0), torch.zeros(0)
     for number, files in enumerate(session.spec.checkpoints):
         session.load(number)
-        pieces = whole_rows(session.losses(scored, names), expected)
+        pieces = whole_rows(session.losses(used, names), expected)
         if session.checkpoints == 1:
             for positions, rows, values in pieces:
                 yield positions, rows, values.reshape(len(values), -1)
@@ -239,36 +274,40 @@ def whole_rows(
                 yield np.array([position]), row[None], value[None]
 
 
-def report_zero_rows(zeros: Sequence[int], rows: int) -> None:
-    """Log how many rows have nothing to differentiate, and the first ten."""
+def report_zero_rows(zeros: Sequence[int], rows: int, baseline: Baseline | None = None) -> None:
+    """Log how many rows have nothing to differentiate, or for a baseline to compare, and the first ten."""
     if zeros:
         named = ", ".join(map(str, zeros[:10])) + (", …" if len(zeros) > 10 else "")
         log.warning(
-            "%d of %d rows have a zero gradient (no scored token, mostly) and score 0: rows %s.",
+            "%d of %d rows have %s and score 0: rows %s.",
             len(zeros),
             rows,
+            {None: "a zero gradient (no scored token, mostly)", "repsim": "no token", "bm25": "no word"}[baseline],
             named,
         )
 
 
-def _split(rows: torch.Tensor, values: torch.Tensor, names: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return directions and lengths, naming the examples whose gradient or value isn't finite."""
+def _split(
+    rows: torch.Tensor, values: torch.Tensor, positions: np.ndarray, names: Sequence[str], row_is: str
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return directions and lengths, naming the examples whose row or value isn't finite."""
     if not bool(torch.isfinite(values).all()):
-        raise _not_finite("loss", torch.isfinite(values).all(dim=1), names)
+        raise _not_finite("loss", torch.isfinite(values).all(dim=1), positions, names)
     try:
         return unit_norm(rows)
     except CaptureError:
         finite = torch.isfinite(torch.linalg.vector_norm(rows.double(), dim=1).to(rows.dtype))
-        raise _not_finite("gradient", finite, names) from None
+        raise _not_finite(row_is, finite, positions, names) from None
 
 
-def _not_finite(what: str, finite: torch.Tensor, names: Sequence[str]) -> CaptureError:
-    bad = [name for name, good in zip(names, finite.tolist(), strict=True) if not good]
-    shown = ", ".join(bad[:10]) + (", …" if len(bad) > 10 else "")
+def _not_finite(what: str, finite: torch.Tensor, positions: np.ndarray, names: Sequence[str]) -> CaptureError:
+    bad = [int(position) for position, good in zip(positions, finite.tolist(), strict=True) if not good]
+    shown = ", ".join(names[position] for position in bad[:10]) + (", …" if len(bad) > 10 else "")
     return CaptureError(
         f"The {what} of {shown} is not finite. Look for inf or NaN in the model's outputs on that text; in float16 "
         "activations "
-        "overflow where bfloat16 or float32 would not (model.dtype)."
+        "overflow where bfloat16 or float32 would not (model.dtype).",
+        bad,
     )
 
 

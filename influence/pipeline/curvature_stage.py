@@ -61,7 +61,7 @@ def plan_partials(run_dir: Path, manifest: Manifest, recipe: Recipe) -> tuple[Pa
     """Return the partial sums of a run, in the order they are merged."""
     blocks, count = recipe.curvature.blocks, len(recipe.checkpoints) or 1
     groups = group_shards(manifest.shards, fisher_blocks(manifest.modules, blocks, count))
-    fingerprint = fingerprint_of({"rows": manifest.fingerprint, "blocks": blocks})
+    fingerprint = fingerprint_of({"rows": manifest.rows_fingerprint, "blocks": blocks})
     threads = int(manifest.fingerprint_parts["cluster.threads_per_worker"] or 1)
     return tuple(
         PartialTask(run_dir, fingerprint, blocks, number, len(groups), group[0].start, group[-1].stop, threads, count)
@@ -73,7 +73,7 @@ def curvature_fingerprint(manifest: Manifest, recipe: Recipe) -> str | None:
     """Return the fingerprint of a run's decomposed curvature, of any damping; None for a recipe without one."""
     if recipe.curvature.kind == "identity":
         return None
-    return fingerprint_of({"rows": manifest.fingerprint, "kind": "fisher", "blocks": recipe.curvature.blocks})
+    return fingerprint_of({"rows": manifest.rows_fingerprint, "kind": "fisher", "blocks": recipe.curvature.blocks})
 
 
 def curvature_stands(run_dir: Path, manifest: Manifest, recipe: Recipe) -> bool:

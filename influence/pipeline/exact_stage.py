@@ -37,6 +37,7 @@ class ExactScorer:
         rows: int,
         rank: int | None,
         report: Report | None = None,
+        left_out: Sequence[int] = (),
     ) -> None:
         """Set up.
 
@@ -46,8 +47,10 @@ class ExactScorer:
             rows: N, for the 1/N of a score in nats per extra copy.
             rank: What queries' matrices are compressed to; None keeps them whole.
             report: Hears of every block of rows.
+            left_out: Rows that score 0 without being looked at: those that could not be captured.
         """
         self._report = report
+        self._left_out = frozenset(left_out)
         self._session, self._curvature, self._rows, self._rank = session, curvature, rows, rank
         self._whole = Capture(session.model, session.layers, Projection(ProjectionSettings(kind="none")))
 
@@ -112,11 +115,12 @@ class ExactScorer:
         return InnerProducts(self._session.model, self._session.layers, compressed)
 
     def _block(self, products: InnerProducts, rows: np.ndarray) -> np.ndarray:
-        """Score some rows, [m, len(rows)]; a row without a scored token scores 0."""
+        """Score some rows, [m, len(rows)]; a row without a scored token, or left out, scores 0."""
         session = self._session
         examples = [session.rows.example(int(row)) for row in rows]
         names = [place_of(example) for example in examples]
-        parts = [part for part in session.tokenise(examples) if part.scored]
+        healthy = [int(row) not in self._left_out for row in rows]
+        parts = [part for part in session.tokenise(examples) if part.scored and healthy[part.position]]
         scores = np.zeros((len(rows), products.queries), dtype=np.float32)
         expected = np.bincount([part.position for part in parts], minlength=len(rows))
         pieces = session.capture(session.task.example_loss, parts, names, products)

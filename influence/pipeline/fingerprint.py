@@ -2,19 +2,22 @@
 
 import hashlib
 import json
+import socket
+from collections.abc import Mapping, Sequence
 
 from pydantic import BaseModel, ConfigDict
 
 from influence.axes import ModuleColumns
 from influence.config import RunConfig
 from influence.data.dataset import Rows
+from influence.errors import FingerprintMismatch
 from influence.gradients.optimiser import state_digest
 from influence.gradients.projection import PROJECTION_VERSION
-from influence.model.load import model_digest, tokeniser_digest
+from influence.model.load import ModelSettings, model_digest, tokeniser_digest
 from influence.pipeline.drawn import PART as DRAWN
 from influence.pipeline.drawn import drawn_parts
 from influence.pipeline.plan import PLAN_VERSION
-from influence.pipeline.spec import checkpoint_files
+from influence.pipeline.spec import CaptureSpec, CheckpointFiles, checkpoint_files
 from influence.store.digest import FORMAT_VERSION
 from influence.store.manifest import Part
 
@@ -54,36 +57,38 @@ class Probed(BaseModel):
 def settled_parts(config: RunConfig, rows: Rows) -> dict[str, Part]:
     """Return the parts that are known before a model is loaded. Reads the data, the weights and the tokeniser once.
 
+    Of `bm25` the parts that decide its texts: the tokeniser is among them where rows are given as tokens.
+
     `model.dtype`, `cluster.device`, `cluster.token_budget` and `store.rows_per_shard` are among them only where the
     configuration decides them.
     """
     model, data, recipe = config.model, config.data, config.recipe.stored
-    projection = recipe.projection.model_dump(mode="json", exclude=None if recipe.projection.folds else {"damping"})
+    if recipe.baseline == "bm25":
+        given = {"tokeniser": tokeniser_digest(model)} if rows.shape == "input_ids" else {}
+        return {**_text_parts(config, rows), **given}
     parts: dict[str, Part] = {
-        "format_version": FORMAT_VERSION,
+        **_text_parts(config, rows),
         **{part: digest for part, (_, digest) in digested(config).items()},
         "model.kind": model.kind,
-        "model.layers": _json(model.layers),
         "model.attention": model.attention,
-        "data": rows.digest(),
-        "data.rows": len(rows),
-        "data.split": data.split,
-        "data.name": data.name,
-        "data.columns": _json(rows.columns),
         "data.max_tokens": data.max_tokens,
         "data.long_rows": data.long_rows,
         "data.append_eos": data.append_eos,
         "task.reduction": config.task.reduction,
-        "recipe.gradient": recipe.gradient.kind,
-        "recipe.measurement": recipe.measurement,
-        **{f"recipe.projection.{key}": value for key, value in projection.items()},
-        "projection_version": PROJECTION_VERSION,
-        "plan_version": PLAN_VERSION,
         "store.codec": config.store.codec,
         "cluster.threads_per_worker": config.cluster.threads_per_worker,
     }
     if config.store.rank is not None:
         parts["store.rank"] = config.store.rank
+    if recipe.baseline is None:
+        projection = recipe.projection.model_dump(mode="json", exclude=None if recipe.projection.folds else {"damping"})
+        parts |= {
+            "model.layers": _json(model.layers),
+            "recipe.gradient": recipe.gradient.kind,
+            "recipe.measurement": recipe.measurement,
+            **{f"recipe.projection.{key}": value for key, value in projection.items()},
+            "projection_version": PROJECTION_VERSION,
+        }
     if recipe.gradient.kind == "adam":
         parts |= {"recipe.gradient.epsilon": recipe.gradient.epsilon, "recipe.gradient.sides": recipe.gradient.sides}
     if recipe.checkpoints and recipe.weighted:
@@ -98,6 +103,22 @@ def settled_parts(config: RunConfig, rows: Rows) -> dict[str, Part]:
         parts["cluster.token_budget"] = config.cluster.token_budget
     if config.cluster.device != "auto":
         parts["cluster.device"] = config.cluster.device
+    return parts
+
+
+def _text_parts(config: RunConfig, rows: Rows) -> dict[str, Part]:
+    """Return the parts that decide the rows' texts and how they are cut into shards. Reads the data once."""
+    parts: dict[str, Part] = {
+        "format_version": FORMAT_VERSION,
+        "data": rows.digest(),
+        "data.rows": len(rows),
+        "data.split": config.data.split,
+        "data.name": config.data.name,
+        "data.columns": _json(rows.columns),
+        "plan_version": PLAN_VERSION,
+    }
+    if config.recipe.baseline is not None:
+        parts["recipe.baseline"] = config.recipe.baseline
     if config.store.rows_per_shard is not None:
         parts["store.rows_per_shard"] = config.store.rows_per_shard
     return parts
@@ -108,21 +129,53 @@ def digested(config: RunConfig) -> dict[str, tuple[str, str]]:
 
     Reads the weights, the tokeniser and the optimisers' states once.
     """
-    model = config.model
-    found = {
-        "model": (f"model of {model.path}", model_digest(model)),
-        "tokeniser": (f"tokeniser of {model.tokeniser or model.path}", tokeniser_digest(model)),
-    }
-    several = bool(config.recipe.checkpoints)
-    for number, files in enumerate(checkpoint_files(config.recipe)):
+    found = _digests(config.model, checkpoint_files(config.recipe))
+    return dict(zip(_digest_parts(config), found, strict=True))
+
+
+def _digest_parts(config: RunConfig) -> list[str]:
+    """Return the names of the parts that are digests of files, in the order of `_digests`."""
+    several, names = bool(config.recipe.checkpoints), ["model", "tokeniser"]
+    for number, checkpoint in enumerate(checkpoint_files(config.recipe)):
         part = f"recipe.checkpoints.{number}"
+        names += [part] if checkpoint.path is not None else []
+        names += [f"{part}.state" if several else "recipe.gradient.state"] if checkpoint.state is not None else []
+    return names
+
+
+def _digests(model: ModelSettings, checkpoints: Sequence[CheckpointFiles]) -> list[tuple[str, str]]:
+    """Return what rows are computed with, file by file: (whose, digest)."""
+    found = [
+        (f"model of {model.path}", model_digest(model)),
+        (f"tokeniser of {model.tokeniser or model.path}", tokeniser_digest(model)),
+    ]
+    for files in checkpoints:
         if files.path is not None:
-            digest = model_digest(model.model_copy(update={"path": files.path}))
-            found[part] = (f"checkpoint {files.path}", digest)
+            found.append((f"checkpoint {files.path}", model_digest(model.model_copy(update={"path": files.path}))))
         if files.state is not None:
-            own = f"{part}.state" if several else "recipe.gradient.state"
-            found[own] = (f"optimiser's state {files.state}", state_digest(files.state))
+            found.append((f"optimiser's state {files.state}", state_digest(files.state)))
     return found
+
+
+def expected_digests(config: RunConfig, parts: Mapping[str, Part]) -> tuple[str, ...]:
+    """Return what workers of other machines must find, for `CaptureSpec.digests`; nothing where all are this one's."""
+    if config.cluster.here:
+        return ()
+    return tuple(str(parts[part]) for part in _digest_parts(config))
+
+
+def check_digests(spec: CaptureSpec) -> None:
+    """Refuse to compute rows of a run with other files than its coordinator has.
+
+    Raises:
+        FingerprintMismatch: This machine has another revision of the model, its tokeniser, or a checkpoint.
+    """
+    for (what, found), expected in zip(_digests(spec.model, spec.checkpoints), spec.digests, strict=True):
+        if found != expected:
+            raise FingerprintMismatch(
+                f"The {what}, as {socket.gethostname()} has it, has the digest {found}; the run's coordinator found "
+                f"{expected}. Give every worker the same files, then build again: nothing was computed with these."
+            )
 
 
 def all_parts(settled: dict[str, Part], probed: Probed, per_shard: int) -> dict[str, Part]:

@@ -1,15 +1,32 @@
 """What a build would take, from a look at the data and a short measurement; nothing is written."""
 
+import time
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
+from distributed import Client
+
+from influence.axes import ModuleColumns
 from influence.config import RunConfig
-from influence.data.dataset import open_rows
+from influence.data.dataset import Rows, open_rows
 from influence.pipeline.build import probe_on
-from influence.pipeline.cluster import connect, list_workers, resolve_device, worker_count
+from influence.pipeline.cluster import connect, list_workers, workers_wanted
+from influence.pipeline.decomposition import cut_modules
+from influence.pipeline.factor_stage import module_widths
 from influence.pipeline.fingerprint import Probed
-from influence.pipeline.plan import Estimate, estimate, held_bytes, rows_per_shard
+from influence.pipeline.lexical_forecast import forecast_texts
+from influence.pipeline.lexical_stage import check_rows
+from influence.pipeline.plan import (
+    Estimate,
+    factor_groups,
+    fisher_blocks,
+    group_shards,
+    most_shards,
+    plan_shards,
+)
+from influence.pipeline.requirement import estimate_of
 from influence.pipeline.spec import CaptureSpec
+from influence.pipeline.timing import Timing, TimingTask, fisher_seconds, run_timing
 from influence.pipeline.worker import install
 from influence.recipe import Recipe
 
@@ -20,46 +37,106 @@ class Plan:
 
     Attributes:
         estimate: Disk and memory.
-        probed: What a worker found: dtype, device, layers, speed.
-        workers: How many would share the work.
-        hours: Of capture, and of fitting factors, on these workers, from a short measurement; start-up and other
-            stages come on top.
+        probed: What a worker found: dtype, device, layers, speed; of `bm25` words, in the place of tokens.
+        workers: How many would share the work; `bm25` takes one.
+        start: Seconds until the first worker has the model, as measured.
+        work: Seconds of each stage by one worker: `factors`, `decomposition`, `capture`, `curvature`.
+        tasks: Into how many tasks each is cut: more workers than that share nothing.
     """
 
     estimate: Estimate
     probed: Probed
     workers: int
-    hours: float
+    start: float
+    work: dict[str, float]
+    tasks: dict[str, int]
+
+    def hours(self, workers: int | None = None) -> float:
+        """Return the hours from the command to its end, with so many workers or those planned.
+
+        Tasks of a stage are taken for equal, and a worker for no slower beside others than it was measured.
+        """
+        count = workers or self.workers
+        rounds = {stage: -(-tasks // count) / tasks for stage, tasks in self.tasks.items()}
+        return (self.start + sum(seconds * rounds[stage] for stage, seconds in self.work.items())) / 3600
+
+    @property
+    def worker_hours(self) -> float:
+        """What all workers together are busy for: GPU-hours where each has a GPU."""
+        return sum(self.work.values()) / 3600
 
 
 def plan_run(config: RunConfig) -> Plan:
-    """Measure on one worker and reckon the rest.
+    """Measure on the workers that would be started here, or on one, and reckon the rest.
 
     Raises:
         InfluenceError: What the build itself would trip over in the settings, the data or the model.
     """
     rows = open_rows(config.data)
     rows.check(config.model.kind)
-    with connect(config.cluster, 1) as client:
-        install(client, local=config.cluster.kind == "local")
-        probed = probe_on(client, CaptureSpec.of(config), timed=True)
-        there = len(list_workers(client))
-    checkpoints = len(config.recipe.checkpoints)
-    per_shard = rows_per_shard(len(rows), held_bytes(config.store, probed.modules, checkpoints), config.store)
-    kinds: dict[str, Any] = {"curvature": config.recipe.stored.curvature.kind, "index": config.index.kind}
-    kinds |= {"codec": config.store, "recipe": config.recipe, "model_bytes": probed.model_bytes}
-    needs = estimate(len(rows), probed.modules, per_shard, **kinds)
-    workers = there
-    if config.cluster.kind == "local":
-        workers = worker_count(config.cluster, resolve_device(config.cluster), needs.shards)
-    speed = (probed.tokens_per_second or 0) * workers
-    passed = len(rows) * (checkpoints or 1) + _fitted(config.recipe, len(rows))
-    hours = passed * probed.tokens_per_row / speed / 3600 if speed else float("inf")
-    return Plan(needs, probed, workers, hours)
+    if config.recipe.baseline == "bm25":
+        return _plan_texts(config, rows)
+    began = time.perf_counter()
+    with connect(config.cluster, most_shards(len(rows), config.store) if config.cluster.here else 1) as client:
+        install(client, local=config.cluster.here)
+        probed = probe_on(client, CaptureSpec.of(config))
+        start, there = time.perf_counter() - began, len(list_workers(client))
+        timing = _timed(client, config, probed)
+    needs = estimate_of(config, len(rows), probed.modules, probed.model_bytes)
+    found = probed.model_copy(
+        update={"tokens_per_row": timing.tokens_per_row, "tokens_per_second": 1 / timing.capture or None}
+    )
+    work, tasks = _work(config.recipe, probed.modules, len(rows), timing, needs.shards)
+    return Plan(needs, found, workers_wanted(config.cluster, needs.shards) or there, start, work, tasks)
 
 
-def _fitted(recipe: Recipe, rows: int) -> int:
-    """Return how many rows go through the model to fit Kronecker factors, over both passes."""
-    if not recipe.needs_factors:
-        return 0
-    return min(rows, recipe.factors.rows or rows) * (2 if recipe.corrects_eigenvalues else 1)
+def _timed(client: Client, config: RunConfig, probed: Probed) -> Timing:
+    """Time all workers at once; their mean."""
+    recipe = config.recipe
+    factors = recipe.factors if recipe.needs_factors else None
+    spec = CaptureSpec.of(config).resolved(probed.dtype, "cuda" if probed.device == "cuda" else "cpu")
+    task = TimingTask(spec, config.store, factors, recipe.corrects_eigenvalues)
+    futures = [
+        client.submit(run_timing, task, workers=[address], pure=False, allow_other_workers=False)
+        for address in list_workers(client)
+    ]
+    found: list[Timing] = [future.result() for future in futures]
+    return Timing(**{name: sum(getattr(each, name) for each in found) / len(found) for name in Timing.model_fields})
+
+
+def _work(
+    recipe: Recipe, modules: Sequence[ModuleColumns], rows: int, timing: Timing, shards: int
+) -> tuple[dict[str, float], dict[str, int]]:
+    """Return each stage's seconds by one worker, and its tasks."""
+    work, tasks = {"capture": rows * timing.tokens_per_row * timing.capture}, {"capture": shards}
+    if recipe.needs_factors:
+        sample = min(rows, recipe.factors.rows or rows)
+        work["factors"] = sample * timing.tokens_per_row * (timing.covariance + timing.eigenvalues)
+        tasks["factors"] = factor_groups(sample, modules)
+        work["decomposition"] = timing.decomposition
+        tasks["decomposition"] = len(cut_modules(module_widths(modules)))
+    if recipe.stored.curvature.kind == "fisher":
+        blocks = fisher_blocks(modules, recipe.stored.curvature.blocks, len(recipe.checkpoints) or 1)
+        work["curvature"], work["decomposition"] = fisher_seconds(blocks, rows)
+        tasks["curvature"], tasks["decomposition"] = len(group_shards(plan_shards(rows, -(-rows // shards)), blocks)), 1
+    return work, tasks
+
+
+def _plan_texts(config: RunConfig, rows: Rows) -> Plan:
+    """Reckon a run of texts, which one process makes without a model; words stand for tokens."""
+    check_rows(len(rows))
+    found = forecast_texts(config, rows)
+    probed = Probed(
+        modules=(),
+        dims=0,
+        dtype="words",
+        device="cpu",
+        device_name="CPU",
+        token_budget=0,
+        model_bytes=0,
+        tokens_per_row=found.words_per_row,
+        tokens_per_second=found.words_per_second,
+    )
+    work = {"capture": len(rows) * found.words_per_row / found.words_per_second}
+    return Plan(found.estimate, probed, 1, 0.0, work, {"capture": 1})
+

@@ -12,7 +12,9 @@ import index.persist
 from index.errors import VectorIndexError
 from index.exact import inner_products
 from index.factory import IndexSettings, bytes_needed, load_faiss
-from influence.pipeline.curvature_stage import curvature_fingerprint, gradient_blocks, load_curvature
+from influence.pipeline.curvature_stage import BLOCK_ROWS, curvature_fingerprint, gradient_blocks, load_curvature
+from influence.pipeline.lexical_index import lexical_stands
+from influence.pipeline.mirror import filled
 from influence.recipe import Recipe
 from influence.store.manifest import Manifest, Part, fingerprint_of
 from influence.store.reader import Store
@@ -35,7 +37,7 @@ def check_index(settings: IndexSettings) -> None:
 
 def index_fingerprint(manifest: Manifest, recipe: Recipe) -> str:
     """Return the fingerprint of the indexed vectors: the rows', and what is done to them before they are compared."""
-    parts: dict[str, Part] = {"rows": manifest.fingerprint, "comparison": recipe.comparison}
+    parts: dict[str, Part] = {"rows": manifest.rows_fingerprint, "comparison": recipe.comparison}
     if recipe.checkpoints:
         parts["checkpoints"] = ", ".join(map(repr, recipe.checkpoint_weights(len(recipe.checkpoints))))
     if recipe.curvature.rescale:
@@ -47,7 +49,9 @@ def index_fingerprint(manifest: Manifest, recipe: Recipe) -> str:
 
 
 def index_stands(run_dir: Path, manifest: Manifest, recipe: Recipe, settings: IndexSettings) -> bool:
-    """Whether the index that the settings ask for is there; a damaged record counts as none, with a log line."""
+    """Whether the index of the settings is there, or that of BM25; a damaged record counts as none, with a log line."""
+    if recipe.baseline == "bm25":
+        return lexical_stands(run_dir / FOLDER, manifest)
     if settings.kind == "exact":
         return True
     folder = run_dir / FOLDER
@@ -93,7 +97,8 @@ def build_index(run_dir: Path, settings: IndexSettings, comparison: Compared) ->
         bytes_needed(settings, store.rows, store.dims) / 1e6,
     )
     flat = index.build.build(settings, compared_blocks(store, comparison), store.rows, store.dims)
-    index.persist.save(flat, run_dir / FOLDER, index_fingerprint(store.manifest, comparison.recipe))
+    with filled(run_dir / FOLDER) as folder:
+        index.persist.save(flat, folder, index_fingerprint(store.manifest, comparison.recipe))
 
 
 def compared_blocks(
@@ -112,7 +117,14 @@ def row_weights(store: Store, comparison: Compared, first: int, count: int) -> t
 
 
 def scored_blocks(
-    store: Store, comparison: Compared, vectors: np.ndarray, start: int = 0, stop: int | None = None
+    store: Store,
+    comparison: Compared,
+    vectors: np.ndarray,
+    start: int = 0,
+    stop: int | None = None,
+    *,
+    passing: np.ndarray | None = None,
+    threads: int | None = None,
 ) -> Iterator[tuple[int, np.ndarray]]:
     """Yield (first row, scores float32 [m, b]) of the stored rows for queries as they are compared, in order.
 
@@ -126,17 +138,34 @@ def scored_blocks(
         vectors: What `comparison.query_vectors` made of the queries, [m, D] float32.
         start: The first row.
         stop: One past the last; all rows if None.
+        passing: Which of these rows are scored, bool; then the first row is a place among those that are.
+        threads: See `influence.store.scan`.
     """
+    stop = store.rows if stop is None else stop
+    kept = None if passing is None else start + np.flatnonzero(passing)
     wanted, unit = comparison.stored_queries(torch.from_numpy(vectors)), comparison.recipe.comparison == "cosine"
     if wanted is not None:
-        for first, found in store.scores(wanted.numpy(), start, stop, unit=unit):
-            weights = row_weights(store, comparison, first, found.shape[1])
-            if weights is not None:
+        blocks = store.scores(wanted.numpy(), start, stop, unit=unit, passing=passing, threads=threads)
+        for first, found in blocks:
+            if comparison.recipe.weighted:
+                rows = np.arange(first, first + found.shape[1])
+                weights = store.weights(rows if kept is None else kept[rows])
                 # Nothing but zero in front of a row changes its direction.
-                found *= weights.gt(0).float().numpy() if unit else weights.numpy()
+                found *= (weights > 0).astype(np.float32) if unit else weights
             yield first, found
         return
     asked = vectors.astype(np.float64)
-    for first, block in compared_blocks(store, comparison, start, stop):
+    decoded = (
+        compared_blocks(store, comparison, start, stop) if kept is None else chosen_blocks(store, comparison, kept)
+    )
+    for first, block in decoded:
         rows = block.astype(np.float64)
         yield first, np.stack([inner_products(rows, query) for query in asked]).astype(np.float32)
+
+
+def chosen_blocks(store: Store, comparison: Compared, rows: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+    """Yield (place, vectors float32 [b, D]) of some rows, ascending, as the recipe compares them."""
+    for place in range(0, len(rows), BLOCK_ROWS):
+        part = rows[place : place + BLOCK_ROWS]
+        weights = torch.from_numpy(store.weights(part)) if comparison.recipe.weighted else None
+        yield place, comparison.row_vectors(torch.from_numpy(store.vectors(part)), weights).numpy()

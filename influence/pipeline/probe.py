@@ -1,7 +1,6 @@
 """A look at a run before it starts, on a worker: what resolves to what, and whether gradients arrive at all."""
 
 import logging
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +13,10 @@ from influence.data.tokenise import Part
 from influence.errors import CaptureError, ClusterError, DataError, ModelError
 from influence.pipeline.drawn import drawn
 from influence.pipeline.fingerprint import Probed
+from influence.pipeline.quarantine import without_failing_rows
 from influence.pipeline.session import Session
 from influence.pipeline.spec import CaptureSpec
+from influence.pipeline.transfer import Piece
 from influence.pipeline.worker import session_here
 
 log = logging.getLogger(__name__)
@@ -24,8 +25,6 @@ ROWS = 16
 """Rows that a probe captures."""
 SEARCHED = 1024
 """Rows it looks through for some with a scored token."""
-TIMED_BATCHES = 8
-TIMED_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
@@ -34,7 +33,6 @@ class ProbeTask:
 
     spec: CaptureSpec
     shared: Path | None
-    timed: bool = False
 
 
 def run_probe(task: ProbeTask) -> Probed:
@@ -45,31 +43,34 @@ def run_probe(task: ProbeTask) -> Probed:
             "themselves: put the run directory (and the data and model) on a disk that all of them share."
         )
     with session_here(task.spec) as session:
-        return probe(session, timed=task.timed)
+        return probe(session)
 
 
-def probe(session: Session, *, timed: bool = False) -> Probed:
+def probe(session: Session) -> Probed:
     """Capture a few rows spread over the data set and look at them.
+
+    Rows among them that fail alone are left out here, with a log line; the capture sets them aside by name.
 
     Args:
         session: The run's.
-        timed: Also measure the speed, which takes some seconds.
 
     Raises:
         DataError: No row has a scored token.
         ModelError: Every gradient is zero.
-        CaptureError: A gradient isn't finite; the row is named.
+        CaptureError: No row's gradient is finite, or one isn't and none may be set aside; rows are named.
     """
     examples, parts = _scored_rows(session)
     names = [place_of(example) for example in examples]
-    captured, drawings = [], []
-    for number in range(session.checkpoints):
-        session.load(number)
-        pieces = session.losses(parts[:ROWS], names)
-        captured.append(torch.cat([_checked(piece.rows, piece.parts, names) for piece in pieces]))
-        if session.rows_capture.record is not None:
-            drawings.append(drawn(session.rows_capture.record))
-    rows = torch.cat(captured, dim=1)
+    looked_at = sorted({part.position for part in parts[:ROWS]})
+
+    def attempt(positions: Sequence[int]) -> tuple[torch.Tensor, list[str]]:
+        wanted = set(positions)
+        return _captured(session, [part for part in parts[:ROWS] if part.position in wanted], names)
+
+    most = len(looked_at) - 1 if session.spec.data.quarantine else 0
+    (rows, drawings), failed = without_failing_rows(attempt, looked_at, most)
+    for position, error in failed.items():
+        log.warning("The probe leaves out %s: %s", names[position], error)
     silent = silent_modules(rows, session.modules)
     if len(silent) == len(session.modules):
         raise ModelError(
@@ -95,9 +96,20 @@ def probe(session: Session, *, timed: bool = False) -> Probed:
         token_budget=session.token_budget,
         model_bytes=sum(weight.nbytes for weight in session.model.parameters()),
         tokens_per_row=tokens / len({part.position for part in parts}),
-        tokens_per_second=_speed(session, parts, names) if timed else None,
         drawn=tuple(drawings),
     )
+
+
+def _captured(session: Session, parts: Sequence[Part], names: Sequence[str]) -> tuple[torch.Tensor, list[str]]:
+    """Return the rows of some parts, [n, D], and what trak's projector drew for each checkpoint."""
+    captured, drawings = [], []
+    for number in range(session.checkpoints):
+        session.load(number)
+        pieces = session.losses(parts, names)
+        captured.append(torch.cat([_checked(piece, names, session.spec.row_is) for piece in pieces]))
+        if session.rows_capture.record is not None:
+            drawings.append(drawn(session.rows_capture.record))
+    return torch.cat(captured, dim=1), drawings
 
 
 def silent_modules(rows: torch.Tensor, modules: Sequence[ModuleColumns]) -> list[str]:
@@ -113,7 +125,7 @@ def _scored_rows(session: Session) -> tuple[list[Example], list[Part]]:
     nearest = list(range(0, count, step))[:ROWS]
     for chosen in (nearest, range(0, count, max(1, count // SEARCHED))):
         examples = [session.rows.example(row) for row in list(chosen)[:SEARCHED]]
-        parts = [part for part in session.tokenise(examples) if part.scored]
+        parts = session.contributing(session.tokenise(examples))
         if parts:
             return examples, parts
     raise DataError(
@@ -123,26 +135,14 @@ def _scored_rows(session: Session) -> tuple[list[Example], list[Part]]:
     )
 
 
-def _checked(rows: torch.Tensor, parts: Sequence[Part], names: Sequence[str]) -> torch.Tensor:
-    finite = torch.isfinite(rows).all(dim=1).tolist()
-    for part, good in zip(parts, finite, strict=True):
+def _checked(piece: Piece, names: Sequence[str], row_is: str) -> torch.Tensor:
+    finite = torch.isfinite(piece.rows).all(dim=1).tolist()
+    for part, good in zip(piece.parts, finite, strict=True):
         if not good:
             raise CaptureError(
-                f"The gradient of {names[part.position]} is not finite. Look for inf or NaN in the model's outputs "
+                f"The {row_is} of {names[part.position]} is not finite. Look for inf or NaN in the model's outputs "
                 "on that text; "
-                "in float16 activations overflow where bfloat16 or float32 would not (model.dtype)."
+                "in float16 activations overflow where bfloat16 or float32 would not (model.dtype).",
+                [part.position],
             )
-    return rows
-
-
-def _speed(session: Session, parts: Sequence[Part], names: Sequence[str]) -> float:
-    """Return the tokens a second of a few full batches, made of the probe's parts over and over."""
-    budget = TIMED_BATCHES * session.token_budget
-    tokens = sum(len(part.input_ids) for part in parts)
-    repeated = [*parts] * max(1, budget // tokens)
-    began, captured = time.perf_counter(), 0
-    for piece in session.losses(repeated, names):
-        captured += sum(len(part.input_ids) for part in piece.parts)
-        if time.perf_counter() - began > TIMED_SECONDS:
-            break
-    return captured / (time.perf_counter() - began)
+    return piece.rows

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from influence.baselines.repsim import HiddenStates
 from influence.data.example import Example, place_of
 from influence.data.tokenise import Part
 from influence.errors import QueryError
@@ -27,9 +28,10 @@ def query_gradients(
         whole: Gives other gradients than the run's projected ones, such as unprojected ones.
 
     Returns:
-        −∇m of every query, [m, D] float32 on the CPU, of several checkpoints side by side; log p of what was said, [m]
-        float64, in nats; and of what it is asked against, NaN where it isn't. The measurement m is the first (or its
-        log-odds), or the difference; of several checkpoints log p is the mean.
+        −∇m of every query, [m, D] float32 on the CPU, of several checkpoints side by side, or its mean last hidden
+        state in a run of those; log p of what was said, [m] float64, in nats; and of what it is asked against, NaN
+        where it isn't. The measurement m is the first (or its log-odds), or the difference; of several checkpoints
+        log p is the mean.
 
     Raises:
         QueryError: A query has no scored token, or a label that means nothing; it is named.
@@ -75,15 +77,18 @@ def _captured(
     return gradients[0] if len(gradients) == 1 else torch.cat(gradients, dim=1), said
 
 
-def _measured(session: Session, chosen: Capture) -> Compute:
-    """Return what gives −∇m and log p of a batch of queries."""
+def _measured(session: Session, chosen: Capture | HiddenStates) -> Compute:
+    """Return what gives −∇m, or the hidden states, and log p of a batch of queries."""
     kind, raw = session.spec.measurement, session.spec.gradient.sides == "rows"
 
     def negative(model: Any, batch: Any) -> Tensor:
         return -measurement(session.task, model, batch, kind)
 
     def compute(batch: Any) -> tuple[Tensor, Tensor]:
-        rows, values = chosen(negative, batch, raw=True) if raw else chosen(negative, batch)
+        if raw and isinstance(chosen, Capture):
+            rows, values = chosen(negative, batch, raw=True)
+        else:
+            rows, values = chosen(negative, batch)
         if kind == "log_likelihood":
             return rows, -values
         with torch.no_grad():

@@ -10,9 +10,11 @@ from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from influence.baselines.repsim import HiddenStates
 from influence.curvature.covariance import widths_of
 from influence.curvature.kfac import Eigenbasis
 from influence.curvature.whitening import fold_for
@@ -32,11 +34,13 @@ from influence.model.load import load_model, load_tokeniser, pad_id, resolve_dty
 from influence.pipeline.batches import Compute, run_batches
 from influence.pipeline.drawn import check_drawn
 from influence.pipeline.spec import CaptureSpec
-from influence.pipeline.tensors import load_tensors
+from influence.pipeline.tensors import load_all
 from influence.pipeline.transfer import Piece
 from influence.task import row_loss, row_weight, task_for
 from influence.vectors.ensemble import side_by_side
 
+Hooked = Capture | InnerProducts | HiddenStates
+"""What turns a batch into one row an example."""
 PROJECTING = ("projection", "factors", "drawn")
 """The parts of a specification that may change without loading the model anew."""
 WHOLE = 2**20
@@ -51,9 +55,10 @@ class Session:
         spec: The same with dtype and device decided.
         pad: The token that fills a batch.
         task: What is differentiated.
-        layers: The tracked layers.
+        layers: The tracked layers; none where rows are hidden states.
         modules: Which columns of a row belong to which layer, and to which checkpoint where there are several.
-        rows_capture: Gives the run's rows, projected; of several checkpoints, those of the one that is loaded.
+        rows_capture: Gives the run's rows, projected gradients or hidden states; of several checkpoints, those of the
+            one that is loaded.
         tokenising: Held while the tokeniser is in use: a fast tokeniser may not be entered twice.
         computing: Held while a shard is captured, so that a worker's two task slots take turns.
     """
@@ -68,8 +73,8 @@ class Session:
         self.pad = pad_id(self.model, self.tokeniser)
         self._embeddings: int = self.model.get_input_embeddings().weight.shape[0]
         self.task = task_for(spec.model.kind, spec.task)
-        self.layers = tracked_layers(self.model, spec.model.layers)
-        self._hooks: Hooks | None = None
+        self.layers = tracked_layers(self.model, spec.model.layers) if spec.baseline is None else ()
+        self._hooks: Hooks | HiddenStates | None = None
         self._loaded: int | None = None
         self._set_up(0)
         self.tokenising = threading.Lock()
@@ -120,7 +125,7 @@ class Session:
         if checkpoint != self._number and (self.spec.projection.kind == "trak" or self.spec.gradient.kind == "adam"):
             self._set_up(checkpoint)
 
-    def set_hooks(self, hooks: Hooks) -> None:
+    def set_hooks(self, hooks: Hooks | HiddenStates) -> None:
         """Set hooks on the model in the place of those that are set."""
         if hooks is not self._hooks:
             self.close()
@@ -139,14 +144,19 @@ class Session:
         self.close()
         self.__dict__.pop("rows_capture", None)
         if spec.factors is not None:
-            tensors = load_tensors(spec.factors.path, spec.factors.fingerprint)
+            tensors = load_all(spec.factors.bases, spec.factors.fingerprint)
             basis = Eigenbasis.from_tensors(widths_of(self.layers), spec.factors.settings, tensors)
             fold = fold_for(spec.projection, basis)
         state = spec.checkpoints[checkpoint].state
         if state is not None:
             moments = read_second_moments(state, self.model)
             scales = denominators(self.model, self.layers, moments, spec.gradient.epsilon)
-        self.rows_capture = Capture(self.model, self.layers, Projection(spec.projection, fold, checkpoint), scales)
+        self.rows_capture: Capture | HiddenStates
+        if spec.baseline is None:
+            projection = Projection(spec.projection, fold, checkpoint)
+            self.rows_capture = Capture(self.model, self.layers, projection, scales)
+        else:
+            self.rows_capture = HiddenStates(self.model)
         check_drawn(self.rows_capture.record, spec.drawn, checkpoint)
         self.modules = side_by_side(self.rows_capture.modules, self.checkpoints)
         self._number = checkpoint
@@ -213,19 +223,37 @@ class Session:
         with self.tokenising:
             return [readable(example, self.tokeniser) for example in examples]
 
+    def contributing(self, parts: Sequence[Part]) -> list[Part]:
+        """Return the parts that rows are made of: those with scored tokens; of hidden states, those with tokens."""
+        if self.spec.baseline is not None:
+            return [part for part in parts if len(part.input_ids)]
+        return [part for part in parts if part.scored]
+
     def losses(self, parts: Sequence[Part], names: Sequence[str]) -> Iterator[Piece]:
         """Capture what a training row is made of, at the checkpoint that is loaded: ∇ℓ of every part, and ℓ.
+
+        Of hidden states it is their mean over the part, times the part's share of its row's tokens, so that a row is
+        the sum of its parts here too.
 
         Where the recipe measures log-odds it is minus their gradient, and the values are [n, 2]: ℓ, and the sum of 1−p
         over the scored tokens.
         """
         kind = self.spec.measurement
+        if self.spec.baseline is not None:
+            positions, lengths = [part.position for part in parts], [len(part.input_ids) for part in parts]
+            read = np.bincount(positions, lengths)
+            for piece in self.capture(self.task.example_loss, parts, names):
+                shares = [len(part.input_ids) / read[part.position] for part in piece.parts]
+                yield replace(piece, rows=piece.rows * torch.tensor(shares, dtype=piece.rows.dtype)[:, None])
+            return
         if kind == "log_likelihood":
             yield from self.capture(self.task.example_loss, parts, names)
             return
 
+        capture = self.rows_capture
+
         def compute(batch: Any) -> tuple[Tensor, Tensor]:
-            rows, _ = self.rows_capture(lambda model, batch: row_loss(self.task, model, batch, kind), batch)
+            rows, _ = capture(lambda model, batch: row_loss(self.task, model, batch, kind), batch)
             with torch.no_grad():
                 losses = self.task.example_loss(self.model, batch)
             weights = row_weight(self.task, self.model, batch, kind)
@@ -242,7 +270,7 @@ class Session:
         measure: Measure,
         parts: Sequence[Part],
         names: Sequence[str],
-        hooks: Capture | InnerProducts | None = None,
+        hooks: Hooked | None = None,
     ) -> Iterator[Piece]:
         """Capture the gradient of every part's measured value, batch by batch; see `batches.run_batches`.
 
@@ -255,9 +283,7 @@ class Session:
         chosen = hooks or self.rows_capture
         return self.run(lambda batch: chosen(measure, batch), parts, names, chosen)
 
-    def run(
-        self, compute: Compute, parts: Sequence[Part], names: Sequence[str], hooks: Capture | InnerProducts
-    ) -> Iterator[Piece]:
+    def run(self, compute: Compute, parts: Sequence[Part], names: Sequence[str], hooks: Hooked) -> Iterator[Piece]:
         """Compute something of every part, batch by batch, under hooks; see `capture`."""
         self.set_hooks(hooks)
         return run_batches(

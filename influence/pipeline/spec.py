@@ -11,21 +11,45 @@ from influence.data.dataset import DataSettings
 from influence.gradients.adam import GradientSettings
 from influence.gradients.projection import ProjectionSettings
 from influence.model.load import ModelSettings
-from influence.recipe import Recipe
+from influence.recipe import Baseline, Recipe
+from influence.remote.place import RunPath
 from influence.task import Measured, TaskSettings
 
 TOKEN_BUDGET = {"cpu": 2_048, "cuda": 16_384}
 """Padded tokens of a batch where nobody sets them: on a CPU activations stay in the cache, on a GPU they fill it."""
 
 
-class FactorFile(BaseModel):
-    """Where a run's Kronecker factors are, for a projection that they are folded into."""
+class FactorFiles(BaseModel):
+    """Where a run's Kronecker factors are, for a projection that they are folded into.
+
+    Attributes:
+        folder: That holds them.
+        parts: How many files each pass has: some modules in each, in their order.
+        fingerprint: That these files carry.
+        settings: Of the fit.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    path: Path
+    folder: RunPath
+    parts: int
     fingerprint: str
     settings: FactorSettings
+
+    @property
+    def bases(self) -> tuple[Path, ...]:
+        """The eigenbases' files."""
+        return self._paths("factors")
+
+    @property
+    def eigenvalues(self) -> tuple[Path, ...]:
+        """The files of EK-FAC's eigenvalues."""
+        return self._paths("eigenvalues")
+
+    def _paths(self, stem: str) -> tuple[Path, ...]:
+        if self.parts == 1:
+            return (self.folder / f"{stem}.safetensors",)
+        return tuple(self.folder / f"{stem}-{n:03d}-of-{self.parts:03d}.safetensors" for n in range(self.parts))
 
 
 class CheckpointFiles(BaseModel):
@@ -51,8 +75,11 @@ class CaptureSpec(BaseModel):
         measurement: What queries measure, which decides what a row is the gradient of.
         checkpoints: Whose gradients stand side by side in a row, at least one.
         factors: What a whitened projection, or one on eigenvectors, is made with; None for any other.
+        baseline: What rows are in the place of gradients: with `repsim` mean last hidden states.
         drawn: What trak's projector drew for each checkpoint when the run was begun, as `drawn` writes it; nothing is
             compared where it is empty.
+        digests: What a worker must find of the model, its tokeniser and the checkpoints, in this order, as the run's
+            manifest has it; nothing is compared where it is empty.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -64,14 +91,16 @@ class CaptureSpec(BaseModel):
     gradient: GradientSettings = GradientSettings()
     checkpoints: tuple[CheckpointFiles, ...] = (CheckpointFiles(),)
     projection: ProjectionSettings
-    factors: FactorFile | None = None
+    baseline: Baseline | None = None
+    factors: FactorFiles | None = None
     drawn: tuple[str, ...] = ()
+    digests: tuple[str, ...] = ()
     token_budget: int | None
     threads: int
     device: Literal["auto", "cpu", "cuda"]
 
     @classmethod
-    def of(cls, config: RunConfig, factors: FactorFile | None = None, drawn: tuple[str, ...] = ()) -> Self:
+    def of(cls, config: RunConfig, factors: FactorFiles | None = None, drawn: tuple[str, ...] = ()) -> Self:
         """Return the part of a configuration that decides its rows.
 
         Args:
@@ -92,12 +121,18 @@ class CaptureSpec(BaseModel):
             gradient=recipe.gradient,
             checkpoints=checkpoint_files(recipe),
             projection=projection,
+            baseline=recipe.baseline,
             factors=factors if projection.folds else None,
             drawn=drawn,
             token_budget=config.cluster.token_budget,
             threads=config.cluster.threads_per_worker,
             device=config.cluster.device,
         )
+
+    @property
+    def row_is(self) -> str:
+        """What a row is, for messages."""
+        return "gradient" if self.baseline is None else "mean last hidden state"
 
     def resolved(self, dtype: str, device: Literal["cpu", "cuda"]) -> "CaptureSpec":
         """Return the specification with everything decided that was left to the device."""
@@ -107,7 +142,7 @@ class CaptureSpec(BaseModel):
 
     def unprojected(self) -> "CaptureSpec":
         """Return the specification without its projection: what a process must load anew when it changes."""
-        return self.model_copy(update={"projection": ProjectionSettings(), "factors": None, "drawn": ()})
+        return self.model_copy(update={"projection": ProjectionSettings(), "factors": None, "drawn": (), "digests": ()})
 
 
 def checkpoint_files(recipe: Recipe) -> tuple[CheckpointFiles, ...]:

@@ -8,6 +8,7 @@ from influence.errors import StoreError
 from influence.pipeline.build import CONFIG
 from influence.pipeline.curvature_stage import load_curvature
 from influence.pipeline.factor_stage import load_kronecker
+from influence.remote.place import run_path
 from influence.store.manifest import Manifest
 
 
@@ -19,7 +20,7 @@ def spectra(path: str | Path) -> dict[str, tuple[Spectrum, ...]]:
         DigestMismatch: A file of it is missing or damaged.
         CurvatureError: It is singular and the damping is 0.
     """
-    run_dir = Path(path)
+    run_dir = run_path(path)
     manifest = Manifest.load(run_dir)
     recipe = load_config(run_dir / CONFIG).recipe
     found: dict[str, tuple[Spectrum, ...]] = {}

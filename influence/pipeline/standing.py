@@ -9,6 +9,9 @@ from influence.pipeline.build import CONFIG
 from influence.pipeline.curvature_stage import curvature_stands
 from influence.pipeline.factor_stage import factors_stand
 from influence.pipeline.index_stage import index_stands
+from influence.pipeline.note import read_note
+from influence.remote.access import bytes_under, each
+from influence.remote.place import run_path
 from influence.store.manifest import Manifest
 from influence.store.reader import missing_shards
 from influence.store.shard import ShardFiles, ShardRecord
@@ -20,8 +23,8 @@ def status(path: str | Path) -> dict[str, Any]:
 
     Returns:
         path, rows, dims, fingerprint, recipe; `shards` and `shards_done`, `rows_done`, `bytes` of those done, `disk`,
-        the bytes of all files, `tokens`, `zero_rows`; `factors`, `curvature` and `index`, each `done`, `missing` or
-        `not needed`; `complete`.
+        the bytes of all files, `tokens`, `zero_rows`, `quarantined`; `factors`, `curvature` and `index`, each `done`,
+        `missing` or `not needed`; `complete`; `building`, what a build that is under way says of itself, or None.
 
     Raises:
         StoreError: There is no run, or its manifest or a shard's record can't be used: damaged (`DigestMismatch`) or
@@ -29,7 +32,7 @@ def status(path: str | Path) -> dict[str, Any]:
         ConfigError: Its configuration can't be used.
         Incomplete: A build has begun and has nothing to show yet, or stopped that early.
     """
-    run_dir = Path(path)
+    run_dir = run_path(path)
     builder = building(run_dir)
     if builder and not (run_dir / CONFIG).exists():
         raise Incomplete(f"{run_dir} is being begun by {builder}, which still looks at the model and the data.")
@@ -38,13 +41,14 @@ def status(path: str | Path) -> dict[str, Any]:
         raise Incomplete(f"{run_dir} has no {CONFIG}: its build stopped early. Build it again.")
     config = load_config(run_dir / CONFIG)
     absent = set(missing_shards(run_dir, manifest))
-    records = [ShardRecord.load(ShardFiles(run_dir, span)) for span in manifest.shards if span.shard not in absent]
+    there = [ShardFiles(run_dir, span) for span in manifest.shards if span.shard not in absent]
+    records = list(each(ShardRecord.load, there, run_dir))
     missing = missing_parts(run_dir, manifest, config)
     recipe = config.recipe
     parts = {
         "factors": recipe.needs_factors,
         "curvature": recipe.stored.curvature.kind != "identity",
-        "index": config.index.kind != "exact",
+        "index": config.index.kind != "exact" or recipe.baseline == "bm25",
     }
     return {
         "path": str(run_dir),
@@ -55,15 +59,17 @@ def status(path: str | Path) -> dict[str, Any]:
         "shards_done": len(records),
         "rows_done": sum(record.stop - record.start for record in records),
         "bytes": sum(record.size for record in records),
-        "disk": sum(file.stat().st_size for file in run_dir.rglob("*") if file.is_file()),
+        "disk": bytes_under(run_dir),
         "tokens": sum(record.tokens for record in records),
         "zero_rows": sum(len(record.zero_rows) for record in records),
+        "quarantined": [row.model_dump() for record in records for row in record.quarantined],
         **{
             name: "not needed" if not needed else "missing" if name in missing else "done"
             for name, needed in parts.items()
         },
         "fingerprint": manifest.fingerprint,
         "recipe": recipe.summary,
+        "building": read_note(run_dir),
     }
 
 

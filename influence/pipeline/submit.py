@@ -1,18 +1,25 @@
 """Hand many tasks to a cluster, few at a time, and hear of each as it finishes.
 
-A worker that dies takes its tasks with it; the scheduler gives them to another, three times at most. An error of ours
-(`InfluenceError`) is a fact about the data or the settings: it is never tried again and reaches the caller as it is.
-An error of the operating system is tried again twice, since shared file systems stumble.
+A worker that is lost takes its tasks with it; the scheduler gives them to another, three times at most, and where
+workers come and go (`Workforce.rounds`) that begins again some times. An error of ours (`InfluenceError`) is a fact
+about the data or the settings: it is never tried again and reaches the caller as it is. An error of the operating
+system is tried again twice, since shared file systems stumble.
 """
 
 import logging
+import time
+from asyncio import CancelledError
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, TypeVar
+from concurrent.futures import CancelledError as FutureCancelled
+from dataclasses import dataclass, replace
+from queue import Empty, SimpleQueue
+from typing import Any, Generic, TypeVar
 
-from distributed import Client, Future, KilledWorker, as_completed
+from distributed import Client, Future, KilledWorker
 
-from influence.errors import ClusterError, InfluenceError
+from influence.errors import ClusterError, Incomplete
 from influence.pipeline.cluster import list_workers
+from influence.pipeline.workforce import workforce_of
 
 log = logging.getLogger(__name__)
 
@@ -22,10 +29,31 @@ R = TypeVar("R")
 AHEAD = 4
 """Tasks a worker has been given or has waiting; the other hundred thousand stay out of the scheduler."""
 TRIES = 3
+LOOK_EVERY = 1.0
+"""Seconds between two looks at who is there."""
+FIRST_WORD, LONGEST_SILENCE = 5.0, 300.0
+"""Seconds without a worker before a line says so; every line after it waits twice as long, up to the longest."""
+
+
+GONE = (
+    "The scheduler is gone, and with it what was under way. What was captured stands: run the same build again to go "
+    "on from there."
+)
+
+
+@dataclass(frozen=True)
+class Sent(Generic[T]):
+    """A task on its way: how often it was tried, and how often workers were lost on it until the scheduler gave up."""
+
+    task: T
+    attempt: int = 1
+    round: int = 1
 
 
 def run_tasks(client: Client, function: Callable[[T], R], tasks: Iterable[T], name: Callable[[T], str]) -> Iterator[R]:
     """Yield each task's result as it finishes, in any order.
+
+    Workers may come late, leave, and all be gone for a while: tasks wait for them, and more are out as more come.
 
     Args:
         client: Of the cluster.
@@ -34,46 +62,114 @@ def run_tasks(client: Client, function: Callable[[T], R], tasks: Iterable[T], na
         name: What to call a task in a message: `shard-00007 (rows 448 to 511)`.
 
     Raises:
-        InfluenceError: As a worker raised it.
+        InfluenceError: As a worker raised it, or why no workers are to be hoped for.
         ClusterError: Workers kept dying on one task.
+        Incomplete: The scheduler is gone.
     """
-    source = iter(tasks)
-    running: dict[Future, tuple[T, int]] = {}
-    finished: Any = as_completed(loop=client.loop)
-
-    def submit(task: T, attempt: int) -> None:
-        future = client.submit(function, task, pure=False)
-        running[future] = (task, attempt)
-        finished.add(future)
-
-    def submit_next() -> None:
-        for task in source:
-            submit(task, 1)
-            return
-
+    crew = _Crew(client, function, tasks)
     try:
-        for _ in range(AHEAD * max(1, len(list_workers(client)))):
-            submit_next()
-        for future in finished:
-            task, attempt = running.pop(future)
+        crew.fill()
+        while crew.running:
+            future = crew.next_finished()
+            sent = crew.running.pop(future)
             try:
                 result = future.result()
-            except KilledWorker:
-                raise ClusterError(
-                    f"The workers that took up {name(task)} died, one after the other. Most often the system's "
-                    "memory ran out: "
-                    "lower cluster.token_budget, cluster.workers or store.rows_per_shard."
-                ) from None
-            except InfluenceError:
-                raise
-            except OSError as error:
-                if attempt >= TRIES:
-                    raise
-                log.warning("%s: %s; trying again (%d of %d).", name(task), error, attempt + 1, TRIES)
-                submit(task, attempt + 1)
+            except (KilledWorker, OSError) as error:
+                crew.send(_again(sent, error, name(sent.task), crew.rounds))
                 continue
-            submit_next()
+            except (CancelledError, FutureCancelled):
+                raise Incomplete(GONE) from None
+            crew.fill()
             yield result
     finally:
-        if running:
-            client.cancel(list(running), force=True)
+        if crew.running:
+            client.cancel(list(crew.running), force=True)
+
+
+def _again(sent: Sent[T], error: KilledWorker | OSError, name: str, rounds: int) -> Sent[T]:
+    """Return what to send after a failure that may pass.
+
+    Raises:
+        ClusterError: Worker after worker was lost on it, once more than is allowed.
+        OSError: The last try's.
+    """
+    if isinstance(error, KilledWorker):
+        if sent.round >= rounds:
+            raise ClusterError(
+                f"The workers that took up {name} died, one after the other. Most often the system's memory ran out: "
+                "lower cluster.token_budget, cluster.workers or store.rows_per_shard"
+                + (", or raise cluster.job.memory." if rounds > 1 else ".")
+            ) from None
+        log.warning("Worker after worker was lost on %s; trying again (%d of %d).", name, sent.round + 1, rounds)
+        return replace(sent, round=sent.round + 1)
+    if sent.attempt >= TRIES:
+        raise error
+    log.warning("%s: %s; trying again (%d of %d).", name, error, sent.attempt + 1, TRIES)
+    return replace(sent, attempt=sent.attempt + 1)
+
+
+class _Crew(Generic[T, R]):
+    """A client's workers at work on one series of tasks.
+
+    Attributes:
+        running: What has been handed out and has not finished.
+        rounds: See `Workforce`.
+    """
+
+    def __init__(self, client: Client, function: Callable[[T], R], tasks: Iterable[T]) -> None:
+        self._client, self._function, self._source = client, function, iter(tasks)
+        self._workforce = workforce_of(client)
+        self.rounds = self._workforce.rounds
+        self.running: dict[Future, Sent[T]] = {}
+        self._finished: SimpleQueue[Any] = SimpleQueue()
+        self._alone_since: float | None = None
+        self._patience = FIRST_WORD
+        self._look()
+
+    def send(self, sent: Sent[T]) -> None:
+        """Hand out one task."""
+        future = self._client.submit(self._function, sent.task, pure=False)
+        self.running[future] = sent
+        future.add_done_callback(self._finished.put)
+
+    def fill(self) -> None:
+        """Hand out tasks until as many are under way as the workers can have waiting."""
+        if time.monotonic() - self._looked >= LOOK_EVERY:
+            self._look()
+        while len(self.running) < self._room:
+            for task in self._source:
+                self.send(Sent(task))
+                break
+            else:
+                return
+
+    def next_finished(self) -> Future:
+        """Wait for a task to finish, looking now and then whether there is anybody to finish one."""
+        while True:
+            try:
+                return self._finished.get(timeout=LOOK_EVERY)
+            except Empty:
+                self._look()
+                self.fill()
+
+    def _look(self) -> None:
+        """Count the workers; say so if there are none, and raise if there will be none."""
+        if self._workforce.failure is not None:
+            raise self._workforce.failure
+        try:
+            there = len(list_workers(self._client))
+        except (OSError, CancelledError, FutureCancelled):
+            raise Incomplete(GONE) from None
+        self._looked = time.monotonic()
+        self._room = AHEAD * max(1, there, self._workforce.most)
+        if there:
+            if self._patience > FIRST_WORD:
+                log.info("Workers are there again: %d.", there)
+            self._alone_since, self._patience = None, FIRST_WORD
+            return
+        if self._alone_since is None:
+            self._alone_since = self._looked
+        alone = self._looked - self._alone_since
+        if alone >= self._patience:
+            log.info("No worker for %.0f s. %s", alone, self._workforce.absent())
+            self._patience = min(2 * self._patience, alone + LONGEST_SILENCE)

@@ -11,6 +11,7 @@ from typing import Any
 from distributed import Client, Worker, WorkerPlugin, get_worker
 
 from influence.errors import ClusterError
+from influence.pipeline.fingerprint import check_digests
 from influence.pipeline.session import Session
 from influence.pipeline.spec import CaptureSpec
 from influence.pipeline.threads import torch_threads
@@ -38,6 +39,7 @@ class SessionPlugin(WorkerPlugin):
         self._returned = threading.Condition()
         self._session: Session | None = None
         self._lent = 0
+        self._checked: tuple[str, ...] | None = None
         # A worker that is a thread of the coordinator (in tests) must leave its process as it is.
         if self.local and threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -64,6 +66,10 @@ class SessionPlugin(WorkerPlugin):
                 self._session = None
             if self._session is None:
                 self._session = Session(spec)
+                self._checked = None
+            if spec.digests and spec.digests != self._checked:
+                check_digests(spec)
+                self._checked = spec.digests
             self._session.project(spec)
             session = self._session
             self._lent += 1

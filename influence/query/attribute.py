@@ -16,8 +16,10 @@ from influence.data.example import Example, PromptContent
 from influence.errors import QueryError
 from influence.query.hits import Hit, Hits, MeasuredQuery, snippet
 from influence.query.rescore import ranked, rescore
+from influence.recipe import Baseline
 from influence.store.reader import Store
 from influence.vectors.ensemble import Compared
+from influence.vectors.queries import compared_queries
 
 Search = Callable[[np.ndarray, int], Neighbours]
 """Query vectors [m, D] and k to the rows with the k largest and the k smallest inner products."""
@@ -29,7 +31,7 @@ class Queries:
 
     Attributes:
         examples: The queries, m of them.
-        gradients: −∇m, [m, D] float32, projected as rows are.
+        gradients: −∇m, [m, D] float32, projected as rows are; or what else rows are, in a baseline's run.
         measured: log p(completion | prompt) of each, [m] float64, in nats.
         contrasted: log p of what it is asked against, [m] float64, NaN where it isn't.
     """
@@ -46,21 +48,8 @@ def query_vectors(queries: Queries, comparison: Compared) -> np.ndarray:
     Raises:
         QueryError: A query's gradient is zero or not finite, so no row can be told from another; the query is named.
     """
-    lengths = torch.linalg.vector_norm(queries.gradients.double(), dim=1)
-    for example, length, measured in zip(queries.examples, lengths.tolist(), queries.measured.tolist(), strict=True):
-        if not np.isfinite(length) or not np.isfinite(measured):
-            raise QueryError(
-                f"The gradient of query {example.id!r} is not finite (log-likelihood {measured:.4g}). Look for inf "
-                "or NaN "
-                "in the model's outputs on that text; in float16 activations overflow where bfloat16 would not."
-            )
-        if length == 0:
-            raise QueryError(
-                f"The gradient of query {example.id!r} is zero (log-likelihood {measured:.4g}): the model is so "
-                "sure of the "
-                "completion that no row could have made it surer. Ask about another completion."
-            )
-    return comparison.query_vectors(queries.gradients).numpy()
+    names = [example.id for example in queries.examples]
+    return compared_queries(comparison, queries.gradients, names, queries.measured)
 
 
 def attribute(
@@ -68,7 +57,8 @@ def attribute(
 ) -> list[Hits]:
     """Answer every query: the k rows that promote its completion most, and the k that oppose it most.
 
-    Rows that score zero or on the other side are left out, so a list may be shorter than k.
+    Rows that score zero or on the other side are left out, so a list may be shorter than k. For a baseline no row
+    opposes.
 
     Args:
         queries: Captured.
@@ -85,12 +75,14 @@ def attribute(
         raise QueryError(f"k is {k}, but the run {store.run_dir} has {store.rows} rows. Ask for 1 to {store.rows}.")
     vectors = query_vectors(queries, comparison)
     found = search(vectors, k)
-    told = _Told(store, summary or comparison.recipe.summary, comparison.recipe.unit, exact=False)
+    recipe = comparison.recipe
+    told = Told(store, summary or recipe.summary, recipe.unit, exact=False, baseline=recipe.baseline)
     answers = []
     for number, vector in enumerate(vectors):
-        both = (found.largest.rows[number], found.smallest.rows[number])
+        lowest = found.smallest.rows[number] if recipe.baseline is None else np.empty(0, np.int64)
+        both = (found.largest.rows[number], lowest)
         sides = [(rows, rescore(store, comparison, vector, rows)) for rows in both]
-        answers.append(told.hits(queries, number, *sides))
+        answers.append(told.hits(described(queries, number), *sides))
     return answers
 
 
@@ -144,26 +136,26 @@ def decide(
         summary: What the answers call the method.
         unit: Of the scores.
     """
-    told = _Told(store, summary, unit, exact=True)
+    told = Told(store, summary, unit, exact=True)
     answers = []
     for number, (rows, found) in enumerate(zip(candidates, scores, strict=True)):
         best, worst = ranked(rows, found, largest=True)[:k], ranked(rows, found, largest=False)[:k]
-        answers.append(told.hits(queries, number, (rows[best], found[best]), (rows[worst], found[worst])))
+        answers.append(told.hits(described(queries, number), (rows[best], found[best]), (rows[worst], found[worst])))
     return answers
 
 
 def described(queries: Queries, number: int) -> MeasuredQuery:
     """Return what an answer says of its query."""
     example = queries.examples[number]
-    prompt, completion = _said(example)
+    prompt, completion = said(example)
     measured = float(queries.measured[number])
     if example.contrast is None:
         return MeasuredQuery(id=example.id, prompt=prompt, completion=completion, log_likelihood=measured)
     against = float(queries.contrasted[number])
-    return MeasuredQuery(example.id, prompt, completion, measured, _said(example.contrast)[1], against)
+    return MeasuredQuery(example.id, prompt, completion, measured, said(example.contrast)[1], against)
 
 
-def _said(example: Example) -> tuple[str, str]:
+def said(example: Example) -> tuple[str, str]:
     """Return an example's prompt and completion."""
     if isinstance(example.content, PromptContent):
         return example.content.prompt, example.content.completion
@@ -173,29 +165,27 @@ def _said(example: Example) -> tuple[str, str]:
 
 
 @dataclass(frozen=True)
-class _Told:
+class Told:
     """What all answers of one call have in common."""
 
     store: Store
     summary: str
     unit: str
     exact: bool
+    baseline: Baseline | None = None
 
     def hits(
-        self,
-        queries: Queries,
-        number: int,
-        promoting: tuple[np.ndarray, np.ndarray],
-        opposing: tuple[np.ndarray, np.ndarray],
+        self, query: MeasuredQuery, promoting: tuple[np.ndarray, np.ndarray], opposing: tuple[np.ndarray, np.ndarray]
     ) -> Hits:
         """Return one answer from rows and scores of either side."""
         return Hits(
-            query=described(queries, number),
+            query=query,
             recipe=self.summary,
             unit=self.unit,
             fingerprint=self.store.manifest.fingerprint,
             promoting=self._side(*promoting, sign=1),
             opposing=self._side(*opposing, sign=-1),
+            baseline=self.baseline,
         )
 
     def _side(self, rows: np.ndarray, scores: np.ndarray, sign: int) -> tuple[Hit, ...]:

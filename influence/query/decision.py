@@ -2,13 +2,12 @@
 
 from pathlib import Path
 
+from influence.baselines.bm25 import MOST_ROWS
 from influence.errors import QueryError
 from influence.recipe import ExactSettings, Recipe
 
 USUAL_K = 10
 """Rows on each side where nobody says how many, or as many as there are."""
-LEXICAL_ROWS = 2_000_000
-"""The most texts that BM25, whose index is held in memory, proposes from."""
 
 
 def decision_of(recipe: Recipe, path: Path, exact: bool | None, candidates: int | None) -> ExactSettings:
@@ -61,8 +60,8 @@ def check_lexical(rows: int) -> None:
     Raises:
         QueryError: There are too many rows.
     """
-    if rows > LEXICAL_ROWS:
+    if rows > MOST_ROWS:
         raise QueryError(
-            f"BM25 over {rows:,} texts doesn't fit into memory (at most {LEXICAL_ROWS:,} rows). Build with "
+            f"BM25 over {rows:,} texts doesn't fit into memory (at most {MOST_ROWS:,} rows). Build with "
             "--set recipe.exact.lexical=false, which leaves the proposals to the index."
         )

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from influence.errors import QueryError
 from influence.query.page import Section, render_fragment, render_page
-from influence.recipe import SIGN_RULE
+from influence.recipe import SIGN_RULE, Baseline, sign_rule
 from influence.store.partial import write_whole
 
 if TYPE_CHECKING:
@@ -32,10 +32,10 @@ class Hit:
         rank: 1 is the strongest of its side.
         row: Position in the training data.
         id: Its given id, or the digest of its content.
-        score: In the unit of the hits it belongs to; positive promotes.
+        score: In the unit of the hits it belongs to; positive promotes, but for a baseline.
         source: Where the row came from, if the data says so.
         uri: Where to read it in full, if the data says so.
-        tokens: Scored tokens of the row.
+        tokens: Scored tokens of the row; its words, in a run of `bm25`.
         snippet: The beginning of its text, as it is: whoever shows it escapes it.
         exact: Whether the score comes from whole gradients, recomputed for this query; false where it comes from the
             stored, projected rows.
@@ -60,7 +60,8 @@ class MeasuredQuery:
         id: Given, or the digest of the content.
         prompt: What the model was given; empty where a whole text is measured. A classifier's text.
         completion: What the model said, and what is measured. A classifier's label.
-        log_likelihood: log p(completion | prompt), summed over its tokens, in nats.
+        log_likelihood: log p(completion | prompt), summed over its tokens, in nats; None where no model is asked, by
+            `bm25`.
         contrast: What it is asked against; None where the completion is asked about by itself.
         contrast_log_likelihood: log p(contrast | prompt), likewise.
     """
@@ -68,7 +69,7 @@ class MeasuredQuery:
     id: str
     prompt: str
     completion: str
-    log_likelihood: float
+    log_likelihood: float | None
     contrast: str | None = None
     contrast_log_likelihood: float | None = None
 
@@ -82,8 +83,9 @@ class Hits:
         recipe: The method, as `Recipe.summary` names it.
         unit: The unit of every score here.
         fingerprint: Of the run that answered.
-        promoting: Strongest first.
-        opposing: Strongest (most negative) first.
+        promoting: Strongest first; of a baseline the most alike.
+        opposing: Strongest (most negative) first; none of a baseline.
+        baseline: Which baseline answered, whose scores have no sign rule; None where influence did.
     """
 
     query: MeasuredQuery
@@ -92,6 +94,12 @@ class Hits:
     fingerprint: str
     promoting: tuple[Hit, ...]
     opposing: tuple[Hit, ...]
+    baseline: Baseline | None = None
+
+    @property
+    def sign(self) -> str:
+        """What the sign of a score means."""
+        return sign_rule(self.baseline)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON object: query, recipe, unit, sign, fingerprint, promoting, opposing."""
@@ -99,7 +107,7 @@ class Hits:
             "query": asdict(self.query),
             "recipe": self.recipe,
             "unit": self.unit,
-            "sign": SIGN_RULE,
+            "sign": self.sign,
             "fingerprint": self.fingerprint,
             "promoting": [asdict(hit) for hit in self.promoting],
             "opposing": [asdict(hit) for hit in self.opposing],
@@ -132,11 +140,11 @@ class Hits:
                 }
 
     def to_pandas(self) -> "pd.DataFrame":
-        """Return `rows()` as a DataFrame; the sign rule is in its `attrs`."""
+        """Return `rows()` as a DataFrame; what the sign means is in its `attrs`."""
         import pandas as pd
 
         frame = pd.DataFrame(list(self.rows()), columns=list(COLUMNS))
-        frame.attrs["sign"] = SIGN_RULE
+        frame.attrs["sign"] = self.sign
         return frame
 
     def _repr_html_(self) -> str:
@@ -233,6 +241,7 @@ def _parquet(answers: Sequence[Hits]) -> bytes:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    sign = "\n".join(dict.fromkeys(answer.sign for answer in answers)) or SIGN_RULE
     kinds = {
         "log_likelihood": pa.float64(),
         "contrast_log_likelihood": pa.float64(),
@@ -240,7 +249,7 @@ def _parquet(answers: Sequence[Hits]) -> bytes:
         "exact": pa.bool_(),
     }
     kinds |= {"rank": pa.int64(), "row": pa.int64(), "tokens": pa.int64()}
-    schema = pa.schema([(name, kinds.get(name, pa.string())) for name in COLUMNS], metadata={"sign": SIGN_RULE})
+    schema = pa.schema([(name, kinds.get(name, pa.string())) for name in COLUMNS], metadata={"sign": sign})
     records = [
         {name: _utf8(value).decode() if isinstance(value, str) else value for name, value in record.items()}
         for answer in answers

@@ -13,8 +13,6 @@ from urllib.parse import urlsplit
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from influence.recipe import SIGN_RULE
-
 if TYPE_CHECKING:
     from influence.query.hits import Hits
 
@@ -100,14 +98,14 @@ def render_page(
             figures=figures or {},
             facts=facts or {},
             methods=list(dict.fromkeys((s.hits.recipe, s.hits.unit, s.hits.fingerprint) for s in sections)),
-            sign=SIGN_RULE,
+            signs=list(dict.fromkeys(s.hits.sign for s in sections)),
         )
     )
 
 
 def render_fragment(hits: "Hits") -> str:
     """Return one answer as an HTML fragment with its own style, for a notebook's output cell."""
-    return _templates().get_template("fragment.html").render(section=Section(hits), sign=SIGN_RULE)
+    return _templates().get_template("fragment.html").render(section=Section(hits))
 
 
 def link(uri: str | None) -> str | None:

@@ -4,14 +4,26 @@ No method has code of its own. A recipe names its parts, and the rooms of the ho
 measurement (`task`), gradient and projection (`gradients`), curvature (`curvature`), comparison (`vectors`). A new
 method is a new line in `PRESETS`, or one new part in one new file.
 
-The sign rule, for every recipe: **positive = training more on this row raises the measured output's log-probability
-(promotes it); negative = opposes it.**
+The sign rule, for every recipe but the baselines: **positive = training more on this row raises the measured output's
+log-probability (promotes it); negative = opposes it.** What a baseline's scores say is beside it in `sign`.
 """
 
 from influence.recipe.checkpoint import Checkpoint
 from influence.recipe.curvature import Curvature
 from influence.recipe.exact import ExactSettings
-from influence.recipe.method import EXTRA_COPY, SIGN_RULE, Recipe
+from influence.recipe.method import EXTRA_COPY, Recipe
 from influence.recipe.presets import PRESETS, recipe
+from influence.recipe.sign import SIGN_RULE, Baseline, sign_rule
 
-__all__ = ["EXTRA_COPY", "PRESETS", "SIGN_RULE", "Checkpoint", "Curvature", "ExactSettings", "Recipe", "recipe"]
+__all__ = [
+    "EXTRA_COPY",
+    "PRESETS",
+    "SIGN_RULE",
+    "Baseline",
+    "Checkpoint",
+    "Curvature",
+    "ExactSettings",
+    "Recipe",
+    "recipe",
+    "sign_rule",
+]

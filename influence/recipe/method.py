@@ -11,12 +11,9 @@ from influence.gradients.projection import ProjectionSettings
 from influence.recipe.checkpoint import Checkpoint
 from influence.recipe.curvature import Curvature
 from influence.recipe.exact import ExactSettings
+from influence.recipe.sign import Baseline, sign_rule
 from influence.task import Measured
 
-SIGN_RULE = (
-    "Positive: training more on this row raises the measured output's log-probability (promotes it). "
-    "Negative: opposes it."
-)
 EXTRA_COPY = "nats per extra copy of the row"
 
 
@@ -36,7 +33,7 @@ class Recipe(BaseModel):
         exact: What decides among the rows that the index proposes.
         checkpoints: Whose inner products are summed; none is the model itself.
         baseline: A method without gradients in the place of all other parts: `bm25`, over the rows' texts, or `repsim`,
-            the cosine of mean last hidden states. The sign rule is none of theirs.
+            the cosine of mean last hidden states. The sign rule is none of theirs; `sign` is what their scores say.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -50,7 +47,7 @@ class Recipe(BaseModel):
     factors: FactorSettings = FactorSettings()
     exact: ExactSettings = ExactSettings()
     checkpoints: tuple[Checkpoint, ...] = ()
-    baseline: Literal["bm25", "repsim"] | None = None
+    baseline: Baseline | None = None
 
     @model_validator(mode="after")
     def _parts_combine(self) -> "Recipe":
@@ -121,10 +118,13 @@ class Recipe(BaseModel):
         elif any(checkpoint.state for checkpoint in self.checkpoints):
             raise ValueError("raw gradients read no optimiser's state: set gradient kind adam, or leave states out")
         if self.baseline is not None:
-            parts = ("measurement", "gradient", "projection", "curvature", "comparison", "checkpoints")
+            parts = ("measurement", "gradient", "projection", "curvature", "comparison", "exact", "checkpoints")
             set_too = [part for part in parts if getattr(self, part) != type(self).model_fields[part].default]
             if set_too:
-                raise ValueError(f"the baseline {self.baseline} has no {' and no '.join(set_too)}: leave them out")
+                raise ValueError(
+                    f"the baseline {self.baseline} has no {' and no '.join(set_too)}: leave them out. The nearest that "
+                    f"can be: {self.baseline} alone, or a recipe of gradients, such as gradcos"
+                )
         return self
 
     @property
@@ -172,7 +172,12 @@ class Recipe(BaseModel):
 
     @property
     def stored(self) -> "Recipe":
-        """The recipe that stored rows are compared by: itself, or a whitened sketch where it takes whole gradients."""
+        """The recipe that stored rows are compared by: itself, or a whitened sketch where it takes whole gradients.
+
+        That of `repsim` says cosine, which its rows are compared by, and which nobody may set.
+        """
+        if self.baseline == "repsim":
+            return self.model_copy(update={"comparison": "cosine"})
         if not self.curvature.whole:
             return self
         whitened = ProjectionSettings(rows="whitened")
@@ -200,6 +205,11 @@ class Recipe(BaseModel):
     def inverts(self) -> bool:
         """Whether scores are under an inverse curvature."""
         return self.curvature.kind != "identity" or (self.projection.folds and self.projection.rows == "whitened")
+
+    @property
+    def sign(self) -> str:
+        """What the sign of a score means, as every table, JSON document and page prints it."""
+        return sign_rule(self.baseline)
 
     @property
     def unit(self) -> str:

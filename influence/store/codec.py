@@ -5,12 +5,13 @@ direction is kept as the codec keeps it, and what is read back is an estimate of
 
 Every codec is a pure function of one row. A row's codes don't depend on the rows beside it, and a score depends on
 one row's codes and one query alone, not on the block, the other rows or the other queries: copies of a row have equal
-codes and equal scores, to the last bit. That rules out one matrix product over a block of rows, in which the order of
-a sum depends on where its row stands. It also rules out numpy's reductions with `dtype=`, which cut rows where a buffer
-ends.
+codes and equal scores, to the last bit. That rules out a matrix product of whatever shape comes along, in which the
+order of a sum may depend on where its row stands; `products` has those that are allowed, for many queries. It also
+rules out numpy's reductions with `dtype=`, which cut rows where a buffer ends.
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar, Literal, Self
@@ -38,6 +39,9 @@ LARGEST = 1.001
 
 Encoded = dict[str, np.ndarray]
 """The codes of n rows by name, each array [n, …]; `Codec.layout` says which."""
+
+Scorer = Callable[[Encoded], NDArray[np.float32]]
+"""Codes of n rows to the scores of the queries it was made for, [m, n]."""
 
 
 class CodecSettings(BaseModel):
@@ -119,8 +123,8 @@ class Codec(ABC):
 
     @cached_property
     def layout(self) -> tuple[Plane, ...]:
-        """The arrays that hold the codes, in the order of the file."""
-        return self._layout()
+        """The arrays that hold the codes, in the order of the file; none of rows without columns, which are texts."""
+        return self._layout() if self.modules else ()
 
     def zeros(self, rows: int) -> Encoded:
         """Return the codes of n zero rows: zeros, under every codec."""
@@ -155,21 +159,37 @@ class Codec(ABC):
         """Return the inner products of queries with what `decode` would return, without unpacking more than a tile.
 
         Each module's inner products are sums of float32 products in float32; modules are added up in float64, and the
-        result is rounded once.
+        result is rounded once. From `products.MANY` queries on, narrow modules are summed in float32 together.
 
         Args:
             encoded: Codes of n rows.
             queries: [m, D].
 
         Returns:
-            [m, n]. A score depends on its own row and query alone.
+            [m, n]. A score depends on its own row and query alone, and by a rounding on whether there are many queries.
 
         Raises:
             StoreError: Queries of another width.
         """
+        return self.scorer(queries)(encoded)
+
+    @abstractmethod
+    def scorer(self, queries: NDArray[np.float32]) -> Scorer:
+        """Return what `scores` does with these queries, prepared for block after block.
+
+        Raises:
+            StoreError: Queries of another width.
+        """
+
+    def checked(self, queries: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return queries as float32 [m, D], contiguous.
+
+        Raises:
+            StoreError: They have another width.
+        """
         if queries.ndim != 2 or queries.shape[1] != self.dims:
             raise StoreError(f"Queries of {self.dims} columns are expected, found the shape {list(queries.shape)}.")
-        return self._scores(encoded, np.ascontiguousarray(queries, dtype=np.float32)).astype(np.float32)
+        return np.ascontiguousarray(queries, dtype=np.float32)
 
     @abstractmethod
     def lengths(self, encoded: Encoded) -> NDArray[np.float32]:
@@ -181,9 +201,6 @@ class Codec(ABC):
     @abstractmethod
     def _encode(self, unit: NDArray[np.floating], into: Encoded) -> None:
         """Fill zeroed codes with those of checked directions."""
-
-    @abstractmethod
-    def _scores(self, encoded: Encoded, queries: NDArray[np.float32]) -> NDArray[np.float64]: ...
 
 
 def tiles(rows: int, width: int) -> list[tuple[int, int]]:

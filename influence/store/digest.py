@@ -74,7 +74,7 @@ def unseal(path: Path, remedy: str) -> dict[str, Any]:
     try:
         content = path.read_bytes()
     except OSError as error:
-        raise StoreError(f"{path} can't be read: {error.strerror}. {remedy}") from None
+        raise StoreError(f"{path} can't be read: {error.strerror or error}. {remedy}") from None
     try:
         document = json.loads(content)
     except ValueError as error:

@@ -7,7 +7,7 @@ so that two runs that differ can say in which part, and with which values.
 import hashlib
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -65,28 +65,66 @@ class ShardRange(BaseModel):
         return f"shard-{self.shard:05d}"
 
 
+class Quarantined(BaseModel):
+    """A row that could not be captured: it is stored as zeros, scores 0, and is named wherever the run is spoken of.
+
+    Attributes:
+        row: Its number in the data set.
+        id: Its id.
+        error: What went wrong when it was tried alone.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    row: int
+    id: str
+    error: str
+
+
 class Manifest(CodecSettings):
-    """What every shard of a run has in common, its codec too. Frozen, saved once, before the first shard.
+    """What every shard of a run has in common, its codec too. Frozen, saved before the first shard.
+
+    It is saved once more where rows were quarantined.
 
     Attributes:
         format_version: The version of the files.
         fingerprint: Digest of `fingerprint_parts`; see `fingerprint_of`.
         fingerprint_parts: Everything that decides the bytes of a row, flat.
         modules: The tracked modules and their columns, covering [0, dims) in order.
-        dims: D, the columns of a row.
+        dims: D, the columns of a row; 0 where rows are texts and nothing else, which the baseline `bm25` compares.
         rows: Rows of the data set.
         shards: The plan, in order: it covers [0, rows) without gaps.
         meta: What people want to know but no row depends on: paths, software versions.
+        quarantined: Rows that could not be captured, ascending.
     """
 
     format_version: int = FORMAT_VERSION
     fingerprint: str
     fingerprint_parts: dict[str, Part]
     modules: tuple[ModuleColumns, ...]
-    dims: int = Field(ge=1)
+    dims: int = Field(ge=0)
     rows: int = Field(ge=0)
     shards: tuple[ShardRange, ...]
     meta: dict[str, Any] = Field(default_factory=dict)
+    quarantined: tuple[Quarantined, ...] = ()
+
+    @property
+    def rows_fingerprint(self) -> str:
+        """The fingerprint of the rows as they stand: the run's, and which rows are missing from it.
+
+        What is made of the stored rows carries it, so that it is made anew once a quarantined row is captured.
+        """
+        if not self.quarantined:
+            return self.fingerprint
+        missing = ",".join(str(row.row) for row in self.quarantined)
+        return fingerprint_of({"rows": self.fingerprint, "quarantined": missing})
+
+    def quarantine(self, run_dir: Path, rows: Sequence[Quarantined]) -> "Manifest":
+        """Return the manifest with these rows quarantined and no others, saved if that changes it."""
+        changed = self.model_copy(update={"quarantined": tuple(sorted(rows, key=lambda row: row.row))})
+        if changed != self:
+            write_whole(run_dir / MANIFEST, seal(changed.model_dump(mode="json")))
+        return changed
 
     @model_validator(mode="after")
     def _covers_rows_and_columns(self) -> Self:

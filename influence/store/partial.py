@@ -1,7 +1,8 @@
 """A file that is either whole or absent: written as `.partial`, flushed to the disk, digested, renamed.
 
 Names are unique to the attempt, because a scheduler that loses sight of a worker may run the same shard twice: both
-write their own partial file, both rename the same bytes into place.
+write their own partial file, both rename the same bytes into place. In a bucket, where an object appears when its upload
+is complete, nothing is renamed: see `influence.remote.upload`.
 """
 
 import errno
@@ -11,9 +12,13 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Protocol
 from uuid import uuid4
 
 from influence.errors import Incomplete, StoreError
+from influence.remote.path import ObjectPath
+from influence.remote.place import is_remote
+from influence.remote.upload import Upload
 
 SUFFIX = ".partial"
 
@@ -29,9 +34,8 @@ class PartialFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.size = 0
-        self._partial = path.with_name(f"{path.name}.{os.getpid()}-{uuid4().hex[:8]}{SUFFIX}")
         self._hash = hashlib.sha256()
-        self._file = self._partial.open("xb")
+        self._file: _Whole = Upload(path) if isinstance(path, ObjectPath) else _Renamed(path)
 
     @property
     def closed(self) -> bool:
@@ -51,21 +55,56 @@ class PartialFile:
         return written
 
     def flush(self) -> None:
-        """Hand buffered bytes to the operating system."""
-        self._file.flush()
+        """Do nothing (part of what pyarrow asks of a stream): `finish` flushes."""
 
     def finish(self) -> None:
-        """Flush to the disk itself and close: after this no power cut takes a byte."""
+        """Flush to the disk itself and close: after this no power cut takes a byte. In a bucket: send what is left."""
+        self._file.finish()
+
+    def publish(self) -> None:
+        """Give the finished file its name."""
+        self._file.publish()
+
+    def discard(self) -> None:
+        """Remove what was written, unless it was published. Safe to call at any time."""
+        self._file.discard()
+
+
+class _Whole(Protocol):
+    """What is behind a partial file: on a disk a file that is renamed, in a bucket an upload."""
+
+    @property
+    def closed(self) -> bool: ...
+    def write(self, data: bytes | memoryview) -> int: ...
+    def finish(self) -> None: ...
+    def publish(self) -> None: ...
+    def discard(self) -> None: ...
+
+
+class _Renamed:
+    """A file on a disk under a name of its own, until it is renamed."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._partial = path.with_name(f"{path.name}.{os.getpid()}-{uuid4().hex[:8]}{SUFFIX}")
+        self._file = self._partial.open("xb")
+
+    @property
+    def closed(self) -> bool:
+        return self._file.closed
+
+    def write(self, data: bytes | memoryview) -> int:
+        return self._file.write(data)
+
+    def finish(self) -> None:
         self._file.flush()
         os.fsync(self._file.fileno())
         self._file.close()
 
     def publish(self) -> None:
-        """Rename the finished file to its own name."""
-        self._partial.replace(self.path)
+        self._partial.replace(self._path)
 
     def discard(self) -> None:
-        """Remove what was written, unless it was published. Safe to call at any time."""
         # Closing flushes, and on a full disk fails again; the bytes are about to be removed anyway.
         with suppress(OSError):
             self._file.close()
@@ -91,7 +130,9 @@ def write_whole(path: Path, content: bytes) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Flush a directory, so that the renames in it survive a power cut."""
+    """Flush a directory, so that the renames in it survive a power cut; nothing is left to flush in a bucket."""
+    if is_remote(folder):
+        return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -101,6 +142,8 @@ def sync_folder(folder: Path) -> None:
 
 def remove_partials(folder: Path) -> int:
     """Remove what killed writers left in a directory and return how many files. Only for who holds the run's lock."""
+    if isinstance(folder, ObjectPath):
+        return folder.fs.abandon_uploads(folder.key)
     left = list(folder.glob(f"*{SUFFIX}"))
     for path in left:
         path.unlink(missing_ok=True)
@@ -123,7 +166,7 @@ def disk_errors(folder: Path, what: str, needed: int) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT) or is_remote(folder):
             raise StoreError(f"{what} can't be written into {folder}: {error.strerror or error}.") from error
         quota = "Your quota" if error.errno == errno.EDQUOT else "The disk"
         there = next(place for place in (folder, *folder.resolve().parents) if place.exists())

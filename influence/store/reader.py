@@ -6,7 +6,6 @@ cost the plan of their shards. Rows come back decoded, as gradients or as direct
 inner products off the codes.
 """
 
-import os
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -18,14 +17,14 @@ import pyarrow.parquet as pq
 
 from influence.axes import ModuleColumns
 from influence.errors import DigestMismatch, Incomplete, StoreError
+from influence.remote.access import names_in, source
+from influence.remote.place import run_path
+from influence.store import scan
 from influence.store.codec import Codec, Encoded
 from influence.store.codecs import codec_for
 from influence.store.commits import Commits
 from influence.store.manifest import Manifest, ShardRange
 from influence.store.shard import METADATA, ROW_GROUP, ROWS, ShardFiles, read_rows, read_weights
-
-SCORED_BYTES = 4 * 2**20
-"""Codes that are scored at a time, and scores that are made of them."""
 
 GATHERED = 256
 """Rows asked for by number that are decoded together."""
@@ -47,7 +46,7 @@ class Store:
             StoreError: There is no run, or its manifest can't be used.
             Incomplete: Shards are missing; the message lists them.
         """
-        self.run_dir = Path(run_dir)
+        self.run_dir = run_path(run_dir)
         self.manifest = Manifest.load(self.run_dir)
         self.codec: Codec = codec_for(self.manifest, self.manifest.modules)
         missing = missing_shards(self.run_dir, self.manifest)
@@ -88,43 +87,36 @@ class Store:
             StoreError: The range lies outside the store, or a shard can't be used.
             DigestMismatch: A file isn't the one that was committed.
         """
-        for first, encoded, norms in self._encoded(size, start, stop):
+        blocks = self.span(size, start, stop)
+        for first in blocks:
+            rows = np.arange(first, min(first + size, blocks.stop))
+            encoded, norms = self.encoded(rows, self.arrays(len(rows)))
             yield first, self.codec.decode(encoded), norms
 
     def scores(
-        self, queries: np.ndarray, start: int = 0, stop: int | None = None, *, unit: bool = False
+        self,
+        queries: np.ndarray,
+        start: int = 0,
+        stop: int | None = None,
+        *,
+        unit: bool = False,
+        passing: np.ndarray | None = None,
+        threads: int | None = None,
     ) -> Iterator[tuple[int, np.ndarray]]:
         """Yield the inner products of queries with rows [start, stop), in order, straight from the codes.
 
-        Memory: 4 MiB of codes, as much of scores, and a megabyte of rows at a time. Equal rows have equal scores
-        to the last bit, in blocks of any size and beside any other queries; see `codec`.
-
-        Args:
-            queries: [m, D], read as float32.
-            start: The first row.
-            stop: One past the last; all rows if None.
-            unit: Score the rows' directions, at length 1 whatever the codec made of it, instead of their gradients.
+        See `scan.scores` for the arguments, what is held in memory, and what scores depend on.
 
         Yields:
             The block's first row, and scores float32 [m, b]: with the gradients (direction × norm), unless `unit`. One
-            beyond the range of float32 is infinite. Zero rows score 0.
+            beyond the range of float32 is infinite. Zero rows score 0. With `passing`, the first is a place among the
+            rows that pass.
 
         Raises:
             StoreError: Queries of another width, a range outside the store, or a shard that can't be used.
             DigestMismatch: A file isn't the one that was committed.
         """
-        size = max(1, min(SCORED_BYTES // self.codec.row_bytes, SCORED_BYTES // (8 * max(1, len(queries)))))
-        # One buffer for all blocks: fresh memory costs as much as scoring what is read into it.
-        buffer = self._arrays(min(size, self.rows))
-        for first, encoded, norms in self._encoded(size, start, stop, buffer):
-            found = self.codec.scores(encoded, queries)
-            if unit:
-                lengths = self.codec.lengths(encoded)
-                np.divide(found, lengths, out=found, where=lengths > 0)
-            else:
-                with np.errstate(over="ignore"):
-                    np.multiply(found, norms, out=found)
-            yield first, found
+        yield from scan.scores(self, queries, start, stop, unit=unit, passing=passing, threads=threads)
 
     def vectors(self, rows: Sequence[int] | np.ndarray) -> np.ndarray:
         """Return the gradients of some rows: decoded direction times norm, on the scale of the summed loss.
@@ -143,10 +135,7 @@ class Store:
         gradients = np.empty((len(wanted), self.dims), dtype=np.float32)
         for start in range(0, len(wanted), GATHERED):
             part = wanted[start : start + GATHERED]
-            encoded, norms = self._arrays(len(part))
-            for first, run in _runs(part):
-                taken = slice(first, first + run)
-                self._fill(int(part[first]), {name: array[taken] for name, array in encoded.items()}, norms[taken])
+            encoded, norms = self.encoded(part, self.arrays(len(part)))
             np.multiply(self.codec.decode(encoded), norms[:, None], out=gradients[start : start + len(part)])
         return gradients if np.array_equal(back, np.arange(len(wanted))) else gradients[back]
 
@@ -181,13 +170,13 @@ class Store:
     def norms(self) -> Iterator[tuple[int, np.ndarray]]:
         """Yield each shard's first row and the norms of its rows, float32 [n], from the metadata: no vector is read."""
         for span in self.manifest.shards:
-            with pq.ParquetFile(self._metadata(span)) as file:
+            with pq.ParquetFile(source(self._metadata(span))) as file:
                 yield span.start, file.read(columns=["norm"]).column("norm").to_numpy()
 
     def texts(self) -> Iterator[str]:
         """Yield every row's text, in order, a row group in memory at a time."""
         for span in self.manifest.shards:
-            with pq.ParquetFile(self._metadata(span)) as file:
+            with pq.ParquetFile(source(self._metadata(span))) as file:
                 for group in range(file.num_row_groups):
                     yield from file.read_row_group(group, columns=["text"]).column("text").to_pylist()
 
@@ -196,9 +185,10 @@ class Store:
         records = (self._commits.record(span).zero_rows for span in self.manifest.shards)
         return np.concatenate([np.empty(0, np.int64), *(np.array(rows, dtype=np.int64) for rows in records)])
 
-    def metadata_files(self) -> list[Path]:
-        """Return the parquet files in row order, each checked, for a question over all rows."""
-        return [self._metadata(span) for span in self.manifest.shards]
+    def metadata_files(self, start: int = 0, stop: int | None = None) -> list[Path]:
+        """Return the parquet files of the shards that hold rows [start, stop), in row order, each checked."""
+        stop = self.rows if stop is None else stop
+        return [self._metadata(span) for span in self.manifest.shards if span.start < stop and span.stop > start]
 
     def verify(self) -> None:
         """Read every file of every shard and check its digest.
@@ -219,24 +209,33 @@ class Store:
             more = f"\n… and {len(damaged) - 10} more." if len(damaged) > 10 else ""
             raise DigestMismatch("\n".join(damaged[:10]) + more)
 
-    def _encoded(
-        self, size: int, start: int, stop: int | None, buffer: tuple[Encoded, np.ndarray] | None = None
-    ) -> Iterator[tuple[int, Encoded, np.ndarray]]:
-        """Yield (first row, codes, norms) of rows [start, stop), `size` at a time, in new arrays or in a buffer's."""
+    def span(self, size: int, start: int, stop: int | None) -> range:
+        """Return the first rows of blocks of rows [start, stop).
+
+        Raises:
+            StoreError: The range lies outside the store, or the blocks hold nothing.
+        """
         stop = self.rows if stop is None else stop
         if size < 1 or not 0 <= start <= stop <= self.rows:
             raise StoreError(
                 f"Rows {start} to {stop} in blocks of {size} were asked of {self.run_dir}, "
                 f"which holds rows 0 to {self.rows}, in blocks of 1 or more."
             )
-        for first in range(start, stop, size):
-            count = min(size, stop - first)
-            encoded, norms = buffer or self._arrays(count)
-            encoded, norms = {name: array[:count] for name, array in encoded.items()}, norms[:count]
-            self._fill(first, encoded, norms)
-            yield first, encoded, norms
+        return range(start, stop, size)
 
-    def _arrays(self, rows: int) -> tuple[Encoded, np.ndarray]:
+    def encoded(self, rows: np.ndarray, into: tuple[Encoded, np.ndarray]) -> tuple[Encoded, np.ndarray]:
+        """Read the codes and norms of some rows, ascending and none twice, into the first rows of arrays."""
+        encoded = {name: array[: len(rows)] for name, array in into[0].items()}
+        norms = into[1][: len(rows)]
+        for first, run in _runs(rows):
+            taken = slice(first, first + run)
+            self._fill(int(rows[first]), {name: array[taken] for name, array in encoded.items()}, norms[taken])
+        return encoded, norms
+
+    def arrays(self, rows: int) -> tuple[Encoded, np.ndarray]:
+        """Return arrays for the codes and norms of so many rows."""
+        if not self.dims:
+            raise StoreError(f"The rows of {self.run_dir} are texts without vectors: its recipe compares words.")
         return self.codec.zeros(rows), np.empty(rows, dtype=np.float32)
 
     def _fill(self, first: int, encoded: Encoded, norms: np.ndarray) -> None:
@@ -256,7 +255,7 @@ class Store:
     def _lines(self, span: ShardRange, places: np.ndarray, columns: Sequence[str]) -> list[dict[str, Any]]:
         """Return the metadata of ascending places within one shard; only the row groups that hold them are read."""
         lines: list[dict[str, Any]] = []
-        with pq.ParquetFile(self._metadata(span)) as file:
+        with pq.ParquetFile(source(self._metadata(span))) as file:
             for group in np.unique(places // ROW_GROUP):
                 inside = places[places // ROW_GROUP == group] - group * ROW_GROUP
                 table = file.read_row_group(int(group), columns=list(columns))
@@ -285,8 +284,7 @@ class Store:
 
 def missing_shards(run_dir: Path, manifest: Manifest) -> list[int]:
     """Return the planned shards that aren't committed, by listing one directory; no record is read."""
-    folder = run_dir / ROWS
-    present = set(os.listdir(folder)) if folder.is_dir() else set()
+    present = names_in(run_dir / ROWS)
     return [span.shard for span in manifest.shards if f"{span.name}.json" not in present]
 
 

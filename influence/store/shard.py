@@ -28,9 +28,10 @@ import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from influence.errors import StoreError
+from influence.remote.access import fill, source
 from influence.store.codec import NORM_BYTES, Codec, Encoded
 from influence.store.digest import FORMAT_VERSION, seal, unseal
-from influence.store.manifest import Part, ShardRange
+from influence.store.manifest import Part, Quarantined, ShardRange
 
 ROWS = "rows"
 """The folder of a run that holds the shards."""
@@ -67,8 +68,8 @@ class RowMeta:
         source: Where the row comes from, for people.
         uri: A link to it.
         label: A classifier's label; kept as text.
-        tokens: Scored tokens, int32 [n].
-        loss: Summed over the scored tokens, in nats, float32 [n].
+        tokens: Scored tokens, int32 [n]; words, where rows are texts that no model read.
+        loss: Summed over the scored tokens, in nats, float32 [n]; NaN where no model read them.
         text: What people read.
         weight: What the row is multiplied by after the curvature, float32 [n]; None where rows have no weights.
     """
@@ -134,6 +135,7 @@ class ShardRecord(BaseModel):
         sizes: Bytes by file name.
         zero_rows: Rows, counted over the data set, whose gradient is zero.
         tokens: Scored tokens of the shard.
+        quarantined: Rows that could not be captured; they are zero rows too.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -149,6 +151,7 @@ class ShardRecord(BaseModel):
     sizes: dict[str, int]
     zero_rows: tuple[int, ...]
     tokens: int
+    quarantined: tuple[Quarantined, ...] = ()
 
     @property
     def size(self) -> int:
@@ -204,23 +207,18 @@ def read_rows(path: Path, codec: Codec, rows: int, start: int, encoded: Encoded,
         StoreError: The file isn't laid out as this version of the format lays it out, or ends too soon.
     """
     header = rows_header(codec, rows)
-    with path.open("rb", buffering=0) as file:
-        if file.read(len(header)) != header:
-            raise StoreError(
-                f"{path} isn't laid out as the norms of {rows} rows and their {codec.dims} columns in codec "
-                f"{codec.summary}."
-            )
-        wanted = [(norms, NORM_BYTES), *((encoded[plane.name], plane.row_bytes) for plane in codec.layout)]
-        at = len(header)
-        for array, row_bytes in wanted:
-            file.seek(at + start * row_bytes)
-            at += rows * row_bytes
-            rest = array.data.cast("B")
-            while rest:
-                count = file.readinto(rest)
-                if not count:
-                    raise StoreError(f"{path} ends {len(rest):,} bytes too soon.")
-                rest = rest[count:]
+    found = bytearray(len(header))
+    pieces, at = [(0, memoryview(found))], len(header)
+    for array, row_bytes in [(norms, NORM_BYTES), *((encoded[plane.name], plane.row_bytes) for plane in codec.layout)]:
+        pieces.append((at + start * row_bytes, array.data.cast("B")))
+        at += rows * row_bytes
+    missing = fill(path, pieces)
+    if found != header:
+        raise StoreError(
+            f"{path} isn't laid out as the norms of {rows} rows and their {codec.dims} columns in codec {codec.summary}."
+        )
+    if missing:
+        raise StoreError(f"{path} ends {missing:,} bytes too soon.")
 
 
 def read_weights(path: Path, places: np.ndarray) -> np.ndarray:
@@ -233,7 +231,7 @@ def read_weights(path: Path, places: np.ndarray) -> np.ndarray:
     Raises:
         StoreError: These rows have no weights.
     """
-    with pq.ParquetFile(path) as file:
+    with pq.ParquetFile(source(path)) as file:
         if WEIGHT.name not in file.schema_arrow.names:
             raise StoreError(f"{path} has no column {WEIGHT.name}: its rows are of a recipe that weighs none.")
         first, last = int(places[0]) // ROW_GROUP, int(places[-1]) // ROW_GROUP

@@ -19,8 +19,11 @@ import pyarrow.parquet as pq
 from filelock import FileLock, Timeout
 
 from influence.errors import DigestMismatch, RunLocked, StoreError
+from influence.remote.path import ObjectPath
+from influence.remote.place import is_remote
 from influence.store.codec import Codec, Encoded, finite_rows
-from influence.store.manifest import Manifest, Part, ShardRange, check_fingerprint
+from influence.store.manifest import Manifest, Part, Quarantined, ShardRange, check_fingerprint
+from influence.store.object_lock import lives, object_lock
 from influence.store.partial import PartialFile, disk_errors, remove_partials, sync_folder, write_whole
 from influence.store.shard import ROW_GROUP, ROWS, RowMeta, ShardFiles, ShardRecord, rows_header
 
@@ -39,6 +42,7 @@ def write_shard(
     meta: RowMeta,
     fingerprint: str,
     parts: Mapping[str, Part] | None = None,
+    quarantined: Sequence[Quarantined] = (),
 ) -> ShardRecord:
     """Write one shard and commit it. The same rows give the same bytes, in all three files.
 
@@ -51,6 +55,7 @@ def write_shard(
         meta: The rows' metadata.
         fingerprint: The run's fingerprint.
         parts: The run's fingerprint parts; a later mismatch can then say which part differs.
+        quarantined: Rows that could not be captured, zeros here.
 
     Returns:
         The commit record.
@@ -74,18 +79,30 @@ def write_shard(
         sizes={file.path.name: file.size for file in written},
         zero_rows=tuple(int(row) for row in span.start + np.flatnonzero(norms == 0)),
         tokens=int(np.asarray(meta.tokens, dtype=np.int64).sum()),
+        quarantined=tuple(quarantined),
     )
     write_whole(files.record, record.dump())
     return record
 
 
 def committed(
-    run_dir: Path, span: ShardRange, fingerprint: str, parts: Mapping[str, Part] | None = None
+    run_dir: Path,
+    span: ShardRange,
+    fingerprint: str,
+    parts: Mapping[str, Part] | None = None,
+    present: Mapping[str, int] | None = None,
 ) -> ShardRecord | None:
     """Return the commit record of a shard that needn't be computed again, or None.
 
     A damaged record, and a file that is missing or has another length, count as no shard: they are logged, and the
     build computes the shard again. Digests aren't read here, so ten thousand shards are asked about in seconds.
+
+    Args:
+        run_dir: The run.
+        span: Which rows the shard is to hold.
+        fingerprint: The run's fingerprint.
+        parts: Its parts; read from the manifest where they are needed if None.
+        present: The files of the folder of shards and their bytes, where they have been listed; None asks for each.
 
     Raises:
         FingerprintMismatch: The shard belongs to another run; the message names the parts that differ.
@@ -93,7 +110,7 @@ def committed(
         StoreError: The shard holds other rows than the plan says.
     """
     files = ShardFiles(run_dir, span)
-    if not files.record.exists():
+    if not (files.record.exists() if present is None else files.record.name in present):
         return None
     try:
         record = ShardRecord.load(files)
@@ -111,7 +128,7 @@ def committed(
         )
     for name, size in record.sizes.items():
         path = files.record.with_name(name)
-        found = path.stat().st_size if path.exists() else None
+        found = present.get(name) if present is not None else path.stat().st_size if path.exists() else None
         if found != size:
             log.warning("%s is computed again: %s has %s bytes, its record expects %d", span.name, path, found, size)
             return None
@@ -122,12 +139,23 @@ def committed(
 def lock_run(run_dir: Path) -> Iterator[None]:
     """Hold a run directory for writing, and remove what a killed build left half-written.
 
-    The operating system frees the lock when its holder dies, however it dies.
+    On a disk the operating system frees the lock when its holder dies, however it dies; for a bucket see `object_lock`.
 
     Raises:
         RunLocked: Another process holds it; the message names its host and process id.
         StoreError: The directory can't be made or written to.
     """
+    with object_lock(run_dir / LOCK, run_dir) if isinstance(run_dir, ObjectPath) else _file_lock(run_dir):
+        # The uploads of a bucket are found below all folders at once.
+        for folder in (run_dir,) if is_remote(run_dir) else (run_dir, run_dir / ROWS):
+            left = remove_partials(folder)
+            if left:
+                log.info("removed %d half-written files that a killed build left in %s", left, folder)
+        yield
+
+
+@contextmanager
+def _file_lock(run_dir: Path) -> Iterator[None]:
     with disk_errors(run_dir, "the lock", 0):
         run_dir.mkdir(parents=True, exist_ok=True)
         lock = FileLock(run_dir / LOCK)
@@ -143,10 +171,6 @@ def lock_run(run_dir: Path) -> Iterator[None]:
         write_whole(
             run_dir / HOLDER, json.dumps({"host": socket.gethostname(), "pid": os.getpid(), "since": since}).encode()
         )
-        for folder in (run_dir, run_dir / ROWS):
-            left = remove_partials(folder)
-            if left:
-                log.info("removed %d half-written files that a killed build left in %s", left, folder)
         yield
     finally:
         (run_dir / HOLDER).unlink(missing_ok=True)
@@ -188,7 +212,9 @@ def building(run_dir: Path) -> str | None:
     own machine.
     """
     try:
-        holder = json.loads((run_dir / HOLDER).read_bytes())
+        holder = json.loads(_holder_file(run_dir).read_bytes())
+        if is_remote(run_dir):
+            return _holder(run_dir) if lives(dict(holder)) else None
         if holder["host"] == socket.gethostname():
             os.kill(int(holder["pid"]), 0)
     except PermissionError:
@@ -200,11 +226,16 @@ def building(run_dir: Path) -> str | None:
 
 def _holder(run_dir: Path) -> str:
     try:
-        holder = json.loads((run_dir / HOLDER).read_bytes())
+        holder = json.loads(_holder_file(run_dir).read_bytes())
         return f"process {holder['pid']} on {holder['host']} (since {holder['since']})"
     except (OSError, ValueError, KeyError, TypeError):
         # The holder has the lock and hasn't yet signed, or is about to leave.
         return "another process"
+
+
+def _holder_file(run_dir: Path) -> Path:
+    """Return what says who holds a run: in a bucket the lock itself."""
+    return run_dir / (LOCK if is_remote(run_dir) else HOLDER)
 
 
 def _check_rows(span: ShardRange, codec: Codec, encoded: Encoded, norms: np.ndarray) -> None:

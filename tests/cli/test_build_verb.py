@@ -8,7 +8,7 @@ import subprocess
 import pytest
 from safetensors.torch import load_file, save_file
 
-from influence.cli.build import cluster_settings
+from influence.cli.cluster import cluster_settings
 from influence.errors import ConfigError
 from influence.store.partial import PartialFile
 from influence.store.writer import lock_run
@@ -225,9 +225,12 @@ def test_a_flipped_byte_is_named_with_what_to_do_and_doing_it_helps(cli, run_cop
 
 def test_cluster_flags_become_settings():
     assert cluster_settings(None, None) == []
-    assert cluster_settings("local", 3) == ["cluster.kind=local", "cluster.address=null", "cluster.workers=3"]
+    assert cluster_settings("local", 3) == [
+        *("cluster.kind=local", "cluster.address=null", "cluster.adapt=null", "cluster.workers=3")
+    ]
     assert cluster_settings("tcp://here:8786", None) == ["cluster.kind=address", "cluster.address=tcp://here:8786"]
-    with pytest.raises(ConfigError, match="expected local, or a scheduler's address"):
-        cluster_settings("slurm", None)
-    with pytest.raises(ConfigError, match="brings its own workers"):
+    assert cluster_settings("slurm", None) == ["cluster.kind=slurm", "cluster.address=null"]
+    with pytest.raises(ConfigError, match="'slum': expected local, cuda, slurm, .*, or a scheduler's address"):
+        cluster_settings("slum", None)
+    with pytest.raises(ConfigError, match="brings its own: leave one of them out"):
         cluster_settings("tcp://here:8786", 3)

@@ -27,8 +27,8 @@ def test_a_plan_tells_columns_bytes_memory_and_hours_and_writes_nothing(cli, run
         "40 in 5 shards of at most 8",
         "224 of 14 layers",
         "tokens/s a worker",
+        "worker-hours: capture",
         "on disk",
-        "capture",
         "curvature",
     ):
         assert part in ended.out
@@ -47,7 +47,13 @@ def test_a_plan_in_json_has_every_number(cli, run_file, here):
     assert (plan["rows"], plan["dims"], plan["shards"], plan["dtype"]) == (40, 112, 5, "float32")
     assert plan["disk"] == plan["disk_rows"] + plan["disk_curvature"] + plan["disk_index"]
     assert plan["tokens_per_second"] > 0
-    assert plan["hours_by_workers"]["2"] == pytest.approx(plan["hours"] / 2)
+    (one, two), start = (plan["hours_by_workers"][count] * 3600 for count in "12"), plan["start_seconds"]
+    # Five shards are three rounds for two workers; factors and a decomposition that one worker does take as long.
+    capture = plan["stages"]["capture"]["seconds"]
+    assert plan["stages"]["capture"]["tasks"] == 5
+    assert one - start == pytest.approx(sum(stage["seconds"] for stage in plan["stages"].values()))
+    assert one - start == pytest.approx(3600 * plan["worker_hours"])
+    assert one - two >= capture * 2 / 5 - 1e-9
     assert list(here.iterdir()) == []
 
 

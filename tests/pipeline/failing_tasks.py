@@ -2,6 +2,9 @@
 
 import os
 from pathlib import Path
+from types import SimpleNamespace
+
+from distributed import KilledWorker
 
 from influence.errors import DataError
 
@@ -38,3 +41,14 @@ def never_readable(path: Path) -> None:
 def wrong(path: Path) -> None:
     attempts(path)
     raise DataError("row 7 is not a row")
+
+
+def told_pid(task: object) -> int:
+    return os.getpid()
+
+
+def given_up_twice(path: Path) -> str:
+    """What the scheduler says of a task that worker after worker was lost on, at its first two rounds."""
+    if attempts(path) <= 2:
+        raise KilledWorker("task", SimpleNamespace(address="tcp://gone:1"), 3)
+    return "done"

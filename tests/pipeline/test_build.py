@@ -46,7 +46,7 @@ def test_no_more_workers_are_started_than_there_are_shards(configured, in_proces
     caps = []
 
     @contextmanager
-    def connect(settings, most):
+    def connect(settings, most, run_dir):
         caps.append(most)
         yield in_process
 

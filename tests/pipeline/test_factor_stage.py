@@ -7,7 +7,7 @@ import torch
 from influence.curvature.covariance import CovarianceFit, FactorSettings
 from influence.errors import CurvatureError, FingerprintMismatch
 from influence.pipeline import build as build_module
-from influence.pipeline import factor_stage, plan
+from influence.pipeline import decomposition, factor_group, plan
 from influence.pipeline.build import build_run
 from influence.pipeline.factor_stage import load_basis, load_kronecker, sampled_rows
 from influence.store.manifest import Manifest
@@ -38,6 +38,29 @@ def test_only_the_merged_factors_stay_on_disk(configured, in_process, run_dir):
         "factors.json",
         "factors.safetensors",
     ]
+
+
+def test_modules_decomposed_apart_are_those_decomposed_together_and_a_lost_part_is_made_again(
+    configured, in_process, run_dir, tmp_path, monkeypatch, contents
+):
+    config = configured(*DECIDED)
+    build_run(config, tmp_path / "together")
+    together = load_basis(tmp_path / "together", Manifest.load(tmp_path / "together"), config.recipe).tensors()
+    monkeypatch.setattr(decomposition, "WORK", 40_000)
+    build_run(config, run_dir)
+    parts = sorted(path.name for path in (run_dir / "curvature").glob("*.safetensors"))
+    count = len(parts) // 2
+    assert 2 < count < 14
+    assert parts == [
+        f"{kind}-{n:03d}-of-{count:03d}.safetensors" for kind in ("eigenvalues", "factors") for n in range(count)
+    ]
+    apart = load_basis(run_dir, Manifest.load(run_dir), config.recipe).tensors()
+    assert apart.keys() == together.keys()
+    assert all(torch.equal(apart[name], tensor) for name, tensor in together.items())
+    expected = contents(run_dir)
+    (run_dir / "curvature" / parts[1]).unlink()
+    build_run(config, run_dir)
+    assert contents(run_dir) == expected
 
 
 def test_factors_are_fitted_to_the_sample_alone(configured, in_process, run_dir):
@@ -82,7 +105,7 @@ def test_only_groups_that_are_missing_are_summed_again(configured, in_process, r
     build_run(config, run_dir)
     expected = contents(run_dir)
     (run_dir / "curvature" / "factors.json").unlink()
-    summed, sum_group, stops = [], factor_stage._summed, [("covariance", 2)]
+    summed, sum_group, stops = [], factor_group._summed, [("covariance", 2)]
 
     def interrupted(session, task, parts, names):
         summed.append((task.kind, task.number))
@@ -91,7 +114,7 @@ def test_only_groups_that_are_missing_are_summed_again(configured, in_process, r
             raise CurvatureError("stopped")
         return sum_group(session, task, parts, names)
 
-    monkeypatch.setattr(factor_stage, "_summed", interrupted)
+    monkeypatch.setattr(factor_group, "_summed", interrupted)
     with pytest.raises(CurvatureError, match="stopped"):
         build_run(config, run_dir)
     standing = {path.name for path in (run_dir / "curvature").glob("covariance-*.safetensors")}

@@ -35,6 +35,10 @@ SCRIPT = textwrap.dedent("""
             Path(workers).write_text(" ".join(str(child.pid) for child in psutil.Process().children(recursive=True)))
             if how == "kill":
                 os.kill(os.getpid(), signal.SIGKILL)
+            if how == "kill a worker":
+                named = [child for child in psutil.Process().children() if "spawn_main" in " ".join(child.cmdline())]
+                named[0].kill()
+                return
             os.killpg(0, signal.SIGINT)
 
     try:
@@ -91,6 +95,13 @@ def test_a_killed_build_run_again_gives_the_same_bytes(
     assert finished.stdout == ""
     assert contents(run_dir) != reference
     build_run(configured(*STAGES), run_dir)
+    assert contents(run_dir) == reference
+
+
+def test_a_worker_that_is_killed_is_replaced_and_the_bytes_are_the_same(reference, configured, tmp_path, contents):
+    run_dir = tmp_path / "run"
+    finished = stopped(configured(*STAGES, "cluster.workers=2"), run_dir, "kill a worker", "capture", 1)
+    assert finished.returncode == 0, finished.stderr
     assert contents(run_dir) == reference
 
 

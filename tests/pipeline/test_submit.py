@@ -1,15 +1,23 @@
 """Lost workers are replaced, stumbling disks are tried again, and our own errors arrive as they are."""
 
+import logging
 import os
+from types import SimpleNamespace
 
+import dask
 import pytest
-from failing_tasks import always_dies, dies_once, never_readable, stumbles_once, wrong
+from distributed import LocalCluster
+from failing_tasks import always_dies, dies_once, given_up_twice, never_readable, stumbles_once, wrong
 
 from influence.config import ClusterSettings
-from influence.errors import ClusterError, DataError, MissingExtra
-from influence.pipeline import cluster
-from influence.pipeline.cluster import connect, worker_count
+from influence.errors import ClusterError, DataError, Incomplete, MissingExtra
+from influence.pipeline import adapt, cluster, local, submit
+from influence.pipeline.cluster import connect, list_workers, worker_count, workers_wanted
 from influence.pipeline.submit import run_tasks
+from influence.pipeline.workforce import Workforce, introduce, workforce_of
+from tests.cli.conftest import until
+
+CUDA = ClusterSettings.model_validate({"kind": "cuda"})
 
 
 def run(client, function, *paths):
@@ -54,6 +62,97 @@ def test_tasks_are_taken_only_as_there_is_room_for_them(thread_client):
     assert finished == 50
 
 
+def test_a_task_that_the_scheduler_gives_up_is_tried_in_more_rounds_where_workers_come_and_go(thread_client, tmp_path):
+    introduce(thread_client, Workforce(rounds=3))
+    try:
+        assert run(thread_client, given_up_twice, tmp_path / "a") == ["done"]
+        introduce(thread_client, Workforce(rounds=2))
+        with pytest.raises(ClusterError, match=r"took up the task of b died.*cluster\.job\.memory"):
+            run(thread_client, given_up_twice, tmp_path / "b")
+    finally:
+        introduce(thread_client, Workforce())
+
+
+@pytest.fixture
+def elastic():
+    """A cluster of threads that has no workers yet, and a client to whom it is somebody else's."""
+    with (
+        dask.config.set(cluster.QUIET),
+        LocalCluster(
+            n_workers=0,
+            threads_per_worker=2,
+            processes=False,
+            protocol="tcp://",
+            dashboard_address="127.0.0.1:0",
+            silence_logs=False,
+        ) as somebodys,
+        connect(ClusterSettings(kind="address", address=somebodys.scheduler_address)) as client,
+    ):
+        yield somebodys, client
+
+
+def test_tasks_wait_for_workers_that_come_late_and_are_all_gone_for_a_while(elastic, monkeypatch, caplog):
+    monkeypatch.setattr(submit, "FIRST_WORD", 0.0)
+    monkeypatch.setattr(submit, "LOOK_EVERY", 0.05)
+    caplog.set_level(logging.INFO, "influence")
+    somebodys, client = elastic
+    workforce = workforce_of(client)
+    told = workforce.absent
+    workforce.absent = lambda: (somebodys.scale(1), told())[1]
+    results = []
+    for result in run_tasks(client, abs, range(20), str):
+        results.append(result)
+        if len(results) == 5:
+            somebodys.scale(0)
+            until(lambda: not list_workers(client))
+    assert sorted(results) == list(range(20))
+    waiting = [message for message in caplog.messages if message.startswith("No worker for")]
+    assert len(waiting) >= 2
+    assert f"Start some: dask worker {somebodys.scheduler_address}" in waiting[0]
+
+
+def test_more_tasks_are_handed_out_as_more_workers_come(elastic, monkeypatch):
+    monkeypatch.setattr(submit, "LOOK_EVERY", 0.0)
+    somebodys, client = elastic
+    somebodys.scale(1)
+    until(lambda: len(list_workers(client)) == 1)
+    taken = []
+
+    def tasks():
+        for number in range(60):
+            taken.append(number)
+            yield number
+
+    ahead = []
+    for _ in run_tasks(client, abs, tasks(), str):
+        ahead.append(len(taken) - len(ahead))
+        if len(ahead) == 5:
+            somebodys.scale(3)
+            until(lambda: len(list_workers(client)) == 3)
+    assert max(ahead[:5]) <= 5
+    assert 12 <= max(ahead) <= 13
+
+
+def test_a_scheduler_that_is_gone_leaves_an_incomplete_build(elastic):
+    somebodys, client = elastic
+    somebodys.scale(1)
+    results = run_tasks(client, abs, range(100), str)
+    assert next(results) in range(100)
+    somebodys.close()
+    with pytest.raises(Incomplete, match=r"The scheduler is gone.*run the same build again"):
+        list(results)
+
+
+def test_what_ended_the_hope_for_workers_reaches_the_caller(elastic, monkeypatch):
+    monkeypatch.setattr(submit, "LOOK_EVERY", 0.05)
+    _, client = elastic
+    workforce_of(client).absent = lambda: pytest.fail("it was to be told of the failure at once")
+    tasks = run_tasks(client, abs, [1], str)
+    workforce_of(client).failure = ClusterError("the queue is closed")
+    with pytest.raises(ClusterError, match="the queue is closed"):
+        next(tasks)
+
+
 def test_a_scheduler_out_of_reach_is_named(monkeypatch):
     monkeypatch.setattr(cluster, "REACH_TIMEOUT", 0.2)
     with (
@@ -69,17 +168,45 @@ def test_workers_are_as_set_or_one_a_core_or_as_many_as_there_are_tasks():
     assert worker_count(ClusterSettings(), "cpu") == cores
     assert worker_count(ClusterSettings(threads_per_worker=10_000), "cpu") == 1
     assert worker_count(ClusterSettings(workers=5), "cpu", tasks=2) == 2
+    assert workers_wanted(ClusterSettings(kind="slurm"), 10) == 1
+    adapting = ClusterSettings.model_validate({"kind": "pbs", "adapt": {"max": 7}})
+    assert (workers_wanted(adapting, 10), workers_wanted(adapting, 3)) == (7, 3)
+    assert workers_wanted(ClusterSettings(kind="address", address="tcp://host:1"), 10) is None
 
 
 def test_several_gpus_without_dask_cuda_name_the_extra(monkeypatch):
-    monkeypatch.setattr(cluster.torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(cluster.torch.cuda, "device_count", lambda: 2)
-    monkeypatch.setattr(cluster, "find_spec", lambda name: None)
+    monkeypatch.setattr(local.torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(local.torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(local, "find_spec", lambda name: None)
     with pytest.raises(MissingExtra, match=r"influence\[gpu\]"), connect(ClusterSettings()):
         pass
 
 
 def test_cuda_without_a_device_is_refused(monkeypatch):
-    monkeypatch.setattr(cluster.torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(local.torch.cuda, "is_available", lambda: False)
     with pytest.raises(ClusterError, match="no CUDA device"), connect(ClusterSettings(device="cuda")):
         pass
+    with pytest.raises(ClusterError, match=r"cluster\.kind is cuda.*Set it to local"), connect(CUDA):
+        pass
+
+
+@pytest.mark.slow
+def test_local_workers_come_with_the_tasks_and_leave_after_them(monkeypatch):
+    monkeypatch.setattr(adapt, "EVERY", "50ms")
+    monkeypatch.setattr(adapt, "PATIENCE", 3)
+    settings = ClusterSettings.model_validate({"device": "cpu", "adapt": {"min": 0, "max": 2}})
+    with connect(settings, 100) as client:
+        assert list_workers(client) == []
+        assert sorted(run_tasks(client, abs, range(20), str)) == list(range(20))
+        until(lambda: list_workers(client) == [])
+
+
+def test_a_dashboard_is_told_of_where_there_is_one(monkeypatch, caplog):
+    caplog.set_level(logging.INFO, "influence")
+    page = SimpleNamespace(dashboard_link="http://127.0.0.1:1/status")
+    monkeypatch.setattr(cluster, "find_spec", lambda name: None)
+    cluster._tell_dashboard(page)
+    assert caplog.messages == []
+    monkeypatch.setattr(cluster, "find_spec", lambda name: name)
+    cluster._tell_dashboard(page)
+    assert caplog.messages == ["Dashboard: http://127.0.0.1:1/status"]

@@ -6,6 +6,7 @@ import torch
 from influence.axes import ModuleColumns
 from influence.curvature.damping import Damping
 from influence.curvature.projected_fisher import FisherSums, ProjectedFisher
+from influence.errors import DigestMismatch
 from influence.pipeline.tensors import load_tensors, save_tensors
 
 WIDTHS = (33, 7, 130, 57)
@@ -48,3 +49,18 @@ def test_loaded_tensors_start_at_a_multiple_of_64_bytes_wherever_they_lie_in_the
     loaded = load_tensors(tmp_path / "some.safetensors", "f")
     assert {name: tensor.data_ptr() % 64 for name, tensor in loaded.items()} == dict.fromkeys(tensors, 0)
     assert all(torch.equal(loaded[name], tensor) for name, tensor in tensors.items())
+
+
+def test_some_tensors_are_read_against_their_own_digests_and_the_others_not_at_all(tmp_path):
+    path, tensors = tmp_path / "some.safetensors", {name: torch.full((1000,), float(ord(name))) for name in "abc"}
+    save_tensors(path, tensors, "f")
+    content = bytearray(path.read_bytes())
+    content[-10] ^= 1  # In c, the last.
+    path.write_bytes(content)
+    found = load_tensors(path, "f", ["a", "b", "absent"])
+    assert found.keys() == {"a", "b"}
+    assert all(torch.equal(found[name], tensors[name]) for name in found)
+    with pytest.raises(DigestMismatch, match=r"some\.safetensors: c has the digest \w+, its record expects \w+"):
+        load_tensors(path, "f", ["a", "c"])
+    with pytest.raises(DigestMismatch, match="was made for f, expected g"):
+        load_tensors(path, "g", ["a"])

@@ -1,5 +1,6 @@
 """What a worker process keeps to itself: one session lent to tasks of one kind at a time, one number of threads."""
 
+import shutil
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, cast
@@ -7,9 +8,19 @@ from typing import Any, cast
 import pytest
 import torch
 
+from influence.errors import FingerprintMismatch
+from influence.pipeline import fingerprint
 from influence.pipeline import worker as worker_module
+from influence.pipeline.build import build_run
 from influence.pipeline.threads import torch_threads
 from influence.pipeline.worker import SessionPlugin
+from influence.store.manifest import Manifest
+
+
+class Spec(str):
+    """A specification that is only a name: of one model by its first letter."""
+
+    digests = ()
 
 
 class Recorded:
@@ -45,7 +56,7 @@ def plugin(monkeypatch):
 
 
 def test_tasks_of_one_specification_have_the_session_side_by_side(plugin):
-    with plugin.lend("a1") as first, plugin.lend("a1") as second:
+    with plugin.lend(Spec("a1")) as first, plugin.lend(Spec("a1")) as second:
         assert first is second
     assert Recorded.opened == ("a1",)
 
@@ -55,12 +66,12 @@ def test_another_specification_waits_until_the_session_is_returned(plugin, other
     took = threading.Event()
 
     def take():
-        with plugin.lend(other) as session:
+        with plugin.lend(Spec(other)) as session:
             took.set()
             return session.spec
 
     with ThreadPoolExecutor(1) as pool:
-        with plugin.lend("a1") as held:
+        with plugin.lend(Spec("a1")) as held:
             future = pool.submit(take)
             assert not took.wait(0.2)
             assert (held.spec, held.closed) == ("a1", False)
@@ -69,9 +80,9 @@ def test_another_specification_waits_until_the_session_is_returned(plugin, other
 
 
 def test_a_task_that_fails_returns_the_session(plugin):
-    with pytest.raises(ValueError, match="poisoned"), plugin.lend("a1"):
+    with pytest.raises(ValueError, match="poisoned"), plugin.lend(Spec("a1")):
         raise ValueError("poisoned")
-    with plugin.lend("b1") as session:
+    with plugin.lend(Spec("b1")) as session:
         assert session.spec == "b1"
 
 
@@ -104,3 +115,28 @@ def test_another_number_of_threads_waits_until_nothing_computes_and_leaves_the_c
             assert not took.wait(0.2)
         assert future.result(timeout=10) == before + 1
     assert torch.get_num_threads() == before
+
+
+def test_a_worker_with_another_revision_of_the_model_is_refused_with_both_digests(
+    configured, in_process, tmp_path, model_folder, monkeypatch
+):
+    folder = shutil.copytree(model_folder("llama"), tmp_path / "model")
+    config = configured("index.kind=exact", f"model.path={folder}")
+    digests, asked = fingerprint._digests, []
+
+    def on_this_worker(model, checkpoints):
+        # The coordinator asks first, to settle the fingerprint; after that, workers do.
+        asked.append(model.path)
+        found = digests(model, checkpoints)
+        return found if len(asked) == 1 else [(found[0][0], "another revision"), *found[1:]]
+
+    monkeypatch.setattr(fingerprint, "_digests", on_this_worker)
+    remote = config.model_copy(
+        update={"cluster": config.cluster.model_copy(update={"kind": "address", "address": "tcp://elsewhere:8786"})}
+    )
+    with pytest.raises(FingerprintMismatch, match=r"has the digest another revision; the run's coordinator found \w+"):
+        build_run(remote, tmp_path / "run")
+    assert not list((tmp_path / "run" / "rows").glob("*.json"))
+    parts = Manifest.load(tmp_path / "run").fingerprint_parts
+    assert fingerprint.expected_digests(remote, parts) == (parts["model"], parts["tokeniser"])
+    assert fingerprint.expected_digests(config, parts) == ()

@@ -3,6 +3,7 @@ import io
 import json
 import math
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import pyarrow.parquet as pq
@@ -11,7 +12,7 @@ import pytest
 from influence.errors import QueryError
 from influence.query.hits import COLUMNS, FORMATS, Hit, Hits, MeasuredQuery, encode, snippet, write
 from influence.query.page import Scale, Section, link, probability, render_page
-from influence.recipe import SIGN_RULE
+from influence.recipe import SIGN_RULE, sign_rule
 
 
 def hit(rank=1, row=7, score=0.5, **changed):
@@ -301,3 +302,24 @@ def test_a_probability_too_small_to_picture_is_left_out():
     assert probability(math.log(0.5)) == "50 %"
     assert probability(-40.0) == ""
     assert probability(1e-9) == "100 %"
+
+
+@pytest.mark.parametrize("baseline", ["bm25", "repsim"])
+def test_a_baselines_answer_says_what_its_scores_are_and_shows_one_side_and_no_likelihood_it_has_not(baseline):
+    answer = replace(hits(opposing=(), log_likelihood=None), baseline=baseline)
+    assert answer.to_dict()["sign"] == answer.to_pandas().attrs["sign"] == sign_rule(baseline)
+    for html in (encode([answer], "html").decode(), answer._repr_html_()):
+        text = " ".join(Page(html).text.split())
+        assert sign_rule(baseline) in text
+        assert "Most alike" in text
+        assert not any(word in text for word in ("Opposing", "Promoting", "likelier", "log-likelihood", SIGN_RULE))
+    assert json.loads(answer.to_json())["query"]["log_likelihood"] is None
+
+
+def test_answers_of_influence_and_of_a_baseline_side_by_side_each_bring_their_sentence():
+    both = [hits(), replace(hits(opposing=()), baseline="bm25")]
+    table = pq.read_table(io.BytesIO(encode(both, "parquet")))
+    assert table.schema.metadata[b"sign"].decode() == f"{SIGN_RULE}\n{sign_rule('bm25')}"
+    text = Page(encode(both, "html").decode()).text
+    assert SIGN_RULE in text
+    assert sign_rule("bm25") in text

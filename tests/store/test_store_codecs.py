@@ -9,7 +9,7 @@ from safetensors.numpy import load_file
 
 from influence.errors import DigestMismatch, StoreError
 from influence.store import codec as codec_module
-from influence.store import reader
+from influence.store import scan
 from influence.store.manifest import Manifest
 from influence.store.reader import Store
 from tests.store.conftest import CODECS, columns_of, directions
@@ -187,7 +187,7 @@ def test_scores_of_any_range_in_blocks_of_any_size_are_the_same_bits(make_coded,
     ((_, whole),) = store.scores(queries, unit=unit)
     assert (whole[:, [2, 14, 24]] == whole[:, [7]]).all()
     for size in (1, 3, 11):
-        monkeypatch.setattr(reader, "SCORED_BYTES", size * max(store.codec.row_bytes, 24))
+        monkeypatch.setattr(scan, "SCORED_BYTES", size * max(store.codec.row_bytes, 24))
         found = list(store.scores(queries, 4, 23, unit=unit))
         assert [first for first, _ in found] == list(range(4, 23, found[0][1].shape[1]))
         np.testing.assert_array_equal(np.concatenate([block for _, block in found], axis=1), whole[:, 4:23])
@@ -195,7 +195,7 @@ def test_scores_of_any_range_in_blocks_of_any_size_are_the_same_bits(make_coded,
 
 def test_a_store_of_bits_is_scored_in_the_memory_of_a_block(make_coded, monkeypatch):
     store = make_coded("bits", rows=6000, shapes=((64, 64), (64, 64)), rows_per_shard=6000).write_all()
-    monkeypatch.setattr(reader, "SCORED_BYTES", 2**17)
+    monkeypatch.setattr(scan, "SCORED_BYTES", 2**17)
     monkeypatch.setattr(codec_module, "TILE", 2**16)
     queries = directions(2, 8192)
     next(store.scores(queries))

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from influence.axes import ModuleColumns
 from influence.errors import StoreError
-from influence.store.codec import PIECE, Codec, Encoded, Plane, row_products, tiles
+from influence.store.codec import PIECE, Codec, Encoded, Plane, Scorer, row_products, tiles
 from influence.store.codecs.float16 import widen
 
 SPARE, ITERATIONS = 8, 8
@@ -101,6 +101,11 @@ class Factors(Codec):
                 left, right = leading_terms(block.reshape(-1, module.q, module.p), place.rank)
                 into["factors"][start:stop, place.left] = left.reshape(len(left), -1)
                 into["factors"][start:stop, place.right] = right.reshape(len(right), -1)
+
+    def scorer(self, queries: NDArray[np.float32]) -> Scorer:
+        """Return what scores factors for some queries, one after the other however many there are."""
+        asked = self.checked(queries)
+        return lambda encoded: self._scores(encoded, asked).astype(np.float32)
 
     def _scores(self, encoded: Encoded, queries: NDArray[np.float32]) -> NDArray[np.float64]:
         total = np.zeros((len(queries), len(encoded["factors"])))

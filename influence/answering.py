@@ -1,0 +1,160 @@
+"""How a run answers queries: what proposes rows, what decides among them, and which rows may be among the answers.
+
+Without a condition on rows the index proposes; with one, the rows that pass are scanned, so that the answer is the best
+of those and not what is left of the best of all.
+"""
+
+import logging
+from collections.abc import Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+import index.persist
+import index.search
+from index.build import FlatIndex
+from index.exact import exact_search_scores
+from index.neighbours import Found, Neighbours
+from influence.baselines import bm25
+from influence.baselines.bm25 import BM25
+from influence.data.example import Example
+from influence.pipeline.exact_stage import ExactScorer
+from influence.pipeline.factor_stage import load_kronecker
+from influence.pipeline.index_stage import FOLDER, index_fingerprint, scored_blocks
+from influence.pipeline.lexical_index import load_lexical
+from influence.pipeline.mirror import on_disk
+from influence.pipeline.progress import Report
+from influence.query.attribute import Search, attribute, decide, propose
+from influence.query.baseline import lexical_hits
+from influence.query.decision import check_lexical, checked_k
+from influence.query.hits import Hits
+from influence.query.index_errors import index_errors
+from influence.recipe import EXTRA_COPY, ExactSettings
+from influence.store.filter import passing_rows
+
+if TYPE_CHECKING:
+    from influence.run import Run
+
+log = logging.getLogger(__name__)
+
+
+class WordsAmong(BM25):
+    """BM25 of which only some rows may be found."""
+
+    def __init__(self, words: BM25, passing: np.ndarray) -> None:
+        self._whole, self._passing = words, passing
+        self.rows, self.postings = words.rows, words.postings
+
+    def scores(self, query: str, start: int = 0, stop: int | None = None) -> np.ndarray:
+        """Return the scores of texts `start` up to `stop`; zero, as without a common word, where none may be found."""
+        return self._whole.scores(query, start, stop) * self._passing[start:stop]
+
+
+class Answering:
+    """Answers the queries of one run; the index and BM25's are loaded when first needed."""
+
+    def __init__(self, run: "Run") -> None:
+        self._run = run
+
+    def hits(
+        self,
+        examples: Sequence[Example],
+        decision: ExactSettings,
+        k: int | None,
+        where: str | None = None,
+        progress: Report | None = None,
+    ) -> list[Hits]:
+        """Answer every query.
+
+        Args:
+            examples: What is asked.
+            decision: What decides.
+            k: Rows on each side; unset, 10 or as many as there are.
+            where: A condition on the rows' metadata; see `influence.store.filter`.
+            progress: Hears of exact scoring.
+
+        Raises:
+            QueryError: See `Run.query_many`.
+        """
+        run = self._run
+        k = checked_k(k, run.rows, run.path, decision)
+        passing = None if where is None else passing_rows(run.store, where)
+        if passing is not None:
+            k = self._fewer(k, int(passing.sum()), str(where))
+        if run.recipe.baseline == "bm25":
+            return lexical_hits(examples, run.store, self._words_among(passing), run.recipe, k)
+        captured = run.capture(examples)
+        search = self._search_among(passing)
+        with index_errors():
+            if decision.kind == "none":
+                return attribute(captured, run.store, run.comparison, search, k)
+            if decision.candidates is None and passing is None:
+                found = self.scorer(decision, progress).every_row(captured.examples)
+                everyone = [np.arange(run.rows)] * len(found)
+                return decide(captured, run.store, everyone, list(found), k, **self._told(decision))
+            if decision.candidates is None:
+                proposed = [np.flatnonzero(passing)] * len(examples)  # type: ignore[arg-type]
+            else:
+                words = self._words_among(passing) if decision.lexical else None
+                proposed = propose(captured, run.comparison, search, min(decision.candidates, run.rows), words)
+            scores = self.scorer(decision, progress).candidates(captured.examples, proposed)
+            return decide(captured, run.store, proposed, scores, k, **self._told(decision))
+
+    @cached_property
+    def words(self) -> BM25:
+        """BM25 over every row's text: the run's index of them, or one prepared when first needed."""
+        run = self._run
+        if run.recipe.baseline == "bm25":
+            with on_disk(run.path / FOLDER) as folder:
+                return load_lexical(folder, run.manifest)
+        check_lexical(run.rows)
+        return bm25.fit(run.store.texts())
+
+    def scorer(self, decision: ExactSettings, progress: Report | None = None) -> ExactScorer:
+        """Return what scores rows from whole gradients."""
+        run = self._run
+        kind: Literal["kfac", "ekfac"] = "kfac" if decision.kind == "kfac" else "ekfac"
+        curvature = load_kronecker(run.path, run.manifest, run.recipe, kind, decision.damping)
+        left_out = [row.row for row in run.manifest.quarantined]
+        return ExactScorer(run.session, curvature, run.rows, decision.rank, progress, left_out)
+
+    @cached_property
+    def _index(self) -> FlatIndex:
+        run = self._run
+        wanted = index_fingerprint(run.manifest, run.recipe.stored)
+        with on_disk(run.path / FOLDER) as folder:
+            return index.persist.load(folder, wanted, run.config.index.device)
+
+    def _search(self, vectors: np.ndarray, k: int) -> Neighbours:
+        run = self._run
+        if run.config.index.kind == "exact":
+            return exact_search_scores(scored_blocks(run.store, run.comparison, vectors), len(vectors), k)
+        return index.search.search(self._index, vectors, k)
+
+    def _search_among(self, passing: np.ndarray | None) -> Search:
+        if passing is None:
+            return self._search
+        rows, run = np.flatnonzero(passing), self._run
+
+        def search(vectors: np.ndarray, k: int) -> Neighbours:
+            blocks = scored_blocks(run.store, run.comparison, vectors, passing=passing)
+            found = exact_search_scores(blocks, len(vectors), k)
+            sides = (found.largest, found.smallest)
+            return Neighbours(*(Found(rows[side.rows], side.scores) for side in sides))
+
+        return search
+
+    def _words_among(self, passing: np.ndarray | None) -> BM25:
+        return self.words if passing is None else WordsAmong(self.words, passing)
+
+    def _fewer(self, k: int, passing: int, where: str) -> int:
+        log.info("%d of %d rows pass %r; they are scanned, not looked up in the index.", passing, self._run.rows, where)
+        if k > passing:
+            log.warning("%d rows were asked for on each side, and only %d pass %r.", k, passing, where)
+        return min(k, passing)
+
+    def _told(self, decision: ExactSettings) -> dict[str, str]:
+        recipe = self._run.recipe
+        decided = recipe.model_copy(update={"exact": decision})
+        return {"summary": f"{recipe.summary}; {decided.exact_summary}", "unit": EXTRA_COPY}

@@ -1,0 +1,185 @@
+"""The parts of a scan put together as one Parquet file, a row group in memory at a time.
+
+    all    row, id, scores: fixed_size_list<float>[queries], the queries in the order they were asked
+    top    query, query_id, side (promoting, opposing), rank, row, id, score
+    rows   row, id, mean, sum, min, max, positive: over the queries; `positive` is the share of scores above zero
+    self   row, id, score
+
+Unit, sign rule, recipe, the run's fingerprint, the filter and the queries' ids are in the file's metadata; what the
+model makes of each query is in `OUT.queries.jsonl`.
+"""
+
+import json
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from influence.data.example import Example
+from influence.pipeline.progress import Stage
+from influence.pipeline.score_plan import Scan
+from influence.pipeline.shortlist import Shortlist
+from influence.pipeline.tensors import load_tensors, open_tensors
+from influence.store.partial import PartialFile, disk_errors, sync_folder, write_whole
+from influence.store.reader import Store
+
+GROUP_BYTES = 2**25
+"""Scores of a row group."""
+GROUP_ROWS = 2**16
+ROW = [pa.field("row", pa.int64(), nullable=False), pa.field("id", pa.string(), nullable=False)]
+REAL = pa.float64()
+COLUMNS = {
+    "top": [
+        *(pa.field("query", pa.int32(), nullable=False), pa.field("query_id", pa.string(), nullable=False)),
+        *(pa.field("side", pa.string(), nullable=False), pa.field("rank", pa.int32(), nullable=False)),
+        *ROW,
+        pa.field("score", pa.float32(), nullable=False),
+    ],
+    "rows": [*ROW, *(pa.field(name, REAL, nullable=False) for name in ("mean", "sum", "min", "max", "positive"))],
+    "self": [*ROW, pa.field("score", pa.float32(), nullable=False)],
+}
+
+
+def queries_file(out: Path) -> Path:
+    """Return where the queries are told of."""
+    return out.with_name(f"{out.stem}.queries.jsonl")
+
+
+def schema_of(scan: Scan, told: dict[str, str]) -> pa.Schema:
+    """Return the columns of an answer, with what is told of it as metadata."""
+    scores = pa.field("scores", pa.list_(pa.field("item", pa.float32(), nullable=False), scan.queries), nullable=False)
+    return pa.schema(COLUMNS.get(scan.keep, [*ROW, scores]), metadata=told)
+
+
+def write_answer(scan: Scan, queries: Sequence[Example], told: dict[str, str], out: Path, stage: Stage) -> None:
+    """Write the answer from the parts, all of which stand; what is at `out` is replaced at the end.
+
+    Raises:
+        Incomplete: The disk is full; the parts stay.
+        DigestMismatch: A part is damaged.
+    """
+    store = Store(scan.run_dir)
+    schema = schema_of(scan, told)
+    if queries:
+        write_whole(queries_file(out), _told_queries(scan, queries))
+    with disk_errors(out.parent, out.name, answer_bytes(scan, scan.rows)):
+        file = PartialFile(out)
+        try:
+            # Scores don't compress, and ids do a little.
+            repeated: Any = ["side", "query_id"] if scan.keep == "top" else False
+            with pq.ParquetWriter(file, schema, compression="zstd", use_dictionary=repeated) as writer:
+                for table in _tables(scan, store, queries, schema, stage):
+                    writer.write_table(table, row_group_size=max(1, len(table)))
+            file.finish()
+            file.publish()
+            sync_folder(out.parent)
+        finally:
+            file.discard()
+
+
+def answer_bytes(scan: Scan, rows: int) -> int:
+    """Return about how many bytes an answer takes over so many rows, ids apart."""
+    if scan.keep == "all":
+        return 4 * rows * scan.queries + 8 * rows
+    return scan.queries * scan.k * 2 * 32 if scan.keep == "top" else 48 * rows
+
+
+def _tables(
+    scan: Scan, store: Store, queries: Sequence[Example], schema: pa.Schema, stage: Stage
+) -> Iterator[pa.Table]:
+    if scan.keep == "top":
+        for batch in range(len(scan.batches)):
+            yield _best(scan, store, queries, batch, schema)
+            stage.finished()
+        return
+    for block in range(len(scan.blocks)):
+        rows = scan.chosen(block)
+        if len(rows):
+            yield from _each(scan, store, block, rows, schema)
+        stage.finished()
+
+
+def _each(scan: Scan, store: Store, block: int, rows: np.ndarray, schema: pa.Schema) -> Iterator[pa.Table]:
+    """Yield the lines of a block's rows, a row group at a time."""
+    size = max(1, min(GROUP_ROWS, GROUP_BYTES // (4 * max(1, scan.queries)))) if scan.keep == "all" else GROUP_ROWS
+    with ExitStack() as stack:
+        files = (scan.scored_file(block, batch) for batch in range(len(scan.batches)))
+        parts = [stack.enter_context(open_tensors(path, scan.fingerprint)) for path in files]
+        for start in range(0, len(rows), size):
+            here = rows[start : start + size]
+
+            def read(name: str, part: int, first: int = start, last: int = start + size) -> np.ndarray:
+                return parts[part].get_slice(name)[first : min(last, len(rows))]
+
+            columns: list[pa.Array] = [pa.array(here), pa.array(_ids(store, here))]
+            if scan.keep == "all":
+                scores = np.concatenate([read("scores", part) for part in range(len(parts))], axis=1)
+                kind = schema.field("scores").type
+                columns.append(pa.FixedSizeListArray.from_arrays(pa.array(scores.reshape(-1)), type=kind))
+            elif scan.keep == "self":
+                columns.append(pa.array(read("scores", 0)))
+            else:
+                columns += [pa.array(column) for column in _over_queries(scan, read, len(parts))]
+            yield pa.Table.from_arrays(columns, schema=schema)
+
+
+def _over_queries(scan: Scan, read: Callable[[str, int], np.ndarray], parts: int) -> list[np.ndarray]:
+    """Return mean, sum, min, max and share positive of some rows; batches are added up in their order."""
+    total, positive = read("sum", 0), read("positive", 0)
+    low, high = read("min", 0), read("max", 0)
+    for part in range(1, parts):
+        total, positive = total + read("sum", part), positive + read("positive", part)
+        low, high = np.minimum(low, read("min", part)), np.maximum(high, read("max", part))
+    return [total / scan.queries, total, low, high, positive / scan.queries]
+
+
+def _best(scan: Scan, store: Store, queries: Sequence[Example], batch: int, schema: pa.Schema) -> pa.Table:
+    """Return the best rows of a batch of queries at both ends; a row that scores zero is at neither."""
+    count, first = scan.batch_size(batch), scan.batches[batch]
+    ends = {"promoting": Shortlist(count, scan.k), "opposing": Shortlist(count, scan.k)}
+    for block in range(len(scan.blocks)):
+        found = load_tensors(scan.scored_file(block, batch), scan.fingerprint)
+        for side, name in (("promoting", "high"), ("opposing", "low")):
+            ends[side].merge(found[name].numpy(), found[f"{name}_rows"].numpy())
+    lines: list[tuple[int, str, str, int, int, float]] = []
+    for number in range(count):
+        for side, sign in (("promoting", 1), ("opposing", -1)):
+            if side == "opposing" and scan.recipe.baseline is not None:
+                continue
+            scores, rows = ends[side].scores[number], ends[side].rows[number]
+            hits = zip(rows[scores > 0].tolist(), scores[scores > 0].tolist(), strict=True)
+            query = (first + number, queries[first + number].id, side)
+            lines += [(*query, rank, row, sign * score) for rank, (row, score) in enumerate(hits, 1)]
+    columns = list(zip(*lines, strict=True)) or [()] * 6
+    ids = _ids(store, np.array(columns[4], dtype=np.int64))
+    arrays = [*columns[:5], ids, columns[5]]
+    return pa.Table.from_arrays(
+        [pa.array(list(values), field.type) for values, field in zip(arrays, schema, strict=True)], schema=schema
+    )
+
+
+def _ids(store: Store, rows: np.ndarray) -> list[str]:
+    return [meta["id"] for meta in store.meta(rows, ("id",))]
+
+
+def _told_queries(scan: Scan, queries: Sequence[Example]) -> bytes:
+    """Return a line of JSON a query: its number, id, text and log-likelihood."""
+    lines = []
+    for batch, first in enumerate(scan.batches):
+        with open_tensors(scan.asked_file(batch), scan.fingerprint) as found:
+            said, instead = found.get_tensor("said"), found.get_tensor("instead")
+        for within, query in enumerate(queries[first : first + scan.batch]):
+            told = {"query": first + within, "id": query.id, "text": query.text, "log_likelihood": float(said[within])}
+            if query.label is not None:
+                told["label"] = query.label
+            if query.contrast is not None:
+                told["contrast"] = query.contrast.text
+                against = float(instead[within])
+                told["contrast_log_likelihood"] = against if math.isfinite(against) else None
+            lines.append(json.dumps(told, ensure_ascii=False))
+    return "".join(f"{line}\n" for line in lines).encode(errors="backslashreplace")

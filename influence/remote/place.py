@@ -1,0 +1,81 @@
+"""From what a user typed to the path of a run: on this machine's disks, or in a bucket.
+
+Text becomes a path here and nowhere else, because `pathlib.Path` turns `s3://bucket` into `s3:/bucket`, a local folder.
+"""
+
+from importlib.util import find_spec
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Any, cast
+
+from pydantic import PlainSerializer, PlainValidator
+
+from influence.errors import ConfigError, MissingExtra
+from influence.remote.path import ObjectPath
+
+LOCAL = ("file", "local")
+BUCKETS = ("s3", "s3a")
+"""What a run may stand on besides a disk: stores that create an object only where there is none, and show it once it is
+whole. Others are refused until they have been held to the same tests."""
+
+
+def run_path(place: str | Path) -> Path:
+    """Return the path of a run directory, or of a file in one.
+
+    Args:
+        place: A local path, `file://…`, or `s3://bucket/folder`.
+
+    Returns:
+        A `pathlib.Path`, unchanged if it is one; or an `ObjectPath`, which has the same interface as far as runs need
+        it, and is no `os.PathLike`: what takes it for a local file fails.
+
+    Raises:
+        ConfigError: No run can be kept there.
+        MissingExtra: s3fs isn't installed.
+    """
+    if isinstance(place, ObjectPath):
+        return cast(Path, place)
+    if isinstance(place, Path):
+        if place.parts and place.parts[0].removesuffix(":") in BUCKETS and place.parts[0].endswith(":"):
+            raise ConfigError(
+                f"{place} is a pathlib.Path, which has lost a slash: give the text '{place.parts[0]}//"
+                f"{'/'.join(place.parts[1:])}' instead."
+            )
+        return place
+    if not isinstance(place, str):
+        raise ConfigError(f"{place!r} is a {type(place).__name__}; a run's place is given as text or as a pathlib.Path.")
+    scheme, separator, rest = place.partition("://")
+    if not separator:
+        return Path(place)
+    if scheme in LOCAL:
+        return Path(rest)
+    if scheme not in BUCKETS:
+        raise ConfigError(
+            f"{place}: no run can be kept on {scheme}://. Name a local folder, which may be on a shared disk, or "
+            "s3://bucket/folder."
+        )
+    return cast(Path, _in_bucket(place, rest))
+
+
+def is_remote(path: Path) -> bool:
+    """Whether a path leads into a bucket."""
+    return isinstance(path, ObjectPath)
+
+
+def _in_bucket(place: str, rest: str) -> ObjectPath:
+    parts = [part for part in rest.split("/") if part]
+    if len(parts) < 2 or any(part in (".", "..") for part in parts):
+        raise ConfigError(f"{place}: name a folder in a bucket, without . or .. in it: s3://bucket/runs/x.")
+    if find_spec("s3fs") is None:
+        raise MissingExtra(f"{place} needs s3fs, which isn't installed. Install it: pip install 'influence[s3]'.")
+    return ObjectPath("s3", PurePosixPath(*parts))
+
+
+def _read(value: Any) -> Path:
+    try:
+        return run_path(value)
+    except (ConfigError, MissingExtra) as error:
+        raise ValueError(str(error)) from None
+
+
+RunPath = Annotated[Path, PlainValidator(_read), PlainSerializer(str)]
+"""A field of a settings model: the path of a run or of a file in one."""

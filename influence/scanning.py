@@ -1,0 +1,112 @@
+"""Full scans of a run: every stored row scored for every query, or for itself, into a file of any size."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from influence.config import RunConfig, override_config
+from influence.data.example import Example
+from influence.pipeline.index_stage import load_comparison
+from influence.pipeline.opening import run_spec
+from influence.pipeline.progress import Report
+from influence.pipeline.scan import Answered, Question, answer
+from influence.pipeline.score_plan import Keep, check_scannable
+from influence.pipeline.score_stage import self_scores
+from influence.query.asked import Query, as_example
+from influence.query.attribute import named
+from influence.query.baseline import check_asked
+from influence.recipe import Recipe
+from influence.store.reader import Store
+
+
+class Scanning:
+    """What `Run` can do to all of its rows at once.
+
+    Attributes:
+        path: The run directory.
+        config: Its whole resolved configuration.
+        store: Its rows.
+    """
+
+    path: Path
+    config: RunConfig
+    store: Store
+
+    @property
+    def recipe(self) -> Recipe:
+        """How rows are scored."""
+        return self.config.recipe
+
+    def score_to(
+        self,
+        queries: Sequence[Query],
+        out: str | Path,
+        *,
+        keep: Keep = "all",
+        k: int = 100,
+        where: str | None = None,
+        overwrite: bool = False,
+        overrides: Sequence[str] = (),
+        progress: Report | None = None,
+    ) -> Answered:
+        """Score every stored row for every query on the run's cluster, into a Parquet file; see `pipeline.score_table`.
+
+        Memory doesn't grow with rows or queries. A scan that was killed goes on from `OUT.parts/`.
+
+        Args:
+            queries: What is asked.
+            out: The file, `….parquet`.
+            keep: `all` scores, a line a row; the `top` k rows of each query and side; or of `rows` their mean, sum,
+                extremes and share of positive scores over the queries.
+            k: Rows of each side, of `top`.
+            where: Score only rows that meet a condition; see `query_many`.
+            overwrite: Replace what is there.
+            overrides: `key=value` each, of the cluster section: `cluster.workers=4`.
+            progress: Called with every `Step`; a `ProgressBar` shows them.
+
+        Raises:
+            QueryError: The recipe has no stored scores, or see `pipeline.scan.answer`.
+            Incomplete: Interrupted, or the disk is full; the same call goes on.
+        """
+        return self._scan(Question(self._asked(queries), keep, k, where), out, overwrite, overrides, progress)
+
+    def self_influence_to(
+        self,
+        out: str | Path,
+        *,
+        where: str | None = None,
+        overwrite: bool = False,
+        overrides: Sequence[str] = (),
+        progress: Report | None = None,
+    ) -> Answered:
+        """Write `self_influence` into a Parquet file, on the run's cluster; see `score_to` for the arguments."""
+        return self._scan(Question(None, where=where), out, overwrite, overrides, progress)
+
+    def self_influence(self) -> np.ndarray:
+        """Score each stored row for itself: ⟨v, (H+λ)⁻¹v⟩, the diagonal of asking about every row.
+
+        Returns:
+            float32 [rows], in the recipe's unit. Large where a row matters to no row but itself.
+
+        Raises:
+            QueryError: By the recipe it is 1 everywhere, or can't be had from stored rows.
+        """
+        check_scannable(self.recipe, itself=True)
+        comparison = load_comparison(self.path, self.store.manifest, self.recipe.stored)
+        return self_scores(self.store, comparison, np.arange(self.store.rows))
+
+    def _scan(
+        self, question: Question, out: str | Path, overwrite: bool, overrides: Sequence[str], progress: Report | None
+    ) -> Answered:
+        config = override_config(self.config, overrides) if overrides else self.config
+        # Queries may be asked on another device than the rows were captured on.
+        if config.cluster.kind == "local":
+            config = config.model_copy(update={"cluster": config.cluster.model_copy(update={"device": "auto"})})
+        spec = run_spec(config, self.path, self.store.manifest)
+        return answer(config, self.store, spec, question, Path(out), overwrite=overwrite, report=progress)
+
+    def _asked(self, queries: Sequence[Query], *, exact: bool = False) -> tuple[Example, ...]:
+        examples = named([as_example(query) for query in queries])
+        check_asked(self.recipe, self.path, examples, exact=exact)
+        return examples

@@ -1,0 +1,136 @@
+"""Score every row of a store, or those that pass a filter, block after block on several threads.
+
+What limits a scan is memory traffic where few queries are asked and the matrix product where many are. Blocks are read
+and scored by several threads, each in buffers of its own, and handed out in order.
+"""
+
+import os
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from queue import SimpleQueue
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from influence.errors import StoreError
+from influence.store.codec import Encoded
+from influence.store.products import MANY, padded, tile_rows
+
+if TYPE_CHECKING:
+    from influence.store.reader import Store
+
+SCORED_BYTES = 4 * 2**20
+"""Codes that are scored at a time, and scores that are made of them."""
+THREADS = 8
+"""The most threads where nobody says how many; each holds a block."""
+SPARSE = 16
+"""Where fewer than one row in so many passes, rows are read one by one rather than with those between them."""
+
+
+def scores(
+    store: "Store",
+    queries: np.ndarray,
+    start: int = 0,
+    stop: int | None = None,
+    *,
+    unit: bool = False,
+    passing: np.ndarray | None = None,
+    threads: int | None = None,
+) -> Iterator[tuple[int, np.ndarray]]:
+    """Yield the inner products of queries with rows [start, stop), in order, straight from the codes.
+
+    Equal rows have equal scores to the last bit, in blocks of any size and beside any other rows; see `products` for
+    what the number of queries changes. Memory, for each thread: 4 MiB of codes, as much of scores and a megabyte of
+    rows; with many queries the codes and scores of 512 rows or more, 8 MiB of rows, and once another copy of the
+    queries.
+
+    Args:
+        store: Of the run.
+        queries: [m, D], read as float32.
+        start: The first row.
+        stop: One past the last; all rows if None.
+        unit: Score the rows' directions, at length 1 whatever the codec made of it, instead of their gradients.
+        passing: Which of the rows [start, stop) are scored, bool; all if None.
+        threads: How many; None takes one a core, at most `THREADS`. Scores don't depend on it.
+
+    Yields:
+        The block's first place among the rows that pass (the first row, without a filter), and scores [m, b].
+    """
+    size = block_rows(store, len(queries))
+    blocks = store.span(size, start, stop)
+    if passing is not None and passing.shape != (blocks.stop - start,):
+        raise StoreError(
+            f"A filter of {passing.shape} rows was given for rows {start} to {blocks.stop} of {store.run_dir}."
+        )
+    score = store.codec.scorer(queries)
+    count = max(1, min(len(blocks), threads or min(THREADS, len(os.sched_getaffinity(0)))))
+    buffers: SimpleQueue[tuple[Encoded, np.ndarray]] = SimpleQueue()
+    for _ in range(count):
+        buffers.put(store.arrays(min(size, max(1, blocks.stop - start))))
+
+    def scored(rows: np.ndarray, kept: np.ndarray | None) -> np.ndarray:
+        # One buffer for all blocks of a thread: fresh memory costs as much as scoring what is read into it.
+        buffer = buffers.get()
+        try:
+            encoded, norms = store.encoded(rows, buffer)
+            if kept is not None:
+                encoded, norms = {name: array[kept] for name, array in encoded.items()}, norms[kept]
+            found = score(encoded)
+            if unit:
+                lengths = store.codec.lengths(encoded)
+                return np.divide(found, lengths, out=found, where=lengths > 0)
+            with np.errstate(over="ignore"):
+                return np.multiply(found, norms, out=found)
+        finally:
+            buffers.put(buffer)
+
+    wanted = _wanted(blocks, passing, start)
+    if count == 1:
+        for place, rows, kept in wanted:
+            yield place, scored(rows, kept)
+        return
+    ahead: deque[tuple[int, Future[np.ndarray]]] = deque()
+    pool = ThreadPoolExecutor(count, "scan")
+    try:
+        for place, rows, kept in wanted:
+            ahead.append((place, pool.submit(scored, rows, kept)))
+            if len(ahead) > count:
+                first, future = ahead.popleft()
+                yield first, future.result()
+        while ahead:
+            first, future = ahead.popleft()
+            yield first, future.result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def block_rows(store: "Store", queries: int) -> int:
+    """Return the rows of a block."""
+    if queries < MANY:
+        return max(1, min(SCORED_BYTES // store.codec.row_bytes, SCORED_BYTES // (8 * max(1, queries))))
+    # Whole tiles: what is short of one costs as much as one.
+    tile = tile_rows(1)
+    return max(1, SCORED_BYTES // (8 * padded(queries) * tile), SCORED_BYTES // (store.codec.row_bytes * tile)) * tile
+
+
+def _wanted(
+    blocks: range, passing: np.ndarray | None, start: int
+) -> Iterator[tuple[int, np.ndarray, np.ndarray | None]]:
+    """Yield, block by block, the place of its first row among those wanted, rows to read, and which of them to keep."""
+    place = 0 if passing is not None else start
+    for first in blocks:
+        rows = np.arange(first, min(first + blocks.step, blocks.stop))
+        if passing is None:
+            yield first, rows, None
+            continue
+        kept = passing[rows - start]
+        found = int(kept.sum())
+        if found == len(rows):
+            yield place, rows, None
+        elif found * SPARSE < len(rows):
+            if found:
+                yield place, rows[kept], None
+        else:
+            yield place, rows, kept
+        place += found

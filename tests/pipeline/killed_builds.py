@@ -1,0 +1,45 @@
+"""A build in a process of its own that starts in a moment: its server has imported everything and only forks."""
+
+import multiprocessing
+import os
+from contextlib import contextmanager
+from pathlib import Path
+
+import dask
+import torch
+from distributed import Client, LocalCluster
+
+from influence.config import load_config
+from influence.pipeline import build as build_module
+from influence.pipeline import cluster
+
+PROCESSES = multiprocessing.get_context("forkserver")
+PROCESSES.set_forkserver_preload([__name__])
+
+
+@contextmanager
+def connect(*_):
+    """A cluster whose one worker is a thread: it dies with the process."""
+    quiet = {"threads_per_worker": 2, "dashboard_address": None, "silence_logs": 50}
+    with (
+        dask.config.set(cluster.QUIET),
+        LocalCluster(n_workers=1, processes=False, **quiet) as local,
+        Client(local, set_as_default=False) as client,
+    ):
+        yield client
+
+
+def build(settings: Path, run_dir: Path) -> None:
+    """Build a run; what it says goes into a file beside it."""
+    torch.set_num_threads(1)
+    with run_dir.with_suffix(".log").open("a") as log:
+        os.dup2(log.fileno(), 2)
+    build_module.connect = connect
+    build_module.build_run(load_config(settings), run_dir)
+
+
+def started(settings: Path, run_dir: Path):
+    """Start building a run, and return the process."""
+    process = PROCESSES.Process(target=build, args=(settings, run_dir))
+    process.start()
+    return process
