@@ -1,5 +1,6 @@
 """What a search returns, and the one order that neighbours have: by score, ties by the lower row."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -32,6 +33,24 @@ class Neighbours:
 
     largest: Found
     smallest: Found
+
+
+def merge_neighbours(found: Sequence[Neighbours], k: int) -> Neighbours:
+    """Return the neighbours among several disjoint sets of rows from the neighbours in each: exact, ties by lower row.
+
+    Args:
+        found: Of each set, for the same queries, with k neighbours or all that the set has.
+        k: Neighbours wanted at each end.
+    """
+    wanted = checked_count(k)
+    ends = []
+    for sign, several in ((1, [one.largest for one in found]), (-1, [one.smallest for one in found])):
+        rows = np.concatenate([end.rows for end in several], axis=1)
+        scores = np.concatenate([end.scores for end in several], axis=1)
+        kept = [best(sign * line, numbers, wanted) for line, numbers in zip(scores, rows, strict=True)]
+        chosen = np.array(kept, dtype=np.intp).reshape(len(rows), min(wanted, rows.shape[1]))
+        ends.append(Found(np.take_along_axis(rows, chosen, axis=1), np.take_along_axis(scores, chosen, axis=1)))
+    return Neighbours(*ends)
 
 
 def checked_count(k: int) -> int:

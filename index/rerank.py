@@ -16,8 +16,11 @@ SPARE = 64
 """Candidates asked for beyond twice k. They have to outnumber the copies of one document that straddle the k-th place;
 where they don't, the answer is still right but costs a full pass."""
 
-Fetch = Callable[[NDArray[np.int64]], NDArray[np.float32]]
+Fetch = Callable[[NDArray[np.int64]], NDArray[np.floating]]
 """Rows [n] to their vectors [n, D]."""
+
+Score = Callable[[NDArray[np.float64], NDArray[np.int64]], NDArray[np.float32]]
+"""A query [D] and rows [n] to the rows' scores [n]. Equal rows must score equally, whatever is asked beside them."""
 
 
 def candidates_for(k: int, rows: int) -> int:
@@ -36,13 +39,23 @@ def rerank(
         fetch: Gives the candidates' vectors, a slice of at most 32 MiB in float64 at a time.
         k: How many.
     """
-    step = max(1, SLICE_BYTES // (8 * max(1, query.size)))
-    scores = np.empty(candidates.size, dtype=np.float32)
-    for first in range(0, candidates.size, step):
-        part = slice(first, first + step)
-        scores[part] = inner_products(fetch(candidates[part]).astype(np.float64), query)
+    scores = scored_by(fetch)(query, candidates)
     chosen = best(scores, candidates, k)
     return candidates[chosen], scores[chosen]
+
+
+def scored_by(fetch: Fetch) -> Score:
+    """Return the scores that `exact_search` would give, from vectors that are fetched by row."""
+
+    def score(query: NDArray[np.float64], rows: NDArray[np.int64]) -> NDArray[np.float32]:
+        step = max(1, SLICE_BYTES // (8 * max(1, query.size)))
+        scores = np.empty(rows.size, dtype=np.float32)
+        for first in range(0, rows.size, step):
+            part = slice(first, first + step)
+            scores[part] = inner_products(fetch(rows[part]).astype(np.float64), query)
+        return scores
+
+    return score
 
 
 def surely_complete(last: np.float32, last_candidate: np.float32, rounding: float) -> bool:

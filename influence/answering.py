@@ -11,17 +11,21 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+import index.approximate
 import index.persist
 import index.search
+from index.approximate import ApproximateIndex
 from index.build import FlatIndex
 from index.exact import exact_search_scores
+from index.merge import open_index
 from index.neighbours import Found, Neighbours
+from index.rerank import scored_by
 from influence.baselines import bm25
 from influence.baselines.bm25 import BM25
 from influence.data.example import Example
 from influence.pipeline.exact_stage import ExactScorer
 from influence.pipeline.factor_stage import load_kronecker
-from influence.pipeline.index_stage import FOLDER, index_fingerprint, scored_blocks
+from influence.pipeline.index_stage import FOLDER, compared_rows, index_fingerprint, index_plan, scored_blocks
 from influence.pipeline.lexical_index import load_lexical
 from influence.pipeline.mirror import on_disk
 from influence.pipeline.progress import Report
@@ -120,17 +124,31 @@ class Answering:
         return ExactScorer(run.session, curvature, run.rows, decision.rank, progress, left_out)
 
     @cached_property
-    def _index(self) -> FlatIndex:
-        run = self._run
-        wanted = index_fingerprint(run.manifest, run.recipe.stored)
-        with on_disk(run.path / FOLDER) as folder:
-            return index.persist.load(folder, wanted, run.config.index.device)
+    def _flat(self) -> FlatIndex:
+        with on_disk(self._run.path / FOLDER) as folder:
+            return index.persist.load(folder, self._indexed, self._run.config.index.device)
+
+    @cached_property
+    def _approximate(self) -> ApproximateIndex:
+        with on_disk(self._run.path / FOLDER) as folder:
+            return open_index(folder, self._indexed)
+
+    @property
+    def _indexed(self) -> str:
+        return index_fingerprint(self._run.manifest, self._run.recipe.stored)
 
     def _search(self, vectors: np.ndarray, k: int) -> Neighbours:
         run = self._run
-        if run.config.index.kind == "exact":
+        kind = index_plan(run.config.index, run.manifest).kind
+        if kind == "exact":
             return exact_search_scores(scored_blocks(run.store, run.comparison, vectors), len(vectors), k)
-        return index.search.search(self._index, vectors, k)
+        if kind == "flat":
+            return index.search.search(self._flat, vectors, k)
+        score = scored_by(lambda rows: compared_rows(run.store, run.comparison, rows))
+        settings = run.config.index
+        return index.approximate.search(
+            self._approximate, vectors, k, score, probes=settings.probes, candidates=settings.candidates
+        )
 
     def _search_among(self, passing: np.ndarray | None) -> Search:
         if passing is None:

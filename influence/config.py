@@ -14,7 +14,7 @@ from typing import Annotated, Any, Union, get_args, get_origin
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
-from index.factory import IndexSettings
+from index.settings import IndexSettings
 from influence.cluster import ClusterSettings
 from influence.data.dataset import DataSettings
 from influence.errors import ConfigError, InfluenceError, RecipeError

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from influence.cli.streams import show, tell, told
+from influence.remote.place import check_local
 
 if TYPE_CHECKING:
     from influence.demo.questions import Answer
@@ -23,6 +24,7 @@ def demo(
     ),
 ) -> None:
     """Train a small model on Python's own documentation and some planted facts, and ask where it has them from."""
+    check_local(out, "the demo")
     tell("Reading a corpus, training a model on it, capturing its gradients: under four minutes on two cores.")
     from influence.demo import story
     from influence.pipeline.progress import ProgressBar

@@ -11,6 +11,7 @@ from influence.cli.options import RunArgument, WhereOption
 from influence.cli.queries import from_file, from_flags
 from influence.cli.streams import drawn, put, put_text, show, tell, told
 from influence.errors import QueryError
+from influence.remote.place import check_local
 
 if TYPE_CHECKING:
     from influence.query.hits import Hits
@@ -77,6 +78,8 @@ def query(
 
 def _form(form: HitsForm | None, out: Path | None) -> HitsForm:
     """Return the form that was asked for, by flag or by the file's suffix, refusing what can't be written."""
+    if out is not None:
+        check_local(out, "answers")
     if out is not None and not out.parent.is_dir():
         raise QueryError(f"The folder {out.parent} doesn't exist; make it, or write the answers somewhere else.")
     if form is None and out is not None:

@@ -1,11 +1,8 @@
 """A build from first to last: look, lock, probe, capture, curvature, index. Each step does only what is missing."""
 
 import logging
-import platform
 from contextlib import closing
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
 
 from distributed import Client
 
@@ -13,14 +10,16 @@ from influence.config import RunConfig, save_config
 from influence.data.dataset import Rows, open_rows
 from influence.errors import Incomplete
 from influence.pipeline import capture_stage, curvature_stage, factor_stage, index_stage, lexical_stage
+from influence.pipeline.approximate_stage import build_approximate, index_tasks
 from influence.pipeline.cluster import connect
 from influence.pipeline.drawn import drawn_of
-from influence.pipeline.fingerprint import Probed, all_parts, expected_digests, probed_parts, settled_parts
+from influence.pipeline.fingerprint import Probed, expected_digests, probed_parts, settled_parts
+from influence.pipeline.first_manifest import software, write_manifest
 from influence.pipeline.holding import held
 from influence.pipeline.lexical_index import build_lexical
 from influence.pipeline.mirror import filled
 from influence.pipeline.note import Note
-from influence.pipeline.plan import held_bytes, most_shards, plan_shards, rows_per_shard
+from influence.pipeline.plan import most_shards
 from influence.pipeline.probe import ProbeTask, run_probe
 from influence.pipeline.progress import Report, Stage
 from influence.pipeline.requirement import tell_memory
@@ -45,7 +44,6 @@ from influence.store.writer import LOCK
 log = logging.getLogger(__name__)
 
 CONFIG = "config.yaml"
-SOFTWARE = ("influence", "torch", "transformers", "tokenizers", "datasets", "numpy")
 
 
 def build_run(config: RunConfig, run_dir: Path, report: Report | None = None) -> None:
@@ -71,8 +69,7 @@ def build_run(config: RunConfig, run_dir: Path, report: Report | None = None) ->
         try:
             settled = settled_parts(config, rows)
             manifest = (_keep_texts if by_words else _capture)(config, run_dir, rows, settled, note)
-            with torch_threads(config.cluster.threads_per_worker):
-                _finish(config.recipe.stored, config, run_dir, manifest, note)
+            _finish(config.recipe.stored, config, run_dir, manifest, note)
             _tell_quarantined(run_dir, manifest)
         except KeyboardInterrupt:
             raise Incomplete(
@@ -90,6 +87,7 @@ def _capture(config: RunConfig, run_dir: Path, rows: Rows, settled: dict[str, Pa
         and not todo
         and not _curvature_work(stored, run_dir, manifest)
         and factor_stage.factors_stand(run_dir, manifest, config.recipe)
+        and not _index_work(config, run_dir, manifest)
     ):
         _settle(config, run_dir, manifest)
         manifest = manifest.quarantine(run_dir, ())
@@ -104,7 +102,9 @@ def _capture(config: RunConfig, run_dir: Path, rows: Rows, settled: dict[str, Pa
             probed = probe_on(client, CaptureSpec.of(config), shared=run_dir / LOCK)
             factor_stage.check_widths(probed.modules, config.recipe)
             first = manifest is None
-            manifest = _write_manifest(config, run_dir, rows, settled, probed)
+            manifest = write_manifest(config, run_dir, rows, settled, probed)
+            # Refused now, where it can't be carried out, and not after hours of capture.
+            index_stage.index_plan(config.index, manifest)
             if first:
                 tell_memory(config, len(rows), manifest.modules, len(manifest.shards))
                 todo, zeros = capture_stage.missing(run_dir, manifest)
@@ -116,6 +116,11 @@ def _capture(config: RunConfig, run_dir: Path, rows: Rows, settled: dict[str, Pa
         capture_stage.report_zero_rows(zeros, manifest.rows, stored.baseline)
         if _curvature_work(stored, run_dir, manifest):
             _sum_curvature(client, stored, run_dir, manifest, report)
+        if _index_work(config, run_dir, manifest):
+            _decompose(stored, config, run_dir, manifest)
+            stage = Stage("index", index_tasks(manifest, config.index), report)
+            threads = config.cluster.threads_per_worker
+            build_approximate(client, run_dir, manifest, stored, config.index, threads, stage)
     return manifest
 
 
@@ -126,7 +131,7 @@ def _keep_texts(
     lexical_stage.check_rows(len(rows))
     manifest = _standing_manifest(run_dir, settled)
     if manifest is None:
-        meta = {"data": config.data.path, **_software()}
+        meta = {"data": config.data.path, **software()}
         manifest = lexical_stage.write_manifest(config, run_dir, len(rows), settled, meta)
     todo, zeros = capture_stage.missing(run_dir, manifest)
     _settle(config, run_dir, manifest)
@@ -183,10 +188,24 @@ def _curvature_work(recipe: Recipe, run_dir: Path, manifest: Manifest) -> bool:
     return bool(curvature_stage.missing_partials(run_dir, manifest, recipe))
 
 
-def _finish(recipe: Recipe, config: RunConfig, run_dir: Path, manifest: Manifest, report: Report | None) -> None:
-    """Decompose the curvature and build the index, in this process and without the cluster."""
+def _decompose(recipe: Recipe, config: RunConfig, run_dir: Path, manifest: Manifest) -> None:
     if not curvature_stage.curvature_stands(run_dir, manifest, recipe):
-        curvature_stage.decompose(run_dir, manifest, recipe)
+        with torch_threads(config.cluster.threads_per_worker):
+            curvature_stage.decompose(run_dir, manifest, recipe)
+
+
+def _index_work(config: RunConfig, run_dir: Path, manifest: Manifest) -> bool:
+    """Whether an approximate index is wanted and isn't there: workers make it."""
+    if index_stage.index_plan(config.index, manifest).factory is None:
+        return False
+    return not index_stage.index_stands(run_dir, manifest, config.recipe.stored, config.index)
+
+
+def _finish(recipe: Recipe, config: RunConfig, run_dir: Path, manifest: Manifest, report: Report | None) -> None:
+    """Decompose the curvature and build an index that isn't approximate, in this process and without the cluster."""
+    _decompose(recipe, config, run_dir, manifest)
+    if recipe.baseline != "bm25" and index_stage.index_plan(config.index, manifest).factory is not None:
+        return
     stands = index_stage.index_stands(run_dir, manifest, recipe, config.index)
     stage = Stage("index", 1, report, done=int(stands))
     if not stands:
@@ -194,7 +213,8 @@ def _finish(recipe: Recipe, config: RunConfig, run_dir: Path, manifest: Manifest
             with filled(run_dir / index_stage.FOLDER) as folder:
                 build_lexical(run_dir, folder, manifest)
         else:
-            index_stage.build_index(run_dir, config.index, index_stage.load_comparison(run_dir, manifest, recipe))
+            with torch_threads(config.cluster.threads_per_worker):
+                index_stage.build_index(run_dir, config.index, index_stage.load_comparison(run_dir, manifest, recipe))
         stage.finished()
 
 
@@ -218,60 +238,6 @@ def _standing_manifest(run_dir: Path, settled: dict[str, Part]) -> Manifest | No
         str(run_dir / MANIFEST), manifest.fingerprint, manifest.fingerprint_parts, fingerprint_of(wanted), wanted
     )
     return manifest
-
-
-def _write_manifest(config: RunConfig, run_dir: Path, rows: Rows, settled: dict[str, Part], probed: Probed) -> Manifest:
-    per_shard = rows_per_shard(
-        len(rows), held_bytes(config.store, probed.modules, len(config.recipe.checkpoints)), config.store
-    )
-    parts = all_parts(settled, probed, per_shard)
-    manifest = Manifest(
-        fingerprint=fingerprint_of(parts),
-        fingerprint_parts=parts,
-        modules=probed.modules,
-        dims=probed.dims,
-        rows=len(rows),
-        codec=config.store.codec,
-        rank=config.store.rank,
-        shards=plan_shards(len(rows), per_shard),
-        meta=_meta(config, probed),
-    )
-    manifest.save(run_dir)
-    # What stands is what counts: its `meta` may tell of other software.
-    standing = Manifest.load(run_dir)
-    log.info(
-        "Rows: %d, shards: %d, columns: %d of %d layers, computed in %s on %s.",
-        manifest.rows,
-        len(manifest.shards),
-        manifest.dims,
-        len(manifest.modules),
-        probed.dtype,
-        probed.device_name,
-    )
-    return standing
-
-
-def _meta(config: RunConfig, probed: Probed) -> dict[str, Any]:
-    return {
-        "model": config.model.path,
-        "data": config.data.path,
-        "task": config.model.kind,
-        "reduction": config.task.reduction,
-        "dtype": probed.dtype,
-        "device": probed.device_name,
-        **_software(),
-    }
-
-
-def _software() -> dict[str, str | None]:
-    return {"python": platform.python_version(), **{name: _version(name) for name in SOFTWARE}}
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
 
 
 def _tell_quarantined(run_dir: Path, manifest: Manifest) -> None:

@@ -14,7 +14,7 @@ from influence.data.example import Example, place_of
 from influence.gradients.capture import Capture
 from influence.gradients.inner_products import InnerProducts, LowRank, compress
 from influence.gradients.projection import Projection, ProjectionSettings
-from influence.pipeline.capture_stage import whole_rows
+from influence.pipeline.captured import whole_rows
 from influence.pipeline.progress import Report, Stage
 from influence.pipeline.query_stage import query_gradients
 from influence.pipeline.session import Session

@@ -11,7 +11,9 @@ import index.build
 import index.persist
 from index.errors import VectorIndexError
 from index.exact import inner_products
-from index.factory import IndexSettings, bytes_needed, load_faiss
+from index.factory import IndexPlan, bytes_needed, load_faiss, plan_factory
+from index.merge import ApproximateRecord, read_approximate, remove_index
+from index.settings import IndexSettings
 from influence.pipeline.curvature_stage import BLOCK_ROWS, curvature_fingerprint, gradient_blocks, load_curvature
 from influence.pipeline.lexical_index import lexical_stands
 from influence.pipeline.mirror import filled
@@ -31,8 +33,17 @@ def check_index(settings: IndexSettings) -> None:
     Raises:
         VectorIndexError: faiss is missing, or a GPU.
     """
-    if settings.kind == "flat":
+    if settings.kind != "exact":
         load_faiss(settings.device)
+
+
+def index_plan(settings: IndexSettings, manifest: Manifest) -> IndexPlan:
+    """Return what kind of index the settings come to for a run's rows, and what it costs.
+
+    Raises:
+        VectorIndexError: The settings can't be carried out for so many rows and columns.
+    """
+    return plan_factory(settings, manifest.rows, manifest.dims)
 
 
 def index_fingerprint(manifest: Manifest, recipe: Recipe) -> str:
@@ -52,9 +63,12 @@ def index_stands(run_dir: Path, manifest: Manifest, recipe: Recipe, settings: In
     """Whether the index of the settings is there, or that of BM25; a damaged record counts as none, with a log line."""
     if recipe.baseline == "bm25":
         return lexical_stands(run_dir / FOLDER, manifest)
-    if settings.kind == "exact":
+    plan, folder = index_plan(settings, manifest), run_dir / FOLDER
+    if plan.kind == "exact":
         return True
-    folder = run_dir / FOLDER
+    if plan.factory is not None:
+        record = read_standing(folder, manifest, recipe, settings)
+        return record is not None and record.measured is not None and record.measured.target == settings.recall
     try:
         record = index.persist.read_record(folder)
     except VectorIndexError as error:
@@ -69,6 +83,26 @@ def index_stands(run_dir: Path, manifest: Manifest, recipe: Recipe, settings: In
     )
 
 
+def read_standing(
+    folder: Path, manifest: Manifest, recipe: Recipe, settings: IndexSettings
+) -> ApproximateRecord | None:
+    """Return the record of the merged index that the settings ask for, measured or not; None where there is none.
+
+    A damaged record counts as none, with a log line.
+    """
+    plan = index_plan(settings, manifest)
+    try:
+        record = read_approximate(folder)
+    except VectorIndexError as error:
+        log.warning("The index is built again: %s", error)
+        return None
+    if record is None or record.fingerprint != index_fingerprint(manifest, recipe) or record.plan != plan:
+        return None
+    sizes = {name: file.bytes for name, file in record.files.items()}
+    standing = {name: (folder / name).stat().st_size for name in sizes if (folder / name).exists()}
+    return record if sizes == standing else None
+
+
 def load_comparison(run_dir: Path, manifest: Manifest, recipe: Recipe) -> Compared:
     """Return the recipe of the stored rows with its curvature, of each of its checkpoints.
 
@@ -80,15 +114,13 @@ def load_comparison(run_dir: Path, manifest: Manifest, recipe: Recipe) -> Compar
 
 
 def build_index(run_dir: Path, settings: IndexSettings, comparison: Compared) -> None:
-    """Build the index from the stored rows and save it.
+    """Build a flat index from the stored rows and save it.
 
     Memory: the index itself (4 bytes a row and column), one block of rows.
 
     Raises:
         VectorIndexError: It can't be built or written.
     """
-    if settings.kind == "exact":
-        return
     store = Store(run_dir)
     log.info(
         "Indexing %d rows of %d columns: %.3g MB.",
@@ -98,6 +130,7 @@ def build_index(run_dir: Path, settings: IndexSettings, comparison: Compared) ->
     )
     flat = index.build.build(settings, compared_blocks(store, comparison), store.rows, store.dims)
     with filled(run_dir / FOLDER) as folder:
+        remove_index(folder)
         index.persist.save(flat, folder, index_fingerprint(store.manifest, comparison.recipe))
 
 
@@ -107,6 +140,12 @@ def compared_blocks(
     """Yield (first row, vectors float32 [b, D]) of the stored rows as the recipe compares them, in order."""
     for first, gradients in gradient_blocks(store, start, stop):
         yield first, comparison.row_vectors(gradients, row_weights(store, comparison, first, len(gradients))).numpy()
+
+
+def compared_rows(store: Store, comparison: Compared, rows: np.ndarray) -> np.ndarray:
+    """Return the vectors of some rows as the recipe compares them, float32 [n, D]."""
+    weights = torch.from_numpy(store.weights(rows)) if comparison.recipe.weighted else None
+    return comparison.row_vectors(torch.from_numpy(store.vectors(rows)), weights).numpy()
 
 
 def row_weights(store: Store, comparison: Compared, first: int, count: int) -> torch.Tensor | None:
@@ -166,6 +205,4 @@ def scored_blocks(
 def chosen_blocks(store: Store, comparison: Compared, rows: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
     """Yield (place, vectors float32 [b, D]) of some rows, ascending, as the recipe compares them."""
     for place in range(0, len(rows), BLOCK_ROWS):
-        part = rows[place : place + BLOCK_ROWS]
-        weights = torch.from_numpy(store.weights(part)) if comparison.recipe.weighted else None
-        yield place, comparison.row_vectors(torch.from_numpy(store.vectors(part)), weights).numpy()
+        yield place, compared_rows(store, comparison, rows[place : place + BLOCK_ROWS])

@@ -7,7 +7,9 @@ run's bytes are the same wherever it is built.
 import re
 import shlex
 import shutil
+import signal
 import sys
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from getpass import getuser
@@ -56,14 +58,20 @@ def job_classes(kind: str) -> tuple[Any, Any]:
 
     Raises:
         MissingExtra: dask-jobqueue is not installed.
-        ClusterError: The queue's commands are not on this machine.
+        ClusterError: The queue's commands are not on this machine, or this isn't the main thread.
     """
+    # Its import makes Ctrl-C end the process as if all were well, and fails in any other thread.
+    if threading.current_thread() is not threading.main_thread():
+        raise ClusterError(f"A build on {kind} has to be started by the main thread of its process.")
+    ctrl_c = signal.getsignal(signal.SIGINT)
     try:
         import dask_jobqueue
     except ImportError:
         raise MissingExtra(
             f"--cluster {kind} needs dask-jobqueue, which is not installed: pip install 'influence[cluster]'."
         ) from None
+    finally:
+        signal.signal(signal.SIGINT, ctrl_c)
     cluster = getattr(dask_jobqueue, QUEUES[kind].cluster)
     for command in (cluster.job_cls.submit_command, cluster.job_cls.cancel_command, QUEUES[kind].listing[0]):
         if shutil.which(command) is None:

@@ -7,7 +7,6 @@ goes on for as long as jobs get to their workers; if three in a row come to noth
 
 import logging
 import signal
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -246,9 +245,6 @@ def _log_folder(run_dir: Path | None) -> Iterator[Path]:
 @contextmanager
 def _terminated_like_interrupted() -> Iterator[None]:
     """Take SIGTERM, which ends a job that is the coordinator, for Ctrl-C: its workers' jobs are cancelled too."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
 
     def interrupt(number: int, frame: Any) -> None:
         raise KeyboardInterrupt

@@ -1,8 +1,8 @@
 """A bucket's folder on this machine's disk: indexes are libraries' files, and those want a disk.
 
-What is read is downloaded once a content, into the user's cache, and mapped or read from there; the digests in its records
-are checked there, by whoever opens it. What is written is made in the cache, where a build that was killed finds it
-again, and uploaded when it is whole, the records last.
+What is read is downloaded once a content, into the user's cache, and mapped or read from there; the digests in its
+records are checked there, by whoever opens it. What is written is made in the cache, where a build that was killed finds
+it again, and uploaded when it is whole, the records last.
 """
 
 import logging
@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 def on_disk(folder: Path) -> Iterator[Path]:
     """Yield a folder on this machine that holds what a folder of a run holds; itself unless it is in a bucket.
 
-    Errors name the bucket's files. A copy in which something was wrong is removed, so that the next look downloads anew.
+    Errors name the bucket's files. A copy in which something was wrong is removed: the next look downloads it anew.
 
     Raises:
         StoreError: It can't be downloaded.
@@ -62,7 +62,7 @@ def filled(folder: Path) -> Iterator[Path]:
     try:
         yield work
     except (StoreError, VectorIndexError) as error:
-        raise type(error)(f"{error} (This is where {folder} is made before it is uploaded; {CACHE} moves it.)") from None
+        raise type(error)(f"{error} ({folder} is made here before it is uploaded; {CACHE} moves it.)") from None
     _upload(work, folder)
     shutil.rmtree(work)
 

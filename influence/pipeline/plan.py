@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from index.factory import plan_factory
+from index.settings import IndexSettings
 from influence.axes import ModuleColumns
 from influence.curvature.projected_fisher import blocks_of
 from influence.errors import DataError
@@ -140,7 +142,7 @@ class Estimate:
         disk_rows: Bytes of all row vectors and norms (metadata comes on top: about the size of the text).
         disk_factors: Bytes of the Kronecker factors' partial sums and of what is made of them.
         disk_curvature: Bytes of the Fisher's partial sums and of its decomposition.
-        disk_index: Bytes of the index file.
+        disk_index: Bytes of the index.
         memory_capture: Bytes a worker holds while capturing the largest shards, without the model and its activations.
         memory_factors: Bytes a worker holds while fitting Kronecker factors, without the model and its activations, and
             the coordinator while merging and decomposing them.
@@ -175,7 +177,7 @@ def estimate(
     per_shard: int,
     *,
     curvature: Literal["identity", "fisher"],
-    index: Literal["exact", "flat"],
+    index: IndexSettings,
     codec: CodecSettings = CodecSettings(),
     model_bytes: int = 0,
     recipe: Recipe | None = None,
@@ -187,7 +189,7 @@ def estimate(
         modules: Their columns.
         per_shard: The most rows of a shard.
         curvature: What is fitted to the stored rows.
-        index: Its kind.
+        index: Its settings.
         codec: How directions are kept.
         model_bytes: Of the weights.
         recipe: Says whether Kronecker factors are fitted, and to how many rows, over which blocks a Fisher is summed,
@@ -202,7 +204,7 @@ def estimate(
     sums = fisher_bytes(blocks) if curvature == "fisher" else 0
     groups = len(group_shards(shards, blocks)) if sums else 0
     widest = max((8 * (block.stop - block.start) ** 2 for block in blocks), default=0) if sums else 0
-    flat = rows * dims * 4 if index == "flat" else 0
+    indexed = plan_factory(index, rows, dims) if dims else None
     factors = eigenvalues = partials = 0
     if recipe is not None and recipe.needs_factors:
         factors = covariance_bytes(modules)
@@ -215,13 +217,13 @@ def estimate(
         rows_per_shard=in_shard,
         disk_rows=rows * row_bytes,
         disk_curvature=groups * sums + sums // 2,
-        disk_index=flat,
+        disk_index=indexed.disk_bytes if indexed else 0,
         # A shard being captured and the one before it being written; of several checkpoints the former in float32 too.
         memory_capture=(2 * row_bytes + (4 * dims if checkpoints > 1 else 0)) * in_shard
         + (capture_bytes(recipe, modules) if recipe else 0),
         # Both sums of a merge, then one module's matrix, its eigenvectors and the solver's workspace.
         memory_curvature=2 * sums + 3 * widest,
-        memory_index=flat,
+        memory_index=max(indexed.build_bytes, indexed.search_bytes) if indexed else 0,
         # A checkpoint's weights are read beside those that they replace.
         memory_model=model_bytes * (2 if checkpoints else 1),
         disk_factors=partials * max(factors, eigenvalues) + factors + eigenvalues,

@@ -23,7 +23,7 @@ PROCESS = 600_000_000
 def estimate_of(config: RunConfig, rows: int, modules: Sequence[ModuleColumns], model_bytes: int) -> Estimate:
     """Work out what a run takes, from its configuration, its number of rows and the columns of a row."""
     held = held_bytes(config.store, modules, len(config.recipe.checkpoints))
-    kinds: dict[str, Any] = {"curvature": config.recipe.stored.curvature.kind, "index": config.index.kind}
+    kinds: dict[str, Any] = {"curvature": config.recipe.stored.curvature.kind, "index": config.index}
     kinds |= {"codec": config.store, "recipe": config.recipe, "model_bytes": model_bytes}
     return estimate(rows, modules, rows_per_shard(rows, held, config.store), **kinds)
 

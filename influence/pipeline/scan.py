@@ -25,6 +25,7 @@ from influence.pipeline.score_stage import compute
 from influence.pipeline.score_table import answer_bytes, queries_file, write_answer
 from influence.pipeline.spec import CaptureSpec
 from influence.recipe import Recipe, sign_rule
+from influence.remote.place import check_local
 from influence.store.digest import FORMAT_VERSION, seal, unseal
 from influence.store.filter import passing_rows
 from influence.store.manifest import Part, fingerprint_of
@@ -132,6 +133,7 @@ def _check_question(question: Question, store: Store) -> None:
 
 
 def _check_folder(out: Path) -> None:
+    check_local(out, "scores")
     if out.suffix.lower() != SUFFIX:
         raise QueryError(f"{out} can't be written: scores are kept as Parquet, so its name must end in {SUFFIX}.")
     if not out.parent.is_dir():

@@ -92,10 +92,7 @@ def load_tensors(path: Path, fingerprint: str, names: Collection[str] | None = N
     Raises:
         DigestMismatch: They are missing, damaged, or made from something else.
     """
-    if names is None:
-        tensors = load(_content(path, fingerprint))
-    else:
-        tensors = _some(path, fingerprint, set(names))
+    tensors = load(_content(path, fingerprint)) if names is None else _some(path, fingerprint, set(names))
     for name in tensors:
         # Products round by how their operands are aligned. Torch's own tensors start at a multiple of 64 bytes, those
         # that safetensors returns anywhere: only copied do they multiply to the same bits as those that were saved.

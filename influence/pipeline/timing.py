@@ -19,7 +19,7 @@ from influence.curvature.kfac import Eigenbasis, ModuleBasis, Side, decompose
 from influence.curvature.projected_fisher import FisherSums
 from influence.data.example import Example, place_of
 from influence.data.tokenise import Part
-from influence.pipeline.capture_stage import capture_most
+from influence.pipeline.captured import capture_most
 from influence.pipeline.factor_group import Fit, sum_over
 from influence.pipeline.session import Session
 from influence.pipeline.spec import CaptureSpec

@@ -58,7 +58,7 @@ def names_in(folder: Path) -> set[str]:
 
 
 def listed(folder: Path) -> dict[str, int] | None:
-    """Return the files of a bucket's folder and their bytes, from one listing; None on a disk, where asking is quick."""
+    """Return the files of a bucket's folder and their bytes, from one listing; None on a disk, which answers at once."""
     return folder.sizes() if isinstance(folder, ObjectPath) else None
 
 

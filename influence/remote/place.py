@@ -17,6 +17,9 @@ BUCKETS = ("s3", "s3a")
 """What a run may stand on besides a disk: stores that create an object only where there is none, and show it once it is
 whole. Others are refused until they have been held to the same tests."""
 
+OTHERS = ("gs", "gcs", "abfs", "abfss", "az", "adl", "hdfs", "http", "https")
+"""What else people keep files on, so that it is told from a local folder of that name."""
+
 
 def run_path(place: str | Path) -> Path:
     """Return the path of a run directory, or of a file in one.
@@ -35,14 +38,14 @@ def run_path(place: str | Path) -> Path:
     if isinstance(place, ObjectPath):
         return cast(Path, place)
     if isinstance(place, Path):
-        if place.parts and place.parts[0].removesuffix(":") in BUCKETS and place.parts[0].endswith(":"):
+        if _lost_a_slash(place):
             raise ConfigError(
                 f"{place} is a pathlib.Path, which has lost a slash: give the text '{place.parts[0]}//"
                 f"{'/'.join(place.parts[1:])}' instead."
             )
         return place
     if not isinstance(place, str):
-        raise ConfigError(f"{place!r} is a {type(place).__name__}; a run's place is given as text or as a pathlib.Path.")
+        raise ConfigError(f"{place!r} is a {type(place).__name__}; expected text or a pathlib.Path that names a run.")
     scheme, separator, rest = place.partition("://")
     if not separator:
         return Path(place)
@@ -59,6 +62,23 @@ def run_path(place: str | Path) -> Path:
 def is_remote(path: Path) -> bool:
     """Whether a path leads into a bucket."""
     return isinstance(path, ObjectPath)
+
+
+def check_local(path: Path, what: str) -> None:
+    """Refuse to write what isn't part of a run anywhere but on a disk.
+
+    Raises:
+        ConfigError: The path leads elsewhere.
+    """
+    if is_remote(path) or _lost_a_slash(path):
+        raise ConfigError(
+            f"{path}: {what} can be written on this machine's disks only. Name a local path, and copy it from there."
+        )
+
+
+def _lost_a_slash(path: Path) -> bool:
+    """Whether a local path was the text of another kind before `pathlib` made it one."""
+    return bool(path.parts) and path.parts[0] in {f"{scheme}:" for scheme in (*BUCKETS, *OTHERS)}
 
 
 def _in_bucket(place: str, rest: str) -> ObjectPath:

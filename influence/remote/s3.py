@@ -1,7 +1,7 @@
 """S3's filesystem, with its errors in words and with writes that depend on what is there.
 
-s3fs turns what S3 answers into errors of the operating system; what happens before there is an answer (no credentials, no
-way to the endpoint) comes as it is. Both become `StoreError` here, in the one function that every request passes
+s3fs turns what S3 answers into errors of the operating system; what happens before there is an answer (no credentials,
+no way to the endpoint) comes as it is. Both become `StoreError` here, in the one function that every request passes
 through. Only "there is none" and "there is one" stay what they are: the store asks about them.
 """
 
@@ -55,7 +55,7 @@ class S3(S3FileSystem):
         bucket, prefix, _ = self.split_path(folder)
         dropped, after = 0, {}
         while True:
-            found = self.call_s3("list_multipart_uploads", Bucket=bucket, Prefix=f"{prefix}/", **after)
+            found: Any = self.call_s3("list_multipart_uploads", Bucket=bucket, Prefix=f"{prefix}/", **after)
             for upload in found.get("Uploads", ()):
                 self.abort_mpu(bucket, upload["Key"], upload["UploadId"])
                 dropped += 1
@@ -71,7 +71,7 @@ def _explained(error: Exception, method: str, kwargs: dict[str, Any]) -> Excepti
     bucket, key = kwargs.get("Bucket", ""), kwargs.get("Key") or kwargs.get("Prefix", "")
     place = f"s3://{bucket}/{key}"
     if code == "NoSuchBucket":
-        return StoreError(f"There is no bucket {bucket}. Make it, or name another; {CREDENTIALS}")
+        return StoreError(f"There is no bucket {bucket}. Make it, or name another. {CREDENTIALS}")
     if {"IfNoneMatch", "IfMatch"} & kwargs.keys() and (code in TAKEN or isinstance(error, FileExistsError)):
         return FileExistsError(17, "There is another object", place)
     if isinstance(error, FileNotFoundError):

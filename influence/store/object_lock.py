@@ -133,8 +133,8 @@ def _warn_unless_exclusive(lock: ObjectPath, run_dir: ObjectPath) -> None:
     except FileExistsError:
         return
     log.warning(
-        "The store of %s creates an object even where there is one (it ignores If-None-Match), so that two builds which "
-        "begin at the same moment aren't kept apart: see to it that only one runs.",
+        "The store of %s creates an object even where there is one (it ignores If-None-Match), so that two builds "
+        "which begin at the same moment aren't kept apart: see to it that only one runs.",
         run_dir,
     )
 

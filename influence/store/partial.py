@@ -1,8 +1,8 @@
 """A file that is either whole or absent: written as `.partial`, flushed to the disk, digested, renamed.
 
 Names are unique to the attempt, because a scheduler that loses sight of a worker may run the same shard twice: both
-write their own partial file, both rename the same bytes into place. In a bucket, where an object appears when its upload
-is complete, nothing is renamed: see `influence.remote.upload`.
+write their own partial file, both rename the same bytes into place. In a bucket, where an object appears when its
+upload is complete, nothing is renamed: see `influence.remote.upload`.
 """
 
 import errno

@@ -1,7 +1,8 @@
 """Score every row of a store, or those that pass a filter, block after block on several threads.
 
 What limits a scan is memory traffic where few queries are asked and the matrix product where many are. Blocks are read
-and scored by several threads, each in buffers of its own, and handed out in order.
+and scored by several threads, each in buffers of its own, and handed out in order. A matrix product brings BLAS's own
+threads: beside those, more of ours would only wait.
 """
 
 import os
@@ -42,7 +43,7 @@ def scores(
 
     Equal rows have equal scores to the last bit, in blocks of any size and beside any other rows; see `products` for
     what the number of queries changes. Memory, for each thread: 4 MiB of codes, as much of scores and a megabyte of
-    rows; with many queries the codes and scores of 512 rows or more, 8 MiB of rows, and once another copy of the
+    rows; with many queries the codes and scores of 512 rows or more, 4 MiB of rows, and once another copy of the
     queries.
 
     Args:
@@ -52,7 +53,8 @@ def scores(
         stop: One past the last; all rows if None.
         unit: Score the rows' directions, at length 1 whatever the codec made of it, instead of their gradients.
         passing: Which of the rows [start, stop) are scored, bool; all if None.
-        threads: How many; None takes one a core, at most `THREADS`. Scores don't depend on it.
+        threads: How many; None takes one a core, at most `THREADS`, and one alone for matrix products. Scores don't
+            depend on it.
 
     Yields:
         The block's first place among the rows that pass (the first row, without a filter), and scores [m, b].
@@ -64,7 +66,8 @@ def scores(
             f"A filter of {passing.shape} rows was given for rows {start} to {blocks.stop} of {store.run_dir}."
         )
     score = store.codec.scorer(queries)
-    count = max(1, min(len(blocks), threads or min(THREADS, len(os.sched_getaffinity(0)))))
+    usual = 1 if len(queries) >= MANY else min(THREADS, len(os.sched_getaffinity(0)))
+    count = max(1, min(len(blocks), threads or usual))
     buffers: SimpleQueue[tuple[Encoded, np.ndarray]] = SimpleQueue()
     for _ in range(count):
         buffers.put(store.arrays(min(size, max(1, blocks.stop - start))))

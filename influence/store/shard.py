@@ -215,7 +215,8 @@ def read_rows(path: Path, codec: Codec, rows: int, start: int, encoded: Encoded,
     missing = fill(path, pieces)
     if found != header:
         raise StoreError(
-            f"{path} isn't laid out as the norms of {rows} rows and their {codec.dims} columns in codec {codec.summary}."
+            f"{path} isn't laid out as the norms of {rows} rows and their {codec.dims} columns in codec "
+            f"{codec.summary}."
         )
     if missing:
         raise StoreError(f"{path} ends {missing:,} bytes too soon.")

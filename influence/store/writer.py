@@ -137,7 +137,7 @@ def committed(
 
 @contextmanager
 def lock_run(run_dir: Path) -> Iterator[None]:
-    """Hold a run directory for writing, and remove what a killed build left half-written.
+    """Hold a run directory for writing, and remove what a killed build left half-written, or a worker that was lost.
 
     On a disk the operating system frees the lock when its holder dies, however it dies; for a bucket see `object_lock`.
 
@@ -146,12 +146,17 @@ def lock_run(run_dir: Path) -> Iterator[None]:
         StoreError: The directory can't be made or written to.
     """
     with object_lock(run_dir / LOCK, run_dir) if isinstance(run_dir, ObjectPath) else _file_lock(run_dir):
-        # The uploads of a bucket are found below all folders at once.
-        for folder in (run_dir,) if is_remote(run_dir) else (run_dir, run_dir / ROWS):
-            left = remove_partials(folder)
-            if left:
-                log.info("removed %d half-written files that a killed build left in %s", left, folder)
+        _remove_half_written(run_dir, "a killed build")
         yield
+        _remove_half_written(run_dir, "lost workers")
+
+
+def _remove_half_written(run_dir: Path, whose: str) -> None:
+    # The uploads of a bucket are found below all folders at once.
+    for folder in (run_dir,) if is_remote(run_dir) else (run_dir, run_dir / ROWS):
+        left = remove_partials(folder)
+        if left:
+            log.info("removed %d half-written files that %s left in %s", left, whose, folder)
 
 
 @contextmanager

@@ -4,13 +4,15 @@ A scan of n rows of D columns for m queries can't take less than reading the cod
 multiplications and additions of a float32 matrix product; whichever takes longer is the floor. Both rates are measured
 between the scans, with all cores: the best of numpy's and torch's products of 2,048 × 2,048, and the best of several
 ways to read a gigabyte. Scans, floors and codecs take turns, and medians are printed: other work on the machine slows
-all of them. The store's files are in the page cache, as they are right after a build; --memory scores the same codes
-without reading them, on one core.
+all of them. The store's files are in the page cache, as they are right after a build. With --one-core, codes in memory
+are scored by one thread, and everything is measured in processor time, since other work on the machine isn't ours; run
+it with OPENBLAS_NUM_THREADS=1 and OMP_NUM_THREADS=1.
 """
 
 import argparse
 import os
 import tempfile
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -41,7 +43,7 @@ def main() -> None:
     parser.add_argument("--queries", nargs="+", type=int, default=[1, 64, 1024])
     parser.add_argument("--threads", type=int, help="of a scan; one a core unless given")
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--memory", action="store_true", help="score codes in memory, with one thread of ours")
+    parser.add_argument("--one-core", action="store_true", help="codes in memory, one thread, processor time")
     parser.add_argument("--folder", type=Path, help="where the stores are made; a temporary folder inside it")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=args.folder) as folder:
@@ -53,11 +55,12 @@ def measure(stores: dict[str, Store], args: argparse.Namespace) -> None:
     """Let floors and scans take turns, and print a line a codec and number of queries."""
     dims = next(iter(stores.values())).dims
     asked = np.random.default_rng(1).standard_normal((max(args.queries), dims), dtype=np.float32)
-    read, multiply = reading(), multiplying()
-    print(f"{args.rows:,} rows of {dims:,} columns, {os.cpu_count()} cores; ns a coordinate and query")
-    print(
-        f"{'':10}{'queries':>8}{'scan':>9}{'floor':>9}{'ratio':>7}  {'bound by':<10}{'GB/s':>6}{'of':>6}{'GF/s':>7}{'of':>6}"
-    )
+    cores = 1 if args.one_core else os.cpu_count() or 1
+    timer = time.process_time if args.one_core else time.perf_counter
+    read, multiply = reading(cores, timer), multiplying(timer)
+    print(f"{args.rows:,} rows of {dims:,} columns, {cores} cores; ns a coordinate and query")
+    print(f"{'':10}{'queries':>8}{'scan':>9}{'floor':>9}{'ratio':>7}  {'bound by':<10}", end="")
+    print(f"{'GB/s':>6}{'of':>6}{'GF/s':>7}{'of':>6}")
     for name, store in stores.items():
         for count in args.queries:
             scan = scanner(store, asked[:count], args)
@@ -66,7 +69,7 @@ def measure(stores: dict[str, Store], args: argparse.Namespace) -> None:
             for _ in range(args.repeats):
                 bandwidths.append(read())
                 rates.append(multiply())
-                taken.append(clock(scan))
+                taken.append(clock(scan, timer))
             line(name, store, count, median(taken), median(bandwidths), median(rates))
 
 
@@ -84,7 +87,7 @@ def line(name: str, store: Store, count: int, seconds: float, bandwidth: float, 
 
 def scanner(store: Store, queries: np.ndarray, args: argparse.Namespace) -> Callable[[], None]:
     """Return a scan of a whole store."""
-    if not args.memory:
+    if not args.one_core:
         return lambda: exhausted(store.scores(queries, threads=args.threads))
     encoded, _ = store.encoded(np.arange(store.rows), store.arrays(store.rows))
     score = store.codec.scorer(queries)
@@ -96,24 +99,23 @@ def scanner(store: Store, queries: np.ndarray, args: argparse.Namespace) -> Call
     return scan
 
 
-def reading(size: int = 2**30) -> Callable[[], float]:
-    """Return what measures how fast all cores together read memory, in bytes a second."""
-    cores = os.cpu_count() or 1
+def reading(cores: int, timer: Callable[[], float], size: int = 2**30) -> Callable[[], float]:
+    """Return what measures how fast some cores together read memory, in bytes a second."""
     held = np.ones(size // 8, dtype=np.int64)
     parts, pool, whole = np.array_split(held, cores), ThreadPoolExecutor(cores), torch.from_numpy(held)
 
     def best() -> float:
         ways = (lambda: list(pool.map(np.bitwise_or.reduce, parts)), lambda: list(pool.map(np.max, parts)), whole.max)
-        return held.nbytes / min(clock(way) for way in ways)
+        return held.nbytes / min(clock(way, timer) for way in ways)
 
     return best
 
 
-def multiplying(side: int = 2048) -> Callable[[], float]:
+def multiplying(timer: Callable[[], float], side: int = 2048) -> Callable[[], float]:
     """Return what measures how fast float32 matrices are multiplied, in operations a second."""
     left, right = np.random.default_rng(0).standard_normal((2, side, side), dtype=np.float32)
     ways = (lambda: left @ right, lambda: torch.from_numpy(left) @ torch.from_numpy(right))
-    return lambda: 2 * side**3 / min(clock(way) for way in ways for _ in range(3))
+    return lambda: 2 * side**3 / min(clock(way, timer) for way in ways for _ in range(3))
 
 
 def make(folder: Path, args: argparse.Namespace, name: str) -> Store:

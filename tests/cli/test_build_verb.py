@@ -230,7 +230,7 @@ def test_cluster_flags_become_settings():
     ]
     assert cluster_settings("tcp://here:8786", None) == ["cluster.kind=address", "cluster.address=tcp://here:8786"]
     assert cluster_settings("slurm", None) == ["cluster.kind=slurm", "cluster.address=null"]
-    with pytest.raises(ConfigError, match="'slum': expected local, cuda, slurm, .*, or a scheduler's address"):
+    with pytest.raises(ConfigError, match=r"'slum': expected local, cuda, slurm, .*, or a scheduler's address"):
         cluster_settings("slum", None)
     with pytest.raises(ConfigError, match="brings its own: leave one of them out"):
         cluster_settings("tcp://here:8786", 3)

@@ -7,7 +7,8 @@ import torch
 from influence.data.tokenise import Part
 from influence.errors import CaptureError, DataError
 from influence.gradients.capture import Capture
-from influence.pipeline.capture_stage import ShardTask, capture_shard, whole_rows
+from influence.pipeline.capture_stage import ShardTask, capture_shard
+from influence.pipeline.captured import whole_rows
 from influence.pipeline.session import Session
 from influence.pipeline.spec import CaptureSpec
 from influence.pipeline.transfer import Piece

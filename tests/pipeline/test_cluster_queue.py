@@ -2,7 +2,9 @@
 
 import logging
 import os
+import signal
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -16,7 +18,10 @@ from influence.pipeline.jobqueue import job_options, listed_jobs, log_tail
 from influence.pipeline.submit import run_tasks
 from tests.cli.conftest import until
 
+# Its import takes Ctrl-C over, here from pytest.
+ctrl_c = signal.getsignal(signal.SIGINT)
 dask_jobqueue = pytest.importorskip("dask_jobqueue")
+signal.signal(signal.SIGINT, ctrl_c)
 
 COMMANDS = {"pbs": ("qsub", "qstat", "qdel"), "lsf": ("bsub", "bjobs", "bkill"), "sge": ("qsub", "qstat", "qdel")}
 
@@ -144,6 +149,14 @@ def test_a_queue_that_refuses_a_job_is_quoted_and_leaves_no_folder(fake_queue, t
     assert not (tmp_path / "run" / "jobs").exists()
 
 
+def test_ctrl_c_stays_what_it_was(fake_queue):
+    fake_queue("pbs")
+    code = "import signal; from influence.pipeline.jobqueue import job_classes; job_classes('pbs'); "
+    code += "assert signal.getsignal(signal.SIGINT) is signal.default_int_handler"
+    deaf = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    subprocess.run([sys.executable, "-c", deaf + code], check=True)
+
+
 def test_a_queue_whose_commands_are_elsewhere_is_refused(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(ClusterError, match="no command bsub"), connect(ClusterSettings(kind="lsf"), 1, tmp_path):
@@ -151,6 +164,6 @@ def test_a_queue_whose_commands_are_elsewhere_is_refused(tmp_path, monkeypatch):
 
 
 def test_a_queue_without_dask_jobqueue_names_the_extra(tmp_path, monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "dask_jobqueue", None)
+    monkeypatch.setitem(sys.modules, "dask_jobqueue", None)
     with pytest.raises(MissingExtra, match=r"influence\[cluster\]"), connect(ClusterSettings(kind="sge"), 1, tmp_path):
         pass

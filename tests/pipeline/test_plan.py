@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from index.settings import IndexSettings
 from influence.axes import ModuleColumns
 from influence.errors import DataError
 from influence.pipeline import plan
@@ -75,7 +76,7 @@ def test_groups_hold_every_shard_once_within_their_bounds(shards, width):
 
 
 def test_an_estimate_counts_the_bytes_of_every_file():
-    needs = estimate(1000, modules(4, 6), 200, curvature="fisher", index="flat", model_bytes=7)
+    needs = estimate(1000, modules(4, 6), 200, curvature="fisher", index=IndexSettings(kind="flat"), model_bytes=7)
     assert (needs.dims, needs.shards, needs.rows_per_shard) == (10, 9, 200)
     assert needs.disk_rows == 1000 * (20 + 4)
     assert needs.disk_index == needs.memory_index == 1000 * 40
@@ -84,12 +85,12 @@ def test_an_estimate_counts_the_bytes_of_every_file():
 
 
 def test_memory_is_that_of_the_largest_shard_and_not_of_the_setting():
-    needs = estimate(1000, modules(4, 6), 500, curvature="identity", index="exact")
+    needs = estimate(1000, modules(4, 6), 500, curvature="identity", index=IndexSettings())
     assert needs.rows_per_shard == 250
     assert needs.memory_capture == 2 * 250 * (20 + 4)
 
 
 def test_a_recipe_without_curvature_and_index_needs_neither():
-    needs = estimate(1000, modules(4, 6), 50, curvature="identity", index="exact")
+    needs = estimate(1000, modules(4, 6), 50, curvature="identity", index=IndexSettings())
     assert (needs.disk_curvature, needs.memory_curvature, needs.disk_index) == (0, 0, 0)
     assert needs.disk == needs.disk_rows

@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 
 import influence
 from influence.errors import CaptureError, DataError, Incomplete
-from influence.pipeline import capture_stage
+from influence.pipeline import captured
 from influence.pipeline.build import build_run
 from influence.pipeline.quarantine import without_failing_rows
 from influence.pipeline.standing import status
@@ -137,7 +137,7 @@ def test_a_poisoned_row_is_listed_with_its_error_and_the_rest_can_be_asked(poiso
 def test_the_same_build_tries_quarantined_rows_again_and_makes_anew_what_stood_on_their_zeros(
     configured, in_process, tmp_path, monkeypatch, contents
 ):
-    run_dir, whole, failing = tmp_path / "run", capture_stage.capture_rows, {"row-13"}
+    run_dir, whole, failing = tmp_path / "run", captured.capture_rows, {"row-13"}
 
     def capture_rows(session, codec, examples, parts):
         bad = sorted({part.position for part in parts if examples[part.position].id in failing})
@@ -145,7 +145,7 @@ def test_the_same_build_tries_quarantined_rows_again_and_makes_anew_what_stood_o
             raise CaptureError("it overflows on this device", bad)
         return whole(session, codec, examples, parts)
 
-    monkeypatch.setattr(capture_stage, "capture_rows", capture_rows)
+    monkeypatch.setattr(captured, "capture_rows", capture_rows)
     for _ in range(2):
         with pytest.raises(Incomplete, match=r"row 13 \(row-13\): it overflows on this device"):
             build_run(configured(), run_dir)

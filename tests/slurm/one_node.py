@@ -45,6 +45,7 @@ SwitchType=switch/none
 MpiDefault=none
 ReturnToService=2
 KillWait=5
+MessageTimeout=60
 SchedulerParameters=sched_interval=1,batch_sched_delay=0,sched_min_interval=0
 SlurmdParameters=config_overrides
 NodeName={host} NodeAddr=127.0.0.1 CPUs=2 RealMemory=8000 State=UNKNOWN
@@ -105,7 +106,8 @@ def one_node() -> Iterator[dict[str, str]]:
 
 def jobs(environment: dict[str, str], *fields: str) -> list[list[str]]:
     """Return what squeue tells of every job that has not ended: its number and name, or the fields named."""
-    table = _said(environment, "squeue", "--noheader", f"--format={' '.join(fields or ('%A', '%j'))}")
+    command = ["squeue", "--noheader", f"--format={' '.join(fields or ('%A', '%j'))}"]
+    table = subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout
     return [line.split() for line in table.splitlines()]
 
 
@@ -140,7 +142,7 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
 def _cancel_all(environment: dict[str, str]) -> None:
     """Cancel every job and wait until its processes are gone, for which slurmd has to be there."""
     subprocess.run(["scancel", "--user=root"], env=environment, capture_output=True)
-    with suppress(RuntimeError):
+    with suppress(RuntimeError, subprocess.CalledProcessError):
         _until(lambda: not jobs(environment), "jobs are left", Path("/nowhere"), 20)
 
 

@@ -70,11 +70,13 @@ def standing(run_dir: Path) -> int:
     return len(list((run_dir / "rows").glob("*.json")))
 
 
-def until(ready, still=lambda: True) -> None:
+def until(ready, still=lambda: True, log: Path | None = None) -> None:
+    """Wait for something to be so while something else is; what a job wrote says why it wasn't."""
     end = time.monotonic() + TIMEOUT
     while not ready():
-        assert still(), "it ended before"
-        assert time.monotonic() < end, "it did not come to be"
+        going, told = still(), log.read_text() if log is not None and log.exists() else ""
+        assert going or ready(), f"it ended before. {told}"
+        assert time.monotonic() < end, f"it did not come to be. {told}"
         time.sleep(0.05)
 
 
@@ -106,7 +108,7 @@ def test_a_build_whose_job_is_cancelled_halfway_goes_on_in_another_to_the_same_b
 def test_what_one_allocation_began_before_it_was_cancelled_a_coordinator_job_completes(slurm, run_file, reference):
     run_dir = run_file.parent / "scripts"
     whole = sbatch(slurm, "allocation.sbatch", run_file, run_dir)
-    until(lambda: standing(run_dir) > 2, lambda: jobs(slurm))
+    until(lambda: standing(run_dir) > 2, lambda: jobs(slurm), run_file.parent / f"job-{whole}.log")
     subprocess.run(["scancel", whole], env=slurm, check=True)
     until(lambda: not jobs(slurm))
     begun = {path: path.stat().st_mtime_ns for path in (run_dir / "rows").glob("*.json")}

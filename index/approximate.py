@@ -1,0 +1,219 @@
+"""Search an approximate index: codes propose, the stored rows decide.
+
+Both ends of the ranking are searched, the smallest scores as the largest of -q. Proposals are scored again from the
+stored rows, in float64 as `exact` does, so that what comes back has true scores in the true order; what can be
+missing is a row that wasn't proposed. A row that FAISS didn't find never comes back.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from index.allowed import Allowed
+from index.dials import End, Measured, dialled
+from index.errors import IndexCorrupt, VectorIndexError
+from index.exact import checked_queries
+from index.factory import load_faiss
+from index.neighbours import Found, Neighbours, best, checked_count
+from index.rerank import Score
+from index.train import Trained, lists_of
+
+QUERY_BITS = 8
+"""Of a query's coordinate, against one-bit codes. Four bits are a tenth faster and lose a hundredth of recall."""
+
+QUERY_LENGTH = 30.0
+"""How long a query is made, in lengths of the longest centroid. FAISS's RaBitQ codes q minus the centroid, and its
+error is as long as that: a long centroid drowns a short query. Inner products don't mind a longer query."""
+
+BATCH = 256
+"""Queries that are proposed for together."""
+
+
+@dataclass(frozen=True)
+class ApproximateIndex:
+    """An index that proposes.
+
+    Attributes:
+        trained: What its parts share.
+        parts: FAISS's indexes with rows in them: one if merged.
+        ranges: The rows [first, stop) that they hold, together.
+        measured: How it is to be searched; None if nobody measured.
+    """
+
+    trained: Trained
+    parts: Sequence[Any]
+    ranges: tuple[tuple[int, int], ...]
+    measured: Measured | None
+
+    @property
+    def rows(self) -> int:
+        """How many rows can be found."""
+        return sum(stop - first for first, stop in self.ranges)
+
+
+def search(
+    index: ApproximateIndex,
+    queries: NDArray[np.floating],
+    k: int,
+    score: Score,
+    allowed: NDArray[np.int64] | NDArray[np.bool_] | None = None,
+    probes: int | None = None,
+    candidates: int | None = None,
+) -> Neighbours:
+    """Find nearly the k largest and the k smallest inner products of every query; those that come back are exact.
+
+    Memory: 12 bytes a query of 256 and candidate, and what `score` takes.
+
+    Args:
+        index: Of `open_index` or `open_parts`.
+        queries: [m, D].
+        k: Neighbours wanted at each end; where fewer rows may be found, all of them come back.
+        score: Scores rows exactly: `rerank.scored_by(fetch)`, or a store that scores from its codes.
+        allowed: The rows that may come back: ascending row numbers, or a truth value for every row of the data. Where
+            they are no more than the candidates, all of them are scored; else every cell is read, and codes of other
+            rows are passed over.
+        probes: Cells to read, instead of what was measured.
+        candidates: Rows to propose at each end, instead of what was measured.
+
+    Raises:
+        VectorIndexError: k < 1; queries of another width, or not finite; unknown rows in `allowed`; an index that
+            wasn't measured, without probes and candidates.
+    """
+    wanted = checked_count(k)
+    asked = checked_queries(queries)
+    if asked.shape[1] != index.trained.dims:
+        raise VectorIndexError(
+            f"The queries have {asked.shape[1]} columns and the index has {index.trained.dims}: they must come "
+            "from the same model, layers and projection as the rows."
+        )
+    permitted = Allowed.of(allowed, index.trained.rows, index.ranges)
+    k, given = min(wanted, permitted.count), (probes, candidates)
+    most = _search_end(index, asked, "largest", k, score, permitted, given)
+    least = _search_end(index, -asked, "smallest", k, score, permitted, given)
+    # Adding zero turns the -0.0 of a negated zero score into 0.0.
+    return Neighbours(Found(most.rows, most.scores + 0.0), Found(least.rows, 0.0 - least.scores))
+
+
+def _search_end(
+    index: ApproximateIndex,
+    asked: NDArray[np.float64],
+    end: End,
+    k: int,
+    score: Score,
+    allowed: Allowed,
+    settings: tuple[int | None, int | None],
+) -> Found:
+    rows, scores = np.empty((len(asked), k), np.int64), np.empty((len(asked), k), np.float32)
+    if k == 0 or not len(asked):
+        return Found(rows, scores)
+    cells = index.trained.plan.cells
+    probes, count, spread = dialled(index.measured, end, k, cells, *settings)
+    if allowed.count <= count:
+        proposed = [allowed.rows] * len(asked)
+    else:
+        found = propose(index, asked, cells if allowed.narrow else probes, count, spread, allowed)
+        # Too few rows in the cells that were read: read them all.
+        short = [i for i, candidates in enumerate(found) if candidates.size < k]
+        if short:
+            again = propose(index, asked[short], cells, count, spread, allowed)
+            for i, candidates in zip(short, again, strict=True):
+                found[i] = candidates
+                if candidates.size < k:
+                    raise IndexCorrupt(
+                        f"The index finds {candidates.size} rows where {k} were wanted, with all its lists read: the "
+                        "files were altered, or rows are too long for its codes. Open it with every byte verified; if "
+                        "that passes, set index.kind: exact."
+                    )
+        proposed = [np.sort(candidates) for candidates in found]
+    for i, candidates in enumerate(proposed):
+        exact = score(asked[i], candidates)
+        chosen = best(exact, candidates, k)
+        rows[i], scores[i] = candidates[chosen], exact[chosen]
+    return Found(rows, scores)
+
+
+def propose(
+    index: ApproximateIndex,
+    asked: NDArray[np.float64],
+    probes: int,
+    count: int,
+    spread: float,
+    allowed: Allowed | None = None,
+) -> list[NDArray[np.int64]]:
+    """Return the rows that codes score highest for each query, best first: `count` of them or all that were found.
+
+    Args:
+        index: With parts.
+        asked: Queries, [m, D]; negated for the smallest scores.
+        probes: Cells to read.
+        count: Rows to propose.
+        spread: Of `Cells.order`.
+        allowed: Rows that may be proposed; all if None.
+    """
+    longest = index.trained.cells.longest
+    selector = allowed.selector() if allowed is not None and allowed.narrow else None
+    proposed: list[NDArray[np.int64]] = []
+    for first in range(0, len(asked), BATCH):
+        part = asked[first : first + BATCH]
+        # Lengths don't change which rows come first, and the smallest of queries would be lost in float32.
+        long = np.linalg.norm(part, axis=1, keepdims=True)
+        unit = np.divide(part, long, out=np.zeros_like(part), where=long > 0)
+        reduced = index.trained.reduce(unit)
+        cells, products = index.trained.cells.order(reduced, spread)
+        cells, products = np.ascontiguousarray(cells[:, :probes]), np.ascontiguousarray(products[:, :probes])
+        answers = [_read_lists(held, longest, reduced, cells, products, count, selector) for held in index.parts]
+        for i in range(len(part)):
+            scores = np.concatenate([answer[0][i] for answer in answers])
+            rows = np.concatenate([answer[1][i] for answer in answers])
+            # FAISS pads a short answer with -1, which is no row's number.
+            scores, rows = scores[rows >= 0], rows[rows >= 0]
+            if rows.max(initial=0) >= max(1, index.trained.rows):
+                raise IndexCorrupt(
+                    f"The index's lists name row {rows.max()}, and there are {index.trained.rows} rows: the files were "
+                    "altered. Open the index with every byte verified, or delete index.json and run the same build."
+                )
+            proposed.append(rows[best(scores, rows, count)])
+    return proposed
+
+
+def _read_lists(
+    held: Any,
+    longest: float,
+    reduced: NDArray[np.float32],
+    cells: NDArray[np.int64],
+    products: NDArray[np.float32],
+    count: int,
+    selector: Any,
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    faiss = load_faiss()
+    lists = lists_of(held)
+    queries, kind = reduced, faiss.SearchParametersIVF
+    given: dict[str, Any] = {"nprobe": cells.shape[1]}
+    if isinstance(lists, faiss.IndexIVFRaBitQ):
+        kind, given["qb"] = faiss.IVFRaBitQSearchParameters, QUERY_BITS
+        scale = np.float32(QUERY_LENGTH * (longest or 1.0))
+        queries, products = np.ascontiguousarray(reduced * scale), products * scale
+    if selector is not None:
+        given["sel"] = selector
+    parameters = kind(**given)
+    # Queries share out the cores. FAISS could share out one query's cells too, but its threads wait for one another at
+    # every cell: beside other work on the machine that took up to a hundred times as long.
+    lists.parallel_mode = 3
+    scores = np.empty((len(queries), count), dtype=np.float32)
+    rows = np.empty((len(queries), count), dtype=np.int64)
+    pointer = faiss.swig_ptr
+    lists.search_preassigned_c(
+        len(queries),
+        pointer(queries),
+        count,
+        pointer(cells),
+        pointer(products),
+        pointer(scores),
+        pointer(rows),
+        False,
+        parameters,
+    )
+    return scores, rows

@@ -1,0 +1,195 @@
+"""Measure how much of the truth an approximate index proposes, and set the search by it.
+
+Queries are rows of the data, each left out of its own answer: rows resemble rows more than a user's question does, but
+they are what is there when an index is built. The truth is theirs by an exact search. Two things are chosen for each
+end of the ranking and each depth: how many cells are read, and how many candidates are proposed.
+"""
+
+import logging
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from index.approximate import ApproximateIndex, propose
+from index.dials import CurvePoint, Dial, End, Measured
+from index.exact import SLICE_BYTES
+from index.neighbours import Neighbours
+from index.rerank import Fetch
+from index.train import SEED, lists_of
+
+log = logging.getLogger(__name__)
+
+DEPTHS = (10, 100)
+"""The k that are measured."""
+
+SPREADS = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0)
+"""What `Cells.order` is tried with. The radius is that of one direction, so these are standard deviations."""
+
+FACTORS = (1, 1.5, 2, 3, 5, 7, 10, 15, 20, 30, 50, 70, 100)
+"""Candidates that are tried, times the depth."""
+
+COVERED = 0.6
+"""How far above the target, of the way to 1, cells are read: the rest of the misses is left to the codes."""
+
+
+def query_rows(rows: int, count: int = 200) -> NDArray[np.int64]:
+    """Return which rows to ask as queries, ascending, each once, int64 [min(count, rows)]."""
+    random = np.random.Generator(np.random.Philox(key=SEED + 1))
+    return np.sort(random.choice(rows, min(count, rows), replace=False)).astype(np.int64)
+
+
+def truth_depth(rows: int) -> int:
+    """Return the k that the exact search of the queries needs: the deepest, and the query itself."""
+    return min(rows, max(DEPTHS) + 1)
+
+
+def measure_recall(
+    index: ApproximateIndex,
+    queries: NDArray[np.floating],
+    own: NDArray[np.int64],
+    truth: Neighbours,
+    fetch: Fetch,
+    target: float,
+) -> Measured:
+    """Choose how the index is searched, and say what was measured.
+
+    Reads codes of at most all rows a query, end and depth; fetches each row of the truth once.
+
+    Args:
+        index: All of it, merged or not.
+        queries: The vectors of some rows, [m, D]; `query_rows` names them.
+        own: Their rows, [m].
+        truth: Of an exact search for the queries with k = `truth_depth`.
+        fetch: Gives rows' vectors.
+        target: Share of the true rows to be found.
+    """
+    asked = np.asarray(queries, dtype=np.float64)
+    ends: list[tuple[End, NDArray[np.float64], NDArray[np.int64]]] = [
+        ("largest", asked, _without(truth.largest.rows, own)),
+        ("smallest", -asked, _without(truth.smallest.rows, own)),
+    ]
+    depths = sorted({min(depth, ends[0][2].shape[1]) for depth in DEPTHS} - {0}) if len(asked) else []
+    if not depths:
+        return Measured(target=target, reached=True, queries=0, spread=1.0, dials=_everything(index), curve=())
+    ranks = _ranks(index, ends, fetch)
+    spread = min(SPREADS, key=lambda each: _cost(index, ranks[each], depths, target))
+    dials, curve = [], []
+    for number, (end, signed, true) in enumerate(ends):
+        for depth in depths:
+            within = np.sort(ranks[spread][number][:, :depth].ravel())
+            enough = target + COVERED * (1 - target)
+            probes = int(within[min(within.size - 1, int(np.ceil(enough * within.size)) - 1)]) + 1
+            dial, points = _candidates(index, end, signed, own, true[:, :depth], probes, spread, target)
+            dials.append(dial)
+            curve += points
+    reached = all(dial.recall >= target for dial in dials)
+    if not reached:
+        worst = min(dials, key=lambda dial: dial.recall)
+        log.warning(
+            "The index finds %.3f of the true rows at the %s end where %.3f were wanted, with every cell read and %d "
+            "candidates: give it more memory, set more candidates, or search exactly.",
+            worst.recall,
+            worst.end,
+            target,
+            worst.candidates,
+        )
+    return Measured(
+        target=target, reached=reached, queries=len(asked), spread=spread, dials=tuple(dials), curve=tuple(curve)
+    )
+
+
+def _everything(index: ApproximateIndex) -> tuple[Dial, ...]:
+    """Return dials that read all of an index with nothing to measure in it."""
+    cells, rows = index.trained.plan.cells, max(1, index.rows)
+    ends: tuple[End, ...] = ("largest", "smallest")
+    return tuple(Dial(end=end, depth=rows, probes=cells, candidates=rows, recall=1.0) for end in ends)
+
+
+def _without(rows: NDArray[np.int64], own: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Drop each query's own row, or else its last neighbour, so that every query keeps equally many."""
+    kept = []
+    for line, row in zip(rows, own, strict=True):
+        others = line[line != row]
+        kept.append(others[: max(0, rows.shape[1] - 1)])
+    return np.array(kept, dtype=np.int64).reshape(len(rows), -1)
+
+
+def _ranks(
+    index: ApproximateIndex,
+    ends: Sequence[tuple[End, NDArray[np.float64], NDArray[np.int64]]],
+    fetch: Fetch,
+) -> dict[float, list[NDArray[np.int64]]]:
+    """Return, for each spread and end, how many cells come before the one that holds each true row, [m, depth]."""
+    trained = index.trained
+    needed = np.unique(np.concatenate([true.ravel() for _, _, true in ends]))
+    step = max(1, SLICE_BYTES // (4 * trained.dims))
+    homes = [
+        trained.cells.assign(trained.reduce(fetch(needed[first : first + step])))
+        for first in range(0, needed.size, step)
+    ]
+    home = np.concatenate([np.empty(0, np.int64), *homes])
+    found: dict[float, list[NDArray[np.int64]]] = {}
+    for spread in SPREADS:
+        found[spread] = []
+        for _, signed, true in ends:
+            order, _ = trained.cells.order(trained.reduce(signed), spread)
+            places = np.empty_like(order)
+            np.put_along_axis(places, order, np.arange(order.shape[1])[None], axis=1)
+            found[spread].append(np.take_along_axis(places, home[np.searchsorted(needed, true)], axis=1))
+    return found
+
+
+def _cost(index: ApproximateIndex, ranks: list[NDArray[np.int64]], depths: list[int], target: float) -> float:
+    """Return the cells to be read at both ends and all depths for a coverage a little above the target."""
+    enough = target + COVERED * (1 - target)
+    return sum(float(np.quantile(places[:, :depth], enough)) for places in ranks for depth in depths)
+
+
+def _candidates(
+    index: ApproximateIndex,
+    end: End,
+    signed: NDArray[np.float64],
+    own: NDArray[np.int64],
+    true: NDArray[np.int64],
+    probes: int,
+    spread: float,
+    target: float,
+) -> tuple[Dial, list[CurvePoint]]:
+    """Find the fewest candidates that reach the target, reading more cells where no number does."""
+    depth, cells = true.shape[1], index.trained.plan.cells
+    counts = sorted({min(index.rows - 1, int(depth * factor)) for factor in FACTORS})
+    points: list[CurvePoint] = []
+    while True:
+        proposed = propose(index, signed, probes, min(index.rows, counts[-1] + 1), spread)
+        hits = np.zeros((len(true), counts[-1]), dtype=np.float64)
+        for i, rows in enumerate(proposed):
+            others = rows[rows != own[i]][: counts[-1]]
+            hits[i, : others.size] = np.isin(others, true[i])
+        recalls = (hits.cumsum(axis=1) / depth).mean(axis=0)
+        read = _share_read(index, signed, probes, spread)
+        new = [
+            CurvePoint(
+                end=end, depth=depth, probes=probes, rows_read=read, candidates=count, recall=float(recalls[count - 1])
+            )
+            for count in counts
+        ]
+        points += new
+        reached = [point for point in new if point.recall >= target]
+        if reached or probes == cells:
+            chosen = reached[0] if reached else new[-1]
+            # The query itself takes one of the places here, and none in a real search.
+            return (
+                Dial(end=end, depth=depth, probes=probes, candidates=chosen.candidates, recall=chosen.recall),
+                points,
+            )
+        probes = min(cells, 2 * probes)
+
+
+def _share_read(index: ApproximateIndex, signed: NDArray[np.float64], probes: int, spread: float) -> float:
+    sizes = np.zeros(index.trained.plan.cells)
+    for part in index.parts:
+        lists = lists_of(part).invlists
+        sizes += [lists.list_size(cell) for cell in range(lists.nlist)]
+    order, _ = index.trained.cells.order(index.trained.reduce(signed), spread)
+    return float(sizes[order[:, :probes]].sum(axis=1).mean() / max(1, index.rows))

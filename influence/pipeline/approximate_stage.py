@@ -1,0 +1,247 @@
+"""The stage of an approximate index: trained by one worker, filled part by part, merged, and measured.
+
+train   from rows drawn across all shards
+parts   a task each, committed on its own: a build that was interrupted fills only those it lacks
+merge   lists copied on disk, in the order of the parts, so that any number of workers gives the same bytes
+truth   an exact search for some of the rows, a task for each part's rows; by it the search's dials are set
+"""
+
+import logging
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from distributed import Client
+
+from index.dials import Measured
+from index.errors import VectorIndexError
+from index.exact import exact_search_scores
+from index.merge import merge_parts, open_index, record_measured
+from index.neighbours import Found, Neighbours, best
+from index.parts import build_part, load_trained, part_ranges, read_part, save_trained
+from index.persist import RECORD, VECTORS
+from index.recall import measure_recall, query_rows, truth_depth
+from index.settings import IndexSettings
+from index.train import sample_rows, train
+from influence.errors import InfluenceError
+from influence.pipeline.index_stage import (
+    FOLDER,
+    compared_blocks,
+    compared_rows,
+    index_fingerprint,
+    index_plan,
+    load_comparison,
+    read_standing,
+    scored_blocks,
+)
+from influence.pipeline.mirror import filled
+from influence.pipeline.progress import Stage
+from influence.pipeline.submit import run_tasks
+from influence.pipeline.threads import torch_threads
+from influence.recipe import Recipe
+from influence.store.manifest import Manifest
+from influence.store.reader import Store
+
+log = logging.getLogger(__name__)
+
+SAMPLE_BLOCK = 4096
+
+
+@dataclass(frozen=True)
+class IndexTask:
+    """What a worker is sent.
+
+    Attributes:
+        what: `training`, `part 3 of 8`, …, for messages.
+        run_dir: The run, whose rows are read.
+        folder: Where the index is made.
+        recipe: Of the stored rows.
+        settings: Of the index.
+        fingerprint: Of the indexed vectors.
+        threads: Torch's.
+        number: Of the part.
+    """
+
+    what: str
+    run_dir: Path
+    folder: Path
+    recipe: Recipe
+    settings: IndexSettings
+    fingerprint: str
+    threads: int
+    number: int = 0
+
+    @property
+    def name(self) -> str:
+        """For messages."""
+        return f"the index's {self.what}"
+
+
+def index_tasks(manifest: Manifest, settings: IndexSettings) -> int:
+    """Return how many tasks make the index: a training, parts, a merge, and as many searches as parts."""
+    return 2 + 2 * len(part_ranges(index_plan(settings, manifest), manifest.rows))
+
+
+def build_approximate(
+    client: Client,
+    run_dir: Path,
+    manifest: Manifest,
+    recipe: Recipe,
+    settings: IndexSettings,
+    threads: int,
+    stage: Stage,
+) -> None:
+    """Make what is missing of the index.
+
+    Args:
+        client: Of the cluster. Where the run is in a bucket, whose folders can't be shared, this process does the work.
+        run_dir: The run, with all its rows and curvature.
+        manifest: Of the run.
+        recipe: Of the stored rows.
+        settings: Of an approximate index.
+        threads: Torch's, of every task.
+        stage: Hears of every task.
+
+    Raises:
+        VectorIndexError: It can't be trained, filled, merged or written.
+    """
+    with filled(run_dir / FOLDER) as folder:
+        shared = folder == run_dir / FOLDER
+        common = (run_dir, folder, recipe, settings, index_fingerprint(manifest, recipe), threads)
+
+        def run(function: Callable[[IndexTask], Any], tasks: Sequence[IndexTask]) -> Iterator[Any]:
+            done = run_tasks(client, function, tasks, lambda task: task.name) if shared else map(function, tasks)
+            for result in done:
+                stage.finished()
+                yield result
+
+        ranges = part_ranges(index_plan(settings, manifest), manifest.rows)
+        if read_standing(folder, manifest, recipe, settings) is None:
+            # Another kind's, or an older plan's: no record may vouch for what is about to be replaced.
+            for name in (RECORD, VECTORS):
+                (folder / name).unlink(missing_ok=True)
+            _exhaust(run(run_training, [IndexTask("training", *common)]))
+            _, trained = load_trained(folder, common[4])
+            missing = [number for number in range(len(ranges)) if read_part(folder, number, trained) is None]
+            for _ in range(len(ranges) - len(missing)):
+                stage.finished()
+            parts = [IndexTask(f"part {n} of {len(ranges)}", *common, n) for n in missing]
+            _exhaust(run(run_part, parts))
+            _exhaust(run(run_merge, [IndexTask("merge", *common)]))
+        else:
+            for _ in range(2 + len(ranges)):
+                stage.finished()
+        searches = [IndexTask(f"search of part {n} of {len(ranges)}", *common, n) for n in range(len(ranges))]
+        truth = _joined(list(run(run_truth, searches)), truth_depth(manifest.rows))
+        _measure(run_dir, folder, recipe, settings, common[4], truth)
+
+
+def run_training(task: IndexTask) -> None:
+    """Train the index, unless that stands; the entry point of a task."""
+    with _computing(task):
+        store, manifest = Store(task.run_dir), Manifest.load(task.run_dir)
+        plan = index_plan(task.settings, manifest)
+        try:
+            standing, _ = load_trained(task.folder, task.fingerprint)
+            if standing.plan == plan:
+                return
+        except VectorIndexError:
+            pass
+        comparison = load_comparison(task.run_dir, manifest, task.recipe)
+        wanted = sample_rows(manifest.rows, plan.sample)
+        sample = (
+            (int(wanted[first]), compared_rows(store, comparison, wanted[first : first + SAMPLE_BLOCK]))
+            for first in range(0, len(wanted), SAMPLE_BLOCK)
+        )
+        save_trained(train(plan, sample, manifest.rows, manifest.dims), task.folder, task.fingerprint)
+
+
+def run_part(task: IndexTask) -> None:
+    """Fill one part with its rows; the entry point of a task."""
+    with _computing(task):
+        store, manifest = Store(task.run_dir), Manifest.load(task.run_dir)
+        comparison = load_comparison(task.run_dir, manifest, task.recipe)
+        first, stop = part_ranges(index_plan(task.settings, manifest), manifest.rows)[task.number]
+        build_part(task.folder, task.fingerprint, task.number, compared_blocks(store, comparison, first, stop))
+
+
+def run_merge(task: IndexTask) -> None:
+    """Merge the parts; the entry point of a task."""
+    with _computing(task):
+        merge_parts(task.folder, task.fingerprint)
+
+
+def run_truth(task: IndexTask) -> Neighbours:
+    """Search one part's rows exactly for the rows that are asked as queries; the entry point of a task."""
+    with _computing(task):
+        store, manifest = Store(task.run_dir), Manifest.load(task.run_dir)
+        comparison = load_comparison(task.run_dir, manifest, task.recipe)
+        first, stop = part_ranges(index_plan(task.settings, manifest), manifest.rows)[task.number]
+        asked = _queries(store, comparison)
+        blocks = ((start - first, found) for start, found in scored_blocks(store, comparison, asked, first, stop))
+        found = exact_search_scores(blocks, len(asked), min(truth_depth(manifest.rows), stop - first))
+        sides = (Found(side.rows + first, side.scores) for side in (found.largest, found.smallest))
+        return Neighbours(*sides)
+
+
+def _queries(store: Store, comparison: Any) -> np.ndarray:
+    """Return some rows as queries of the recipe, [m, D] float32."""
+    gradients = torch.from_numpy(store.vectors(query_rows(store.rows)))
+    return comparison.query_vectors(gradients).numpy()
+
+
+def _measure(
+    run_dir: Path, folder: Path, recipe: Recipe, settings: IndexSettings, fingerprint: str, truth: Neighbours
+) -> None:
+    """Set the index's dials by the truth, and write both down."""
+    store, manifest = Store(run_dir), Manifest.load(run_dir)
+    comparison = load_comparison(run_dir, manifest, recipe)
+    opened = open_index(folder, fingerprint, verify="size")
+    own, asked = query_rows(store.rows), _queries(store, comparison)
+    found = measure_recall(
+        opened, asked, own, truth, lambda rows: compared_rows(store, comparison, rows), settings.recall
+    )
+    record_measured(folder, found)
+    log.info("Index: %s. %s", opened.trained.plan.summary, told(found))
+
+
+def told(measured: Measured) -> str:
+    """Return what was measured in a sentence."""
+    dials = [dial for dial in measured.dials if dial.depth == min(dial.depth for dial in measured.dials)]
+    said = [
+        f"{dial.recall:.3f} of the {dial.depth} {dial.end} scores with {dial.probes:,} cells and {dial.candidates:,} "
+        "candidates"
+        for dial in dials
+    ]
+    return f"Measured on {measured.queries} rows asked as queries, it finds {', '.join(said)}."
+
+
+def _joined(parts: Sequence[Neighbours], k: int) -> Neighbours:
+    """Merge the neighbours that were found among the rows of each part, whatever their order."""
+
+    def side(found: Iterable[Found], sign: int) -> Found:
+        rows = np.concatenate([each.rows for each in found], axis=1)
+        scores = np.concatenate([each.scores for each in found], axis=1)
+        chosen = np.stack([best(sign * line, numbers, k) for line, numbers in zip(scores, rows, strict=True)])
+        return Found(np.take_along_axis(rows, chosen, 1), np.take_along_axis(scores, chosen, 1))
+
+    return Neighbours(side([part.largest for part in parts], 1), side([part.smallest for part in parts], -1))
+
+
+@contextmanager
+def _computing(task: IndexTask) -> Iterator[None]:
+    """Compute with the task's threads, and name the task in the errors of this package and of `index`."""
+    try:
+        with torch_threads(task.threads):
+            yield
+    except (InfluenceError, VectorIndexError) as error:
+        raise type(error)(f"{task.name}: {error}") from error
+
+
+def _exhaust(results: Iterable[Any]) -> None:
+    for _ in results:
+        pass

@@ -1,0 +1,106 @@
+import logging
+
+import numpy as np
+import pytest
+
+from index.approximate import search
+from index.exact import exact_search
+from index.merge import open_index, record_measured
+from index.recall import measure_recall, query_rows, truth_depth
+from index.rerank import scored_by
+from tests.index.gradient_rows import blocks_of, gradients, merged
+
+pytest.importorskip("faiss")
+ROWS = gradients(3000, 32)
+
+
+def measure(index, rows, target, count=60):
+    own = query_rows(len(rows), count)
+    truth = exact_search(rows[own], blocks_of(rows), truth_depth(len(rows)))
+    return measure_recall(index, rows[own], own, truth, lambda which: rows[which], target)
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("index")
+    index = merged(folder, ROWS, 1000, kind="ivf_sq4")
+    measured = measure(index, ROWS, 0.95)
+    record_measured(folder, measured)
+    return open_index(folder, "f"), measured
+
+
+def test_searches_find_what_measuring_promised_for_queries_it_never_saw(built):
+    index, measured = built
+    assert measured.reached
+    queries = gradients(60, 32, 77)
+    for k in (10, 100):
+        found = search(index, queries, k, scored_by(lambda rows: ROWS[rows]))
+        true = exact_search(queries, blocks_of(ROWS), k)
+        for end in ("largest", "smallest"):
+            pairs = zip(getattr(found, end).rows, getattr(true, end).rows, strict=True)
+            assert np.mean([np.isin(right, got).mean() for got, right in pairs]) > 0.9
+
+
+def test_a_chosen_dial_reads_less_than_all_cells_of_clustered_rows(built):
+    index, measured = built
+    assert min(dial.probes for dial in measured.dials) < index.trained.plan.cells / 2
+
+
+def test_the_record_keeps_the_curve_that_the_dials_were_chosen_from(built):
+    _, measured = built
+    for dial in measured.dials:
+        points = [p for p in measured.curve if (p.end, p.depth, p.probes) == (dial.end, dial.depth, dial.probes)]
+        recalls = [point.recall for point in sorted(points, key=lambda point: point.candidates)]
+        assert recalls == sorted(recalls)
+        reaching = [point.candidates for point in points if point.recall >= 0.95]
+        assert dial.candidates == min(reaching)
+        assert all(0 < point.rows_read <= 1 for point in points)
+
+
+def test_both_ends_and_both_depths_are_measured(built):
+    _, measured = built
+    assert [(dial.end, dial.depth) for dial in measured.dials] == [
+        (end, depth) for end in ("largest", "smallest") for depth in (10, 100)
+    ]
+
+
+def test_a_higher_target_reads_and_proposes_no_less(tmp_path):
+    index = merged(tmp_path, ROWS, kind="ivf_sq4")
+    low, high = (measure(index, ROWS, target) for target in (0.7, 0.98))
+    assert sum(d.candidates for d in low.dials) < sum(d.candidates for d in high.dials)
+
+
+def test_a_target_out_of_reach_is_recorded_and_warned_of(tmp_path, caplog):
+    rows = gradients(3000, 64, sigma=0.0)
+    index = merged(tmp_path, rows, kind="factory", factory="RR64,IVF4,RaBitQ", reduce=None)
+    index = type(index)(index.trained, index.parts, index.ranges, None)
+    with caplog.at_level(logging.WARNING):
+        own = query_rows(3000, 20)
+        truth = exact_search(rows[own], blocks_of(rows), 101)
+        far = np.flatnonzero(np.ones(3000))
+        wrong = type(truth)(
+            type(truth.largest)(far[None, -101:].repeat(20, 0), truth.largest.scores), truth.smallest
+        )  # a truth that has nothing to do with the rows
+        measured = measure_recall(index, rows[own], own, wrong, lambda which: rows[which], 0.99)
+    assert not measured.reached
+    assert "were wanted, with every cell read" in caplog.text
+
+
+def test_a_query_is_left_out_of_its_own_answer(tmp_path):
+    rows = np.eye(40, dtype="f4") * 3
+    index = merged(tmp_path, rows, kind="sq8")
+    measured = measure(index, rows, 0.5, count=40)
+    assert max(dial.depth for dial in measured.dials) == 39
+
+
+def test_data_too_small_to_measure_is_read_whole(tmp_path):
+    rows = np.ones((1, 8), "f4")
+    measured = measure(merged(tmp_path, rows, kind="sq8"), rows, 0.9)
+    assert {(dial.probes, dial.recall) for dial in measured.dials} == {(1, 1.0)}
+
+
+def test_query_rows_are_distinct_and_the_same_every_time():
+    rows = query_rows(1000, 50)
+    assert np.unique(rows).size == 50
+    np.testing.assert_array_equal(rows, query_rows(1000, 50))
+    assert query_rows(3, 50).tolist() == [0, 1, 2]

@@ -1,0 +1,153 @@
+"""An approximate index is made by tasks, resumes like the rest of a build, and proposes what an exact search finds."""
+
+import json
+from itertools import product
+
+import numpy as np
+import pytest
+
+from index.errors import IndexCorrupt, VectorIndexError
+from influence.errors import Incomplete, StoreError
+from influence.pipeline import approximate_stage
+from influence.pipeline.build import build_run
+from influence.pipeline.index_stage import FOLDER
+from influence.run import open as open_run
+
+WHO = ("The keeper", "A list", "The river", "The old clock", "A mapping", "The ferry", "In winter the harbour")
+DOES = ("keeps", "freezes", "returns", "names", "strikes", "sorts", "waits for")
+WHAT = ("its items", "the number of bytes", "a cartographer", "the ice", "each key", "thirteen", "the end of the file")
+ASKED = [
+    {"prompt": "The keeper", "completion": " names a cartographer"},
+    {"prompt": "", "completion": "In winter the harbour freezes the ice"},
+    {"prompt": "A list sorts", "completion": " each key"},
+]
+SMALL = ("recipe.name=graddot", "recipe.projection.p=6", "recipe.projection.q=6", "store.rows_per_shard=64")
+
+
+@pytest.fixture
+def indexed(configured, written, monkeypatch):
+    """`indexed("index.kind=ivf_sq8", …)`: a run of 343 rows, its index in parts of 100."""
+    plan = approximate_stage.index_plan
+
+    def cut(settings, manifest):
+        found = plan(settings, manifest)
+        return found if found.factory is None else found.__class__(**{**vars(found), "part_rows": 100})
+
+    for module in ("approximate_stage", "index_stage", "build"):
+        target = f"influence.pipeline.{module}" + (".index_stage" if module == "build" else "")
+        monkeypatch.setattr(f"{target}.index_plan", cut)
+    data = written(
+        *({"text": f"{' '.join(words)}.", "id": f"row-{n}"} for n, words in enumerate(product(WHO, DOES, WHAT)))
+    )
+    return lambda *changes: configured(*SMALL, *changes, data=data)
+
+
+def answers(run_dir, k=10, **asked):
+    with open_run(run_dir, device="cpu") as run:
+        return [
+            [(hit.row, hit.score) for hit in (*hits.promoting, *hits.opposing)]
+            for hits in run.query_many(ASKED, k=k, **asked)
+        ]
+
+
+@pytest.mark.parametrize("kind", ["ivf_flat", "sq8", "ivf_rabitq2", "ivf_pq"])
+def test_codes_propose_and_the_stored_rows_decide(indexed, in_process, tmp_path, kind):
+    run_dir = tmp_path / "run"
+    build_run(indexed(f"index.kind={kind}", "store.codec=float16"), run_dir)
+    record = json.loads((run_dir / FOLDER / "index.json").read_text())
+    assert record["measured"]["reached"]
+    assert record["measured"]["curve"]
+    found = answers(run_dir)
+    build_run(indexed("index.kind=exact", "store.codec=float16"), run_dir)
+    expected = answers(run_dir)
+    shared = [len(set(some) & set(all_)) / len(all_) for some, all_ in zip(found, expected, strict=True)]
+    assert np.mean(shared) >= 0.9
+    assert not list((run_dir / FOLDER).glob("part-*"))
+
+
+def test_only_parts_that_are_missing_are_filled_again_and_the_bytes_are_the_same(
+    indexed, in_process, tmp_path, monkeypatch, contents
+):
+    config = indexed("index.kind=ivf_rabitq", "recipe.name=logra", "recipe.comparison=cosine")
+    build_run(config, tmp_path / "whole")
+    filled, fill, stops = [], approximate_stage.build_part, [2]
+
+    def interrupted(folder, fingerprint, number, blocks):
+        filled.append(number)
+        if number in stops:
+            stops.clear()
+            raise Incomplete("stopped")
+        return fill(folder, fingerprint, number, blocks)
+
+    monkeypatch.setattr(approximate_stage, "build_part", interrupted)
+    with pytest.raises(Incomplete, match="stopped"):
+        build_run(config, tmp_path / "run")
+    standing = {int(path.stem[-5:]) for path in (tmp_path / "run" / FOLDER).glob("part-*.json")}
+    filled.clear()
+    build_run(config, tmp_path / "run")
+    assert standing.isdisjoint(filled)
+    assert {*standing, *filled} == {0, 1, 2, 3}
+    assert contents(tmp_path / "run") == contents(tmp_path / "whole")
+
+
+def test_another_recall_is_measured_anew_and_another_kind_built_anew_over_the_same_rows(
+    indexed, in_process, tmp_path, monkeypatch
+):
+    run_dir = tmp_path / "run"
+    build_run(indexed("index.kind=ivf_sq8"), run_dir)
+    lists = (run_dir / FOLDER / "lists.ivfdata").stat().st_mtime_ns
+    monkeypatch.setattr(approximate_stage, "run_training", None)
+    build_run(indexed("index.kind=ivf_sq8", "index.recall=0.5"), run_dir)
+    record = json.loads((run_dir / FOLDER / "index.json").read_text())
+    assert record["measured"]["target"] == 0.5
+    assert (run_dir / FOLDER / "lists.ivfdata").stat().st_mtime_ns == lists
+    build_run(indexed("index.kind=flat"), run_dir)
+    assert sorted(path.name for path in (run_dir / FOLDER).iterdir()) == ["index.faiss", "index.json"]
+    monkeypatch.undo()
+
+
+def test_a_flat_index_gives_way_to_an_approximate_one(indexed, in_process, tmp_path):
+    build_run(indexed("index.kind=flat"), tmp_path / "run")
+    build_run(indexed("index.kind=auto", "index.memory=40000"), tmp_path / "run")
+    names = sorted(path.name for path in (tmp_path / "run" / FOLDER).iterdir())
+    assert names == ["index.json", "lists.ivfdata", "trained.faiss", "trained.json"]
+
+
+def test_conditions_are_exact_whatever_the_index(indexed, in_process, tmp_path):
+    build_run(indexed("index.kind=ivf_rabitq"), tmp_path / "run")
+    found = answers(tmp_path / "run", where="id like 'row-1%' and tokens > 3")
+    build_run(indexed("index.kind=exact"), tmp_path / "run")
+    assert found == answers(tmp_path / "run", where="id like 'row-1%' and tokens > 3")
+    assert all(row // 100 == 1 or row // 10 == 1 or row == 1 for hits in found for row, _ in hits)
+
+
+def test_a_flipped_byte_of_the_lists_is_refused(indexed, in_process, tmp_path):
+    build_run(indexed("index.kind=ivf_sq8"), tmp_path / "run")
+    lists = tmp_path / "run" / FOLDER / "lists.ivfdata"
+    content = bytearray(lists.read_bytes())
+    content[len(content) // 2] ^= 1
+    lists.write_bytes(content)
+    with pytest.raises(StoreError, match=r"lists\.ivfdata: found sha256") as caught:
+        answers(tmp_path / "run")
+    assert isinstance(caught.value.__cause__, IndexCorrupt)
+
+
+def test_an_index_that_cannot_be_carried_out_is_refused_before_any_row_is_captured(indexed, in_process, tmp_path):
+    with pytest.raises(VectorIndexError, match=r"index\.memory"):
+        build_run(indexed("index.kind=ivf_rabitq", "index.memory=100"), tmp_path / "run")
+    assert not list((tmp_path / "run").glob("rows/*"))
+
+
+def test_neighbours_found_in_parts_are_joined_in_the_one_order():
+    def part(rows, scores):
+        return approximate_stage.Found(np.array([rows], np.int64), np.array([scores], np.float32))
+
+    parts = [
+        approximate_stage.Neighbours(part([3, 0], [2.0, 1.0]), part([0, 3], [1.0, 2.0])),
+        approximate_stage.Neighbours(part([9, 7], [2.0, 1.5]), part([8, 7], [-4.0, 1.0])),
+    ]
+    joined = approximate_stage._joined(parts, 3)
+    assert joined.largest.rows.tolist() == [[3, 9, 7]]
+    assert joined.smallest.rows.tolist() == [[8, 0, 7]]
+    assert joined.smallest.scores.tolist() == [[-4.0, 1.0, 1.0]]
+

@@ -1,0 +1,109 @@
+"""One build at a time writes into a folder of a bucket; a lock that was left behind is explained, or taken over."""
+
+import json
+import logging
+import os
+import socket
+import subprocess
+import sys
+
+import psutil
+import pytest
+
+from influence.errors import RunLocked
+from influence.store import object_lock
+from influence.store.object_lock import machine
+from influence.store.writer import LOCK, building, lock_run
+
+
+@pytest.fixture
+def dead() -> int:
+    """The number of a process that is no more."""
+    ended = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, check=True)
+    return int(ended.stdout)
+
+
+def test_a_lock_is_there_while_it_is_held_and_says_who_holds_it(folder):
+    assert building(folder) is None
+    with lock_run(folder):
+        assert json.loads((folder / LOCK).read_bytes())["pid"] == os.getpid()
+        assert f"process {os.getpid()} on {socket.gethostname()} (since " in str(building(folder))
+    assert not (folder / LOCK).exists()
+
+
+def test_a_second_build_is_refused_while_the_first_lives(folder):
+    with lock_run(folder):
+        with pytest.raises(RunLocked, match=f"{folder} is being written by process {os.getpid()}"), lock_run(folder):
+            pass
+        assert (folder / LOCK).exists()
+
+
+def test_a_lock_goes_also_when_the_build_fails(folder):
+    with pytest.raises(ZeroDivisionError), lock_run(folder):
+        raise ZeroDivisionError
+    assert not (folder / LOCK).exists()
+
+
+def test_a_lock_whose_holder_died_on_this_machine_is_taken_over(folder, abandoned, dead, caplog):
+    abandoned(folder / LOCK, {"host": socket.gethostname(), "pid": dead, "machine": machine(), "started": 1.0})
+    assert building(folder) is None
+    with caplog.at_level(logging.INFO), lock_run(folder):
+        assert json.loads((folder / LOCK).read_bytes())["pid"] == os.getpid()
+    assert f"was left by process {dead}" in caplog.text
+    assert not (folder / LOCK).exists()
+
+
+def test_a_process_that_got_the_number_of_a_dead_one_holds_nothing(folder, abandoned):
+    abandoned(folder / LOCK, {"host": "here", "pid": os.getpid(), "machine": machine(), "started": 1.0})
+    with lock_run(folder):
+        pass
+
+
+def test_a_lock_of_another_machine_is_explained_and_kept(folder, abandoned):
+    abandoned(folder / LOCK, {"host": "node7", "pid": 12, "machine": "node7/other/1", "started": 1.0})
+    before = (folder / LOCK).read_bytes()
+    with pytest.raises(RunLocked) as refused, lock_run(folder):
+        pass
+    for said in ("process 12 on node7", "2026-01-05", "nobody can see", f"delete the object {folder / LOCK}"):
+        assert said in str(refused.value)
+    assert (folder / LOCK).read_bytes() == before
+    assert "node7" in str(building(folder))
+
+
+def test_what_is_no_lock_is_explained_and_kept(folder):
+    (folder / LOCK).write_bytes(b"[]")
+    with pytest.raises(RunLocked, match="isn't a lock that this software wrote"), lock_run(folder):
+        pass
+    assert (folder / LOCK).read_bytes() == b"[]"
+
+
+def test_a_lock_that_somebody_else_holds_by_now_is_left_to_them(folder, abandoned):
+    with lock_run(folder):
+        abandoned(folder / LOCK, {"host": "node7", "pid": 12, "machine": "node7/other/1", "started": 1.0})
+    assert "node7" in str(building(folder))
+
+
+def test_of_two_builds_that_find_a_dead_holder_one_takes_over(folder, abandoned, dead, monkeypatch):
+    abandoned(folder / LOCK, {"host": "here", "pid": dead, "machine": machine(), "started": 1.0})
+    alive = {"host": "here", "pid": os.getpid(), "machine": machine(), "started": psutil.Process().create_time()}
+    lives = object_lock.lives
+
+    def slowly(holder):
+        found = lives(holder)
+        # Between the look at the lock and its replacement, the other build takes it.
+        if not found:
+            abandoned(folder / LOCK, alive)
+        return found
+
+    monkeypatch.setattr(object_lock, "lives", slowly)
+    with pytest.raises(RunLocked, match="is being written by"), lock_run(folder):
+        pass
+    assert json.loads((folder / LOCK).read_bytes())["token"] == "theirs"
+
+
+def test_a_store_that_creates_what_is_there_is_named_in_a_warning(folder, monkeypatch, caplog):
+    monkeypatch.setattr("influence.remote.path.ObjectPath.create", lambda path, content: path.write_bytes(content))
+    with lock_run(folder):
+        assert "ignores If-None-Match" in caplog.text
+        with pytest.raises(RunLocked), lock_run(folder):
+            pass
