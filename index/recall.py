@@ -29,7 +29,10 @@ SPREADS = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0)
 FACTORS = (1, 1.5, 2, 3, 5, 7, 10, 15, 20, 30, 50, 70, 100)
 """Candidates that are tried, times the depth."""
 
-COVERED = 0.6
+DOUBT = 2.0
+"""Standard errors that a dial's recall has to be above the target: other queries than the measured ones must reach it."""
+
+COVERED = 0.7
 """How far above the target, of the way to 1, cells are read: the rest of the misses is left to the codes."""
 
 
@@ -166,7 +169,8 @@ def _candidates(
         for i, rows in enumerate(proposed):
             others = rows[rows != own[i]][: counts[-1]]
             hits[i, : others.size] = np.isin(others, true[i])
-        recalls = (hits.cumsum(axis=1) / depth).mean(axis=0)
+        shares = hits.cumsum(axis=1) / depth
+        recalls, doubt = shares.mean(axis=0), DOUBT * shares.std(axis=0) / np.sqrt(len(shares))
         read = _share_read(index, signed, probes, spread)
         new = [
             CurvePoint(
@@ -175,9 +179,9 @@ def _candidates(
             for count in counts
         ]
         points += new
-        reached = [point for point in new if point.recall >= target]
-        if reached or probes == cells:
-            chosen = reached[0] if reached else new[-1]
+        sure = [point for point in new if point.recall - doubt[point.candidates - 1] >= target]
+        if sure or probes == cells:
+            chosen = sure[0] if sure else new[-1]
             # The query itself takes one of the places here, and none in a real search.
             return (
                 Dial(end=end, depth=depth, probes=probes, candidates=chosen.candidates, recall=chosen.recall),

@@ -21,7 +21,7 @@ from influence.errors import ConfigError, InfluenceError, RecipeError
 from influence.model.load import ModelSettings
 from influence.paths import absolute_paths
 from influence.recipe import Recipe, recipe
-from influence.remote.place import is_remote, run_path
+from influence.remote.place import is_remote
 from influence.store.manifest import StoreSettings
 from influence.store.partial import write_whole
 from influence.task import TaskSettings
@@ -88,7 +88,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     Raises:
         ConfigError: The file can't be read, or one or more of its settings can't be used: one line for each.
     """
-    path = run_path(path)
+    path = path if isinstance(path, Path) or is_remote(path) else Path(path)
     try:
         source = path.read_text(encoding="utf-8")
     except FileNotFoundError:

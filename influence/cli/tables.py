@@ -83,7 +83,9 @@ def _under_way(note: Mapping[str, Any] | None) -> dict[str, str]:
     if note["seconds_left"] is not None:
         said.append(f"{timedelta(seconds=round(note['seconds_left']))} left in this stage")
     if note["retried"]:
-        said.append(f"{note['retried']:,} tried again")
+        said.append(f"{_counted(note['retried'], 'task')} tried again")
+    if note["workers_lost"]:
+        said.append(f"{_counted(note['workers_lost'], 'worker')} lost")
     return {"building": "; ".join(said)}
 
 

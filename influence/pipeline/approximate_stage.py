@@ -114,7 +114,7 @@ def build_approximate(
         common = (run_dir, folder, recipe, settings, index_fingerprint(manifest, recipe), threads)
 
         def run(function: Callable[[IndexTask], Any], tasks: Sequence[IndexTask]) -> Iterator[Any]:
-            done = run_tasks(client, function, tasks, lambda task: task.name) if shared else map(function, tasks)
+            done = run_tasks(client, function, tasks, lambda task: task.name, stage) if shared else map(function, tasks)
             for result in done:
                 stage.finished()
                 yield result

@@ -99,7 +99,7 @@ def capture_missing(
     tasks = (ShardTask(spec, run_dir, span, manifest.fingerprint, manifest.fingerprint_parts, codec) for span in todo)
     zeros: list[int] = []
     quarantined: list[Quarantined] = []
-    for done in run_tasks(client, run_shard, tasks, lambda task: task.name):
+    for done in run_tasks(client, run_shard, tasks, lambda task: task.name, stage):
         zeros += done.zero_rows
         quarantined += done.quarantined
         stage.finished(rows=done.rows, tokens=done.tokens)

@@ -89,7 +89,7 @@ def missing_partials(run_dir: Path, manifest: Manifest, recipe: Recipe) -> list[
 
 def sum_missing(client: Client, todo: Sequence[PartialTask], stage: Stage) -> None:
     """Compute partial sums on the cluster."""
-    for _ in run_tasks(client, run_partial, todo, lambda task: task.name):
+    for _ in run_tasks(client, run_partial, todo, lambda task: task.name, stage):
         stage.finished()
 
 

@@ -108,7 +108,7 @@ def _fit_pass(
     todo = [merge for merge in merges if not saved_for(merge.path, held.fingerprint)]
     if todo:
         _run(client, groups, stage)
-        for _ in run_tasks(client, run_merge, todo, lambda task: task.name):
+        for _ in run_tasks(client, run_merge, todo, lambda task: task.name, stage):
             stage.finished()
     for path in partials:
         remove_tensors(path)
@@ -173,7 +173,7 @@ def _run(client: Client, tasks: Sequence[FactorTask], stage: Stage) -> None:
     todo = [task for task in tasks if not saved_for(task.path, task.factors.fingerprint)]
     for _ in tasks[len(todo) :]:
         stage.finished()
-    for rows in run_tasks(client, run_group, todo, lambda task: task.name):
+    for rows in run_tasks(client, run_group, todo, lambda task: task.name, stage):
         stage.finished(rows=rows)
 
 

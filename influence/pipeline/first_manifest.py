@@ -38,7 +38,8 @@ def write_manifest(config: RunConfig, run_dir: Path, rows: Rows, settled: dict[s
     if config.recipe.baseline == "repsim" and manifest.codec == "bits":
         log.warning(
             "Mean last hidden states are kept at one bit a coordinate, which loses most of their order: in a trial "
-            "39 % of the ten best stayed among the ten best. They are narrow: set store.codec to float16, which lost none."
+            "39 % of the ten best stayed among the ten best. They are narrow: set store.codec to float16, which loses "
+            "none."
         )
     # What stands is what counts: its `meta` may tell of other software.
     standing = Manifest.load(run_dir)

@@ -63,6 +63,7 @@ class Note:
             "done": step.done,
             "total": step.total,
             "retried": step.retried,
+            "workers_lost": step.lost,
             "rows_per_second": step.rows / step.seconds if step.rows and step.seconds > 0 else None,
             "tokens_per_second": step.tokens / step.seconds if step.tokens and step.seconds > 0 else None,
             "seconds_left": left,
@@ -84,8 +85,8 @@ def read_note(run_dir: Path) -> dict[str, Any] | None:
     """Return what the build of a run last said of itself, or None where none is under way.
 
     Returns:
-        stage, its tasks `done` of `total` and `retried`; rows_per_second, tokens_per_second and seconds_left, each None
-        where it can't be said yet.
+        stage, its tasks `done` of `total` and `retried`; workers_lost; rows_per_second, tokens_per_second and
+        seconds_left, each None where it can't be said yet.
     """
     if building(run_dir) is None:
         return None

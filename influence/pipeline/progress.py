@@ -22,7 +22,8 @@ class Step:
         rows: Rows captured by this build so far; 0 in other stages.
         tokens: Tokens captured by this build so far.
         seconds: Since the stage began.
-        retried: Tasks that failed, or whose worker was lost, and were handed out again.
+        retried: Tasks that failed and were handed out again.
+        lost: Workers lost; what they had in hand went to others.
     """
 
     stage: str
@@ -32,6 +33,7 @@ class Step:
     tokens: int = 0
     seconds: float = 0.0
     retried: int = 0
+    lost: int = 0
 
 
 Report = Callable[[Step], None]
@@ -47,22 +49,31 @@ class Stage:
 
     def __init__(self, name: str, total: int, report: Report | None, done: int = 0) -> None:
         self.name, self.total, self.done = name, total, done
-        self.rows = self.tokens = self.retried = 0
+        self.rows = self.tokens = self.retried = self.lost = 0
         self._report = report or silent
         self._began = time.monotonic()
         self._tell()
 
-    def finished(self, rows: int = 0, tokens: int = 0, retried: int = 0) -> None:
-        """Count one more task, and tell of the tasks tried again so far."""
+    def tried_again(self) -> None:
+        """Count a task that failed and was handed out again."""
+        self.retried += 1
+        self._tell()
+
+    def lost_workers(self, count: int) -> None:
+        """Count workers that are gone."""
+        self.lost += count
+        self._tell()
+
+    def finished(self, rows: int = 0, tokens: int = 0) -> None:
+        """Count one more task."""
         self.done += 1
-        self.retried = max(self.retried, retried)
         self.rows += rows
         self.tokens += tokens
         self._tell()
 
     def _tell(self) -> None:
         seconds = time.monotonic() - self._began
-        self._report(Step(self.name, self.done, self.total, self.rows, self.tokens, seconds, self.retried))
+        self._report(Step(self.name, self.done, self.total, self.rows, self.tokens, seconds, self.retried, self.lost))
 
 
 class ProgressBar:

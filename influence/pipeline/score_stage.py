@@ -237,5 +237,5 @@ def _stands(scan: Scan, path: Path) -> bool:
 
 
 def _run(client: Client, function: Callable[[T], object], tasks: Sequence[T], stage: Stage) -> None:
-    for _ in run_tasks(client, function, tasks, lambda task: task.name):
+    for _ in run_tasks(client, function, tasks, lambda task: task.name, stage):
         stage.finished()

@@ -19,6 +19,7 @@ from distributed import Client, Future, KilledWorker
 
 from influence.errors import ClusterError, Incomplete
 from influence.pipeline.cluster import list_workers
+from influence.pipeline.progress import Stage
 from influence.pipeline.workforce import workforce_of
 
 log = logging.getLogger(__name__)
@@ -50,7 +51,13 @@ class Sent(Generic[T]):
     round: int = 1
 
 
-def run_tasks(client: Client, function: Callable[[T], R], tasks: Iterable[T], name: Callable[[T], str]) -> Iterator[R]:
+def run_tasks(
+    client: Client,
+    function: Callable[[T], R],
+    tasks: Iterable[T],
+    name: Callable[[T], str],
+    stage: Stage | None = None,
+) -> Iterator[R]:
     """Yield each task's result as it finishes, in any order.
 
     Workers may come late, leave, and all be gone for a while: tasks wait for them, and more are out as more come.
@@ -60,13 +67,14 @@ def run_tasks(client: Client, function: Callable[[T], R], tasks: Iterable[T], na
         function: What a worker calls with a task; importable by name.
         tasks: Small picklable values; taken from the iterable as room is made.
         name: What to call a task in a message: `shard-00007 (rows 448 to 511)`.
+        stage: Hears of workers lost and of tasks tried again; of those that finish the caller tells it.
 
     Raises:
         InfluenceError: As a worker raised it, or why no workers are to be hoped for.
         ClusterError: Workers kept dying on one task.
         Incomplete: The scheduler is gone.
     """
-    crew = _Crew(client, function, tasks)
+    crew = _Crew(client, function, tasks, stage)
     try:
         crew.fill()
         while crew.running:
@@ -76,6 +84,8 @@ def run_tasks(client: Client, function: Callable[[T], R], tasks: Iterable[T], na
                 result = future.result()
             except (KilledWorker, OSError) as error:
                 crew.send(_again(sent, error, name(sent.task), crew.rounds))
+                if stage is not None:
+                    stage.tried_again()
                 continue
             except (CancelledError, FutureCancelled):
                 raise Incomplete(GONE) from None
@@ -116,8 +126,11 @@ class _Crew(Generic[T, R]):
         rounds: See `Workforce`.
     """
 
-    def __init__(self, client: Client, function: Callable[[T], R], tasks: Iterable[T]) -> None:
-        self._client, self._function, self._source = client, function, iter(tasks)
+    def __init__(
+        self, client: Client, function: Callable[[T], R], tasks: Iterable[T], stage: Stage | None = None
+    ) -> None:
+        self._client, self._function, self._source, self._stage = client, function, iter(tasks), stage
+        self._known: set[str] = set()
         self._workforce = workforce_of(client)
         self.rounds = self._workforce.rounds
         self.running: dict[Future, Sent[T]] = {}
@@ -157,9 +170,13 @@ class _Crew(Generic[T, R]):
         if self._workforce.failure is not None:
             raise self._workforce.failure
         try:
-            there = len(list_workers(self._client))
+            names = set(list_workers(self._client))
         except (OSError, CancelledError, FutureCancelled):
             raise Incomplete(GONE) from None
+        there, lost = len(names), len(self._known - names)
+        if lost and self._stage is not None:
+            self._stage.lost_workers(lost)
+        self._known = names
         self._looked = time.monotonic()
         self._room = AHEAD * max(1, there, self._workforce.most)
         if there:

@@ -70,9 +70,10 @@ def check_local(path: Path, what: str) -> None:
     Raises:
         ConfigError: The path leads elsewhere.
     """
-    if is_remote(path) or _lost_a_slash(path):
+    if _lost_a_slash(path):
         raise ConfigError(
-            f"{path}: {what} can be written on this machine's disks only. Name a local path, and copy it from there."
+            f"{str(path).replace(':/', '://', 1)}: {what} can be written on this machine's disks only. Name a local "
+            "path, and copy it from there."
         )
 
 

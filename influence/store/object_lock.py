@@ -58,11 +58,25 @@ def lives(holder: dict[str, Any]) -> bool:
     if holder.get("machine") != machine():
         return True
     try:
-        return abs(psutil.Process(int(holder["pid"])).create_time() - float(holder["started"])) < 1
-    except psutil.AccessDenied:
-        return True
-    except (psutil.NoSuchProcess, KeyError, TypeError, ValueError):
+        began = process_began(int(holder["pid"]))
+    except (KeyError, TypeError, ValueError):
         return False
+    # The number alone may be another process's by now.
+    return began is not None and began == holder.get("began")
+
+
+def process_began(number: int) -> str | None:
+    """Return when a process began, unmoved by corrections of the clock; None if it is no more."""
+    try:
+        process = psutil.Process(number)
+        if process.status() == psutil.STATUS_ZOMBIE:
+            return None
+        with suppress(OSError):
+            # Ticks since the machine was booted.
+            return Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()[19]
+        return str(int(process.create_time()))
+    except psutil.NoSuchProcess:
+        return None
 
 
 def machine() -> str:
@@ -81,7 +95,7 @@ def _signed() -> dict[str, Any]:
         "pid": os.getpid(),
         "since": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": machine(),
-        "started": psutil.Process().create_time(),
+        "began": process_began(os.getpid()),
         "token": uuid4().hex,
     }
 
@@ -113,7 +127,7 @@ def _take_over(lock: ObjectPath, run_dir: ObjectPath, content: bytes) -> None:
             raise RunLocked(
                 f"{run_dir} is held by {who}, and from {socket.gethostname()} nobody can see whether that build still "
                 "runs. If it does, wait for it, or stop it: two builds can't share a run. "
-                f"{_breaking(lock, 'If it was killed, or its machine is gone')}"
+                f"{_breaking(lock, 'If it was killed, or its machine is gone or was rebooted')}"
             )
         if lives(holder):
             raise RunLocked(

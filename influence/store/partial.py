@@ -7,6 +7,7 @@ upload is complete, nothing is renamed: see `influence.remote.upload`.
 
 import errno
 import hashlib
+import logging
 import os
 import shutil
 from collections.abc import Iterator
@@ -21,6 +22,8 @@ from influence.remote.place import is_remote
 from influence.remote.upload import Upload
 
 SUFFIX = ".partial"
+
+log = logging.getLogger(__name__)
 
 
 class PartialFile:
@@ -143,11 +146,20 @@ def sync_folder(folder: Path) -> None:
 def remove_partials(folder: Path) -> int:
     """Remove what killed writers left in a directory and return how many files. Only for who holds the run's lock."""
     if isinstance(folder, ObjectPath):
-        return folder.fs.abandon_uploads(folder.key)
+        return _abandon_uploads(folder)
     left = list(folder.glob(f"*{SUFFIX}"))
     for path in left:
         path.unlink(missing_ok=True)
     return len(left)
+
+
+def _abandon_uploads(folder: ObjectPath) -> int:
+    try:
+        return folder.fs.abandon_uploads(folder.key)
+    except StoreError as error:
+        # They are seen by nobody and cost room: no reason not to build.
+        log.warning("Uploads that a killed build may have left below %s stay: %s", folder, error)
+        return 0
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""`influence score`: what it writes and says, what it refuses, how a killed one goes on; and `--where` of both verbs."""
+"""`influence score`: what it writes, says and refuses, and how a killed one goes on; and `--where` of both verbs."""
 
 import json
 import os

@@ -16,15 +16,17 @@ def test_rates_and_time_left_count_what_this_build_did(tmp_path):
         note = Note(tmp_path, None, clock=lambda: float(next(seconds)))
         stage = Stage("capture", 100, note, done=40)
         assert read_note(tmp_path) == {
-            **{"stage": "capture", "done": 40, "total": 100, "retried": 0},
+            **{"stage": "capture", "done": 40, "total": 100, "retried": 0, "workers_lost": 0},
             **{"rows_per_second": None, "tokens_per_second": None, "seconds_left": None},
         }
         stage._began -= 10.0
+        stage.tried_again()
+        stage.lost_workers(2)
         for _ in range(20):
-            stage.finished(rows=5, tokens=50, retried=1)
+            stage.finished(rows=5, tokens=50)
         found = read_note(tmp_path)
         assert found is not None
-        assert (found["done"], found["retried"]) == (60, 1)
+        assert (found["done"], found["retried"], found["workers_lost"]) == (60, 1, 2)
         assert found["rows_per_second"] == pytest.approx(10, rel=0.1)
         assert found["tokens_per_second"] == pytest.approx(100, rel=0.1)
         assert found["seconds_left"] == pytest.approx(20, rel=0.1)

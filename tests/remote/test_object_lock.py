@@ -7,12 +7,11 @@ import socket
 import subprocess
 import sys
 
-import psutil
 import pytest
 
 from influence.errors import RunLocked
 from influence.store import object_lock
-from influence.store.object_lock import machine
+from influence.store.object_lock import machine, process_began
 from influence.store.writer import LOCK, building, lock_run
 
 
@@ -45,7 +44,7 @@ def test_a_lock_goes_also_when_the_build_fails(folder):
 
 
 def test_a_lock_whose_holder_died_on_this_machine_is_taken_over(folder, abandoned, dead, caplog):
-    abandoned(folder / LOCK, {"host": socket.gethostname(), "pid": dead, "machine": machine(), "started": 1.0})
+    abandoned(folder / LOCK, {"host": socket.gethostname(), "pid": dead, "machine": machine(), "began": "1"})
     assert building(folder) is None
     with caplog.at_level(logging.INFO), lock_run(folder):
         assert json.loads((folder / LOCK).read_bytes())["pid"] == os.getpid()
@@ -54,13 +53,22 @@ def test_a_lock_whose_holder_died_on_this_machine_is_taken_over(folder, abandone
 
 
 def test_a_process_that_got_the_number_of_a_dead_one_holds_nothing(folder, abandoned):
-    abandoned(folder / LOCK, {"host": "here", "pid": os.getpid(), "machine": machine(), "started": 1.0})
+    abandoned(folder / LOCK, {"host": "here", "pid": os.getpid(), "machine": machine(), "began": "1"})
     with lock_run(folder):
         pass
 
 
+def test_a_process_that_was_killed_and_not_yet_reaped_is_no_more():
+    ended = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    assert process_began(ended.pid) is not None
+    ended.kill()
+    os.waitid(os.P_PID, ended.pid, os.WEXITED | os.WNOWAIT)
+    assert process_began(ended.pid) is None
+    ended.wait()
+
+
 def test_a_lock_of_another_machine_is_explained_and_kept(folder, abandoned):
-    abandoned(folder / LOCK, {"host": "node7", "pid": 12, "machine": "node7/other/1", "started": 1.0})
+    abandoned(folder / LOCK, {"host": "node7", "pid": 12, "machine": "node7/other/1", "began": "1"})
     before = (folder / LOCK).read_bytes()
     with pytest.raises(RunLocked) as refused, lock_run(folder):
         pass
@@ -79,13 +87,13 @@ def test_what_is_no_lock_is_explained_and_kept(folder):
 
 def test_a_lock_that_somebody_else_holds_by_now_is_left_to_them(folder, abandoned):
     with lock_run(folder):
-        abandoned(folder / LOCK, {"host": "node7", "pid": 12, "machine": "node7/other/1", "started": 1.0})
+        abandoned(folder / LOCK, {"host": "node7", "pid": 12, "machine": "node7/other/1", "began": "1"})
     assert "node7" in str(building(folder))
 
 
 def test_of_two_builds_that_find_a_dead_holder_one_takes_over(folder, abandoned, dead, monkeypatch):
-    abandoned(folder / LOCK, {"host": "here", "pid": dead, "machine": machine(), "started": 1.0})
-    alive = {"host": "here", "pid": os.getpid(), "machine": machine(), "started": psutil.Process().create_time()}
+    abandoned(folder / LOCK, {"host": "here", "pid": dead, "machine": machine(), "began": "1"})
+    alive = {"host": "here", "pid": os.getpid(), "machine": machine(), "began": process_began(os.getpid())}
     lives = object_lock.lives
 
     def slowly(holder):
