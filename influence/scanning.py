@@ -101,7 +101,7 @@ class Scanning:
     ) -> Answered:
         config = override_config(self.config, overrides) if overrides else self.config
         # Queries may be asked on another device than the rows were captured on.
-        if config.cluster.kind == "local":
+        if config.cluster.here:
             config = config.model_copy(update={"cluster": config.cluster.model_copy(update={"device": "auto"})})
         spec = run_spec(config, self.path, self.store.manifest)
         return answer(config, self.store, spec, question, Path(out), overwrite=overwrite, report=progress)

@@ -39,6 +39,7 @@ def plan(
         "worker_hours": found.worker_hours,
         "stages": {stage: {"seconds": seconds, "tasks": found.tasks[stage]} for stage, seconds in found.work.items()},
         "start_seconds": found.start,
+        "index": found.index,
     }
     put_text(json.dumps(document, ensure_ascii=False, indent=2).encode() + b"\n", escapes=True)
 

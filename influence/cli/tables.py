@@ -126,6 +126,7 @@ def plan_tables(plan: "Plan", hours: Mapping[int, float]) -> list[RenderableType
                 "computes in": f"{probed.dtype} on {probed.device_name}" if probed.modules else "words, with no model",
                 "speed": speed,
                 "work": _work(plan),
+                "index": plan.index,
                 "on disk": f"{size(needs.disk)}: rows {size(needs.disk_rows)}, "
                 f"factors {size(needs.disk_factors)}, curvature {size(needs.disk_curvature)}, "
                 f"index {size(needs.disk_index)}; the rows' texts come on top",

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from distributed import Client
 
+from index.factory import plan_factory
 from influence.axes import ModuleColumns
 from influence.config import RunConfig
 from influence.data.dataset import Rows, open_rows
@@ -42,6 +43,7 @@ class Plan:
         start: Seconds until the first worker has the model, as measured.
         work: Seconds of each stage by one worker: `factors`, `decomposition`, `capture`, `curvature`.
         tasks: Into how many tasks each is cut: more workers than that share nothing.
+        index: Which index will be built, in words.
     """
 
     estimate: Estimate
@@ -50,6 +52,7 @@ class Plan:
     start: float
     work: dict[str, float]
     tasks: dict[str, int]
+    index: str = "words in memory-mapped lists"
 
     def hours(self, workers: int | None = None) -> float:
         """Return the hours from the command to its end, with so many workers or those planned.
@@ -87,7 +90,8 @@ def plan_run(config: RunConfig) -> Plan:
         update={"tokens_per_row": timing.tokens_per_row, "tokens_per_second": 1 / timing.capture or None}
     )
     work, tasks = _work(config.recipe, probed.modules, len(rows), timing, needs.shards)
-    return Plan(needs, found, workers_wanted(config.cluster, needs.shards) or there, start, work, tasks)
+    index = plan_factory(config.index, len(rows), needs.dims).summary
+    return Plan(needs, found, workers_wanted(config.cluster, needs.shards) or there, start, work, tasks, index)
 
 
 def _timed(client: Client, config: RunConfig, probed: Probed) -> Timing:
@@ -139,4 +143,3 @@ def _plan_texts(config: RunConfig, rows: Rows) -> Plan:
     )
     work = {"capture": len(rows) * found.words_per_row / found.words_per_second}
     return Plan(found.estimate, probed, 1, 0.0, work, {"capture": 1})
-
