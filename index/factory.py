@@ -45,6 +45,7 @@ class IndexPlan:
     Attributes:
         kind: Of the settings, with `auto` decided.
         factory: FAISS's factory string over the reduced rows; None of `exact` and `flat`.
+        dims: D.
         reduced: Columns after rows are added up; `dims` where they aren't.
         cells: Inverted lists.
         sample: Rows to train from.
@@ -57,6 +58,7 @@ class IndexPlan:
 
     kind: str
     factory: str | None
+    dims: int
     reduced: int
     cells: int
     sample: int
@@ -71,7 +73,7 @@ class IndexPlan:
         """The plan in words, for `influence plan`."""
         if self.factory is None:
             return f"{self.kind}: every row is compared"
-        added = f"rows added up to {self.reduced:,} columns, then " if self.reduced else ""
+        added = f"rows added up to {self.reduced:,} columns, then " if self.reduced < self.dims else ""
         return f"{self.kind}: {added}FAISS {self.factory}, {self.row_bytes:,} bytes a row; the stored rows decide"
 
 
@@ -94,7 +96,7 @@ def plan_factory(settings: IndexSettings, rows: int, dims: int) -> IndexPlan:
                 f"index.memory is {settings.memory:,} bytes; a flat index of {rows:,} rows and {dims:,} columns takes "
                 f"{size:,}. Give as much, or set index.kind: auto or exact."
             )
-        return IndexPlan(kind, None, dims, 1, 0, rows, 4 * dims, size, size, size)
+        return IndexPlan(kind, None, dims, dims, 1, 0, rows, 4 * dims, size, size, size)
     reduced = min(dims, settings.reduce or WIDEST)
     most_sampled = max(1, SAMPLE_BYTES // (4 * reduced))
     cells = 1
@@ -116,6 +118,7 @@ def plan_factory(settings: IndexSettings, rows: int, dims: int) -> IndexPlan:
     return IndexPlan(
         kind,
         factory,
+        dims,
         reduced,
         cells,
         sample,

@@ -58,7 +58,9 @@ def map_lists(index: Any, path: Path, sizes: Sequence[int]) -> None:
     if sum(sizes) == 0:
         return
     mapped = load_faiss().OnDiskInvertedLists(lists.nlist, lists.code_size, str(path))
-    mapped.set_all_lists_sizes(load_faiss().swig_ptr(np.array(sizes, dtype=np.uint64)))
+    # A pointer of FAISS's doesn't keep its array alive: the array needs a name for as long.
+    counts = np.array(sizes, dtype=np.uint64)
+    mapped.set_all_lists_sizes(load_faiss().swig_ptr(counts))
     mapped.read_only = True
     mapped.totsize = lists_bytes(sizes, lists.code_size)
     mapped.do_mmap()

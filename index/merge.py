@@ -29,7 +29,7 @@ from index.commit import (
     write_record,
 )
 from index.dials import Measured
-from index.errors import IndexCorrupt, IndexMismatch, IndexNotWritten, VectorIndexError
+from index.errors import IndexCorrupt, IndexMismatch, IndexNotWritten
 from index.factory import IndexPlan, load_faiss
 from index.lists import lists_bytes, map_lists, write_lists
 from index.parts import TRAINED, load_trained, part_name, part_ranges, read_part
@@ -165,22 +165,6 @@ def read_approximate(directory: Path) -> ApproximateRecord | None:
         return None
     fields = read_fields(path)
     return parse_record(path, fields, ApproximateRecord) if fields.get("kind") == "approximate" else None
-
-
-def index_stands(directory: Path, fingerprint: str, plan: IndexPlan) -> bool:
-    """Whether the approximate index of these rows and this plan stands there, measured, its files of the right sizes.
-
-    A record that can't be read counts as none.
-    """
-    try:
-        record = read_approximate(directory)
-        if record is None or record.measured is None:
-            return False
-        for name, wanted in record.files.items():
-            verify_file(directory / name, wanted, directory / RECORD, "size")
-    except VectorIndexError:
-        return False
-    return record.fingerprint == fingerprint and record.plan == plan
 
 
 def open_index(directory: Path, fingerprint: str, verify: Verify = "digest") -> ApproximateIndex:

@@ -7,9 +7,11 @@ Parts don't depend on one another: one task a part, in any order, anywhere. A pa
 again. The same rows give the same bytes, in blocks of any size, with any number of workers and of threads.
 """
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
 from index.cells import Cells
@@ -119,17 +121,6 @@ def save_trained(trained: Trained, directory: Path, fingerprint: str) -> Trained
     return record
 
 
-def trained_stands(directory: Path, fingerprint: str, plan: IndexPlan) -> bool:
-    """Whether what was trained there is for these rows and this plan, and its file has its size."""
-    record_path = directory / f"{TRAINED}.json"
-    try:
-        record = parse_record(record_path, read_fields(record_path), TrainedRecord)
-        verify_file(directory / f"{TRAINED}.faiss", record.file, record_path, "size")
-    except VectorIndexError:
-        return False
-    return record.fingerprint == fingerprint and record.plan == plan
-
-
 def load_trained(directory: Path, fingerprint: str) -> tuple[Trained, TrainedRecord]:
     """Read what was trained.
 
@@ -167,7 +158,7 @@ def load_trained(directory: Path, fingerprint: str) -> tuple[Trained, TrainedRec
 def build_part(directory: Path, fingerprint: str, number: int, blocks: Blocks) -> PartRecord:
     """Build one part of the index and commit it; a part that stands is left as it is, and its blocks aren't read.
 
-    Memory: the part's codes twice, what was trained, a block, and 4,096 rows.
+    Memory: the part's codes twice, what was trained, a block, and 4,096 reduced rows.
 
     Args:
         directory: Where `save_trained` wrote.
@@ -187,8 +178,8 @@ def build_part(directory: Path, fingerprint: str, number: int, blocks: Blocks) -
     if standing is not None:
         return standing
     filled = trained.emptied()
-    for start, vectors in _sliced(blocks, trained.dims, first, stop):
-        _add(filled, vectors, start)
+    for start, sketched in _sliced(blocks, trained.sketch, first, stop):
+        _add(filled, sketched, start)
     name = part_name(number)
     try:
         replace_file(directory / f"{name}.faiss", lambda partial: load_faiss().write_index(filled.faiss, str(partial)))
@@ -212,11 +203,15 @@ def read_part(directory: Path, number: int, trained: TrainedRecord, verify: Veri
     return record if record.trained == trained.file.sha256 else None
 
 
-def _sliced(blocks: Blocks, dims: int, first: int, stop: int):
-    """Cut blocks of any size again, into slices of SLICE_ROWS counted from the part's first row."""
-    waiting = np.empty((min(SLICE_ROWS, stop - first), dims), dtype=np.float32)
+def _sliced(blocks: Blocks, sketch: Sketch, first: int, stop: int) -> Iterator[tuple[int, NDArray[np.float32]]]:
+    """Sketch blocks of any size and cut them again, into slices of SLICE_ROWS counted from the part's first row.
+
+    Sketched first: a sketch is the same beside any rows, and 4,096 whole rows may be gigabytes.
+    """
+    waiting = np.empty((min(SLICE_ROWS, stop - first), sketch.reduced), dtype=np.float32)
     due, held = first, 0
-    for start, part, _ in checked_slices(blocks, dims):
+    for start, rows, _ in checked_slices(blocks, sketch.dims):
+        part = sketch.apply(rows)
         if start != due or start + len(part) > stop:
             raise IndexMismatch(
                 f"A block for rows {start} to {start + len(part) - 1} came where row {due} of [{first}, {stop}) "
@@ -237,9 +232,9 @@ def _sliced(blocks: Blocks, dims: int, first: int, stop: int):
         yield stop - held, waiting[:held]
 
 
-def _add(filled: Trained, vectors: np.ndarray, start: int) -> None:
+def _add(filled: Trained, sketched: NDArray[np.float32], start: int) -> None:
     faiss = load_faiss()
-    coded = filled.reduce(vectors)
+    coded = filled.transform(sketched)
     found = filled.cells.assign(coded)
     numbers = np.arange(start, start + len(coded), dtype=np.int64)
     lists = filled.lists

@@ -30,7 +30,7 @@ FACTORS = (1, 1.5, 2, 3, 5, 7, 10, 15, 20, 30, 50, 70, 100)
 """Candidates that are tried, times the depth."""
 
 DOUBT = 2.0
-"""Standard errors that a dial's recall has to be above the target: other queries than the measured ones must reach it."""
+"""Standard errors that a dial's recall has to be above the target: queries that weren't measured must reach it too."""
 
 COVERED = 0.7
 """How far above the target, of the way to 1, cells are read: the rest of the misses is left to the codes."""

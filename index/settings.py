@@ -81,9 +81,9 @@ class IndexSettings(BaseModel):
             raise ValueError(f"factory is {self.factory!r} and kind is {self.kind}: set kind: factory, or leave it out")
         if self.factory is not None and not FACTORY.fullmatch(self.factory):
             raise ValueError(
-                f"factory {self.factory!r} isn't one of [PCA…|PCAR…|OPQ…|RR…,][IVF…,]codes, codes of Flat, "
-                "SQ4, SQ6, SQ8, SQfp16, SQbf16, PQ…, RaBitQ, RaBitQ2…9. Only inverted lists can be built in parts, merged on "
-                "disk and searched there; refining needs no word in it, since the stored rows always decide"
+                f"factory {self.factory!r} isn't one of [PCA…|PCAR…|OPQ…|RR…,][IVF…,]codes with codes Flat, SQ4, "
+                "SQ6, SQ8, SQfp16, SQbf16, PQ…, RaBitQ or RaBitQ2 to 9. Only inverted lists can be built in parts, "
+                "merged on disk and searched there; refining needs no word in it, since the stored rows always decide"
             )
         return self
 

@@ -48,8 +48,11 @@ class Trained:
 
     def reduce(self, vectors: NDArray[np.floating]) -> NDArray[np.float32]:
         """Return rows or queries as the codes see them, [n, D] to [n, d]: linear, so inner products carry over."""
-        reduced = self.sketch.apply(vectors)
-        return reduced if self._matrix is None else reduced @ self._matrix
+        return self.transform(self.sketch.apply(vectors))
+
+    def transform(self, sketched: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return what the sketch left as the codes see it, [n, reduced] to [n, d]."""
+        return sketched if self._matrix is None else sketched @ self._matrix
 
     @cached_property
     def _matrix(self) -> NDArray[np.float32] | None:

@@ -60,11 +60,14 @@ class RunConfig(BaseModel):
     @classmethod
     def _can_be_built(cls, value: Recipe) -> Recipe:
         """Refuse what a build would pass over in silence, and what it would look for in vain."""
-        if value.needs_factors and (value.checkpoints or value.projection.kind == "trak"):
-            over = "several checkpoints" if value.checkpoints else "a trak projection"
+        if value.curvature.whole and value.checkpoints:
             raise ValueError(
-                f"no build has Kronecker factors under {over} yet: take projection rows random, exact none and another "
-                "curvature; influence.pairwise takes whitened rows, kfac and ekfac under several checkpoints"
+                f"no build has {value.curvature.kind} of whole gradients under several checkpoints yet: take "
+                "projection kind kronecker, its rows whitened, and curvature identity, or influence.pairwise"
+            )
+        if value.needs_factors and value.projection.kind == "trak":
+            raise ValueError(
+                "no build has Kronecker factors under a trak projection: take projection kind kronecker, or exact none"
             )
         if any(checkpoint.path is None for checkpoint in value.checkpoints):
             raise ValueError("a checkpoint without a path: name the model folder of each, recipe.checkpoints[…].path")
@@ -88,7 +91,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     Raises:
         ConfigError: The file can't be read, or one or more of its settings can't be used: one line for each.
     """
-    path = path if isinstance(path, Path) or is_remote(path) else Path(path)
+    path = Path(path) if isinstance(path, str) else path
     try:
         source = path.read_text(encoding="utf-8")
     except FileNotFoundError:

@@ -1,9 +1,12 @@
 """The settings of a cluster: what goes together, and what is refused with what to do."""
 
+from typing import get_args
+
 import pytest
 from pydantic import ValidationError
 
-from influence.cluster import QUEUES, ClusterSettings, JobSettings
+from influence.cli.cluster import NAMES
+from influence.cluster import QUEUES, ClusterSettings, JobSettings, Kind
 
 
 @pytest.mark.parametrize(
@@ -48,3 +51,7 @@ def test_a_gpu_that_was_asked_for_by_name_is_computed_on(found):
 def test_a_queues_settings_stay_without_effect_on_this_machine():
     settings = ClusterSettings.model_validate({"kind": "local", "job": {"gpus": 1, "memory": "16GB"}})
     assert (settings.here, settings.queued, settings.device) == (True, False, "auto")
+
+
+def test_the_command_line_names_every_kind_of_cluster_that_has_no_address():
+    assert {*NAMES, "address"} == {*get_args(Kind)}

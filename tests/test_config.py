@@ -141,7 +141,7 @@ def test_a_recipe_of_parts_alone_needs_no_preset_name():
 @pytest.mark.parametrize(
     ("recipe", "told"),
     [
-        ({"name": "ekfac", "checkpoints": [{"path": "a"}]}, "no build has Kronecker factors under several checkpoints"),
+        ({"name": "ekfac", "checkpoints": [{"path": "a"}]}, "no build has ekfac of whole gradients under several"),
         (
             {"name": "trak", "measurement": "log_likelihood", "exact": {"kind": "ekfac"}},
             "factors under a trak projection",

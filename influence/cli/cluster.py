@@ -4,10 +4,10 @@ from typing import Annotated, TypeAlias
 
 import typer
 
-from influence.cluster import QUEUES
 from influence.errors import ConfigError
 
-NAMES = ("local", "cuda", *QUEUES)
+NAMES = ("local", "cuda", "slurm", "pbs", "lsf", "sge")
+"""The kinds of cluster that have no address. Named here again, since `--help` pays for no settings model."""
 ClusterOption: TypeAlias = Annotated[
     str | None,
     typer.Option(

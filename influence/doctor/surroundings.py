@@ -49,7 +49,7 @@ def whereabouts(config: RunConfig, session: Session, rows: Rows, place: Path | N
     yield Check("finite weights", "pass", f"{count:,} weights, the largest {largest:.3g}", "all finite", value=largest)
     if place is None:
         return
-    kinds = {"curvature": config.recipe.stored.curvature.kind, "index": config.index.kind}
+    kinds = {"curvature": config.recipe.stored.curvature.kind, "index": config.index}
     held = held_bytes(config.store, session.modules, len(config.recipe.checkpoints))
     per_shard = rows_per_shard(len(rows), held, config.store)
     sizes = {"codec": config.store, "recipe": config.recipe, **kinds}

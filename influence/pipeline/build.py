@@ -155,12 +155,12 @@ def _capture_shards(
     stage = Stage("capture", len(manifest.shards), report, done=done)
     if not todo:
         return [], []
-    factors = factor_stage.factor_file(run_dir, manifest, config.recipe)
+    factors = factor_stage.factor_files(run_dir, manifest, config.recipe)
     spec = _spec(config, manifest, factors)
     return capture_stage.capture_missing(client, spec, run_dir, manifest, todo, stage)
 
 
-def _spec(config: RunConfig, manifest: Manifest, factors: FactorFiles | None = None) -> CaptureSpec:
+def _spec(config: RunConfig, manifest: Manifest, factors: tuple[FactorFiles, ...] = ()) -> CaptureSpec:
     """Return what workers are told of a run that has a manifest."""
     parts = manifest.fingerprint_parts
     spec = CaptureSpec.of(resolved(config, manifest), factors, drawn_of(parts))

@@ -46,7 +46,7 @@ class MergeTask:
     @property
     def name(self) -> str:
         """The file that is written, for messages."""
-        return f"{self.path.stem} ({self.modules[0].name} to {self.modules[-1].name})"
+        return f"{self.path.parent.name}/{self.path.stem} ({self.modules[0].name} to {self.modules[-1].name})"
 
 
 def cut_modules(modules: Sequence[ModuleWidths]) -> list[tuple[ModuleWidths, ...]]:

@@ -38,7 +38,7 @@ Fit = CovarianceFit | EigenvalueFit
 
 @dataclass(frozen=True)
 class FactorTask:
-    """What a worker is sent: one group of sampled rows to sum over, in one of the two passes."""
+    """What a worker is sent: one group of sampled rows to sum over at one checkpoint, in one of the two passes."""
 
     spec: CaptureSpec
     factors: FactorFiles
@@ -55,7 +55,8 @@ class FactorTask:
     @property
     def name(self) -> str:
         """The pass, the group and its rows, for messages."""
-        return f"{self.kind} {self.number} of {self.groups} (rows {self.rows[0]} to {self.rows[-1]}, sampled)"
+        at = f" at checkpoint {self.factors.checkpoint}" if len(self.spec.checkpoints) > 1 else ""
+        return f"{self.kind} {self.number} of {self.groups} (rows {self.rows[0]} to {self.rows[-1]}, sampled){at}"
 
 
 def run_group(task: FactorTask) -> int:
@@ -65,6 +66,7 @@ def run_group(task: FactorTask) -> int:
             examples = [session.rows.example(row) for row in task.rows]
             parts = [part for part in session.tokenise(examples) if part.scored]
             with session.computing:
+                session.load(task.factors.checkpoint)
                 sums = _summed_most(session, task, parts, [place_of(example) for example in examples])
         save_tensors(task.path, sums.tensors(), task.factors.fingerprint)
     except InfluenceError as error:

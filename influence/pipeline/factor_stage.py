@@ -2,7 +2,8 @@
 
 The sample is cut into groups by its size alone; each group's sums are a file, so that an interrupted build sums only
 the groups it lacks, and they are merged in order, so that any number of workers gives the same bytes. Once merged, the
-partial sums are removed.
+partial sums are removed. Of several checkpoints each has factors of its own, fitted to the same rows, one checkpoint
+after another: a worker changes its weights once, and one checkpoint's partial sums are on the disk at a time.
 """
 
 from collections.abc import Sequence
@@ -26,19 +27,32 @@ from influence.pipeline.submit import run_tasks
 from influence.pipeline.tensors import load_all, remove_tensors, saved_for
 from influence.recipe import Recipe
 from influence.store.manifest import Manifest, fingerprint_of
+from influence.vectors.ensemble import of_one
 
 FOLDER = "curvature"
 
 
-def factor_file(run_dir: Path, manifest: Manifest, recipe: Recipe) -> FactorFiles | None:
-    """Return where the run's factors are or will be; None for a recipe that needs none."""
+def factor_files(run_dir: Path, manifest: Manifest, recipe: Recipe) -> tuple[FactorFiles, ...]:
+    """Return where the factors of each checkpoint are or will be; none for a recipe that needs none."""
     if not recipe.needs_factors:
-        return None
-    shared = ("model", "tokeniser", "data", "task.", "cluster.")
-    parts = {key: value for key, value in manifest.fingerprint_parts.items() if key.startswith(shared)}
-    parts |= {f"factors.{key}": value for key, value in recipe.factors.model_dump(mode="json").items()}
-    count = len(cut_modules(module_widths(manifest.modules)))
-    return FactorFiles(folder=run_dir / FOLDER, parts=count, fingerprint=fingerprint_of(parts), settings=recipe.factors)
+        return ()
+    count = len(recipe.checkpoints) or 1
+    return tuple(_files_of(run_dir, manifest, recipe, number, count) for number in range(count))
+
+
+def _files_of(run_dir: Path, manifest: Manifest, recipe: Recipe, number: int, count: int) -> FactorFiles:
+    """Return where one checkpoint's factors are, out of `count`; their fingerprint holds its digest and no other's."""
+    shared, own = ("model", "tokeniser", "data", "task.", "cluster."), f"recipe.checkpoints.{number}"
+    parts = manifest.fingerprint_parts
+    made_of = {key: value for key, value in parts.items() if key.startswith(shared) or key == own}
+    made_of |= {f"factors.{key}": value for key, value in recipe.factors.model_dump(mode="json").items()}
+    return FactorFiles(
+        checkpoint=number,
+        folder=run_dir / FOLDER if count == 1 else run_dir / FOLDER / f"checkpoint-{number:02d}",
+        parts=len(cut_modules(module_widths(manifest.modules, recipe))),
+        fingerprint=fingerprint_of(made_of),
+        settings=recipe.factors,
+    )
 
 
 def check_widths(modules: Sequence[ModuleColumns], recipe: Recipe) -> None:
@@ -48,7 +62,7 @@ def check_widths(modules: Sequence[ModuleColumns], recipe: Recipe) -> None:
         CurvatureError: A side is over the limit; the module is named.
     """
     if recipe.needs_factors:
-        CovarianceSums(module_widths(modules), recipe.factors)
+        CovarianceSums(module_widths(modules, recipe), recipe.factors)
 
 
 def sampled_rows(rows: int, settings: FactorSettings) -> np.ndarray:
@@ -61,17 +75,17 @@ def sampled_rows(rows: int, settings: FactorSettings) -> np.ndarray:
 
 def factors_stand(run_dir: Path, manifest: Manifest, recipe: Recipe) -> bool:
     """Whether what the recipe needs of the factors is there to be loaded."""
-    held = factor_file(run_dir, manifest, recipe)
-    if held is None:
-        return True
-    wanted = [*held.bases, *(held.eigenvalues if recipe.corrects_eigenvalues else ())]
-    return all(saved_for(path, held.fingerprint) for path in wanted)
+    return all(
+        saved_for(path, held.fingerprint)
+        for held in factor_files(run_dir, manifest, recipe)
+        for path in (*held.bases, *(held.eigenvalues if recipe.corrects_eigenvalues else ()))
+    )
 
 
 def fit_factors(
     client: Client, spec: CaptureSpec, run_dir: Path, manifest: Manifest, recipe: Recipe, stage: Stage
 ) -> None:
-    """Fit what is missing: the covariances and their eigenbasis, then, for EK-FAC, its eigenvalues.
+    """Fit what is missing of each checkpoint: covariances and their eigenbasis, then, for EK-FAC, its eigenvalues.
 
     Args:
         client: Of the cluster, whose workers have the session plugin.
@@ -85,22 +99,28 @@ def fit_factors(
         InfluenceError: As a worker raised it; the message names the pass and the group.
         CurvatureError: A factor that isn't finite or is too wide; the module is named.
     """
-    held = factor_file(run_dir, manifest, recipe)
-    assert held is not None, "a recipe without factors has nothing to fit"
-    if _fit_pass(client, spec, run_dir, manifest, held, "covariance", stage):
-        for path in held.eigenvalues:
-            remove_tensors(path)
-    if recipe.corrects_eigenvalues:
-        _fit_pass(client, spec, run_dir, manifest, held, "eigenvalues", stage)
+    sampled, modules = _groups(manifest, recipe), cut_modules(module_widths(manifest.modules, recipe))
+    for held in factor_files(run_dir, manifest, recipe):
+        if _fit_pass(client, spec, sampled, modules, held, "covariance", stage):
+            for path in held.eigenvalues:
+                remove_tensors(path)
+        if recipe.corrects_eigenvalues:
+            _fit_pass(client, spec, sampled, modules, held, "eigenvalues", stage)
 
 
 def _fit_pass(
-    client: Client, spec: CaptureSpec, run_dir: Path, manifest: Manifest, held: FactorFiles, kind: Pass, stage: Stage
+    client: Client,
+    spec: CaptureSpec,
+    sampled: Sequence[np.ndarray],
+    modules: Sequence[tuple[ModuleWidths, ...]],
+    held: FactorFiles,
+    kind: Pass,
+    stage: Stage,
 ) -> bool:
     """Make what is missing of one pass: the groups' sums, then what they are merged to. Returns whether any was."""
-    groups = _tasks(spec, run_dir, manifest, held, kind)
+    groups = _tasks(spec, sampled, held, kind)
     paths = held.bases if kind == "covariance" else held.eigenvalues
-    partials, modules = tuple(group.path for group in groups), cut_modules(module_widths(manifest.modules))
+    partials = tuple(group.path for group in groups)
     merges = [
         MergeTask(kind, part, held.settings, partials, path, held.fingerprint, spec.threads)
         for part, path in zip(modules, paths, strict=True)
@@ -116,23 +136,21 @@ def _fit_pass(
 
 
 def factor_steps(run_dir: Path, manifest: Manifest, recipe: Recipe) -> int:
-    """Return how many groups all passes have together."""
-    held = factor_file(run_dir, manifest, recipe)
-    if held is None:
-        return 0
-    return (len(_groups(manifest, held.settings)) + held.parts) * (1 + recipe.corrects_eigenvalues)
+    """Return how many groups and merges all passes over all checkpoints have together."""
+    found = factor_files(run_dir, manifest, recipe)
+    groups = len(_groups(manifest, recipe))
+    return sum(groups + held.parts for held in found) * (1 + recipe.corrects_eigenvalues)
 
 
-def load_basis(run_dir: Path, manifest: Manifest, recipe: Recipe) -> Eigenbasis:
-    """Return the eigenbasis of the run's factors.
+def load_basis(run_dir: Path, manifest: Manifest, recipe: Recipe, checkpoint: int = 0) -> Eigenbasis:
+    """Return the eigenbasis of the run's factors, of one of the recipe's checkpoints where it names some.
 
     Raises:
         DigestMismatch: It is missing, damaged, or of another fit.
     """
-    held = factor_file(run_dir, manifest, recipe)
-    assert held is not None, "a recipe without factors has no eigenbasis"
+    held = factor_files(run_dir, manifest, recipe)[checkpoint]
     tensors = load_all(held.bases, held.fingerprint)
-    return Eigenbasis.from_tensors(module_widths(manifest.modules), held.settings, tensors)
+    return Eigenbasis.from_tensors(module_widths(manifest.modules, recipe), held.settings, tensors)
 
 
 def load_kronecker(
@@ -147,26 +165,23 @@ def load_kronecker(
     basis = load_basis(run_dir, manifest, recipe)
     if kind == "kfac":
         return KroneckerCurvature.prepare(basis, kfac_eigenvalues(basis), damping)
-    held = factor_file(run_dir, manifest, recipe)
-    assert held is not None, "a recipe without factors has no eigenvalues"
+    (held,) = factor_files(run_dir, manifest, recipe)
     names = tuple(module.name for module in basis.modules)
     squares = EigenvalueSums.from_tensors(names, load_all(held.eigenvalues, held.fingerprint))
     return KroneckerCurvature.prepare(basis, squares.eigenvalues(), damping)
 
 
-def _tasks(
-    spec: CaptureSpec, run_dir: Path, manifest: Manifest, held: FactorFiles, kind: Pass
-) -> tuple[FactorTask, ...]:
-    groups = _groups(manifest, held.settings)
+def _tasks(spec: CaptureSpec, sampled: Sequence[np.ndarray], held: FactorFiles, kind: Pass) -> tuple[FactorTask, ...]:
     return tuple(
-        FactorTask(spec, held, kind, number, len(groups), tuple(group.tolist())) for number, group in enumerate(groups)
+        FactorTask(spec, held, kind, number, len(sampled), tuple(group.tolist()))
+        for number, group in enumerate(sampled)
     )
 
 
-def _groups(manifest: Manifest, settings: FactorSettings) -> list[np.ndarray]:
-    """Cut the sample into consecutive groups."""
-    sample = sampled_rows(manifest.rows, settings)
-    return np.array_split(sample, factor_groups(len(sample), manifest.modules))
+def _groups(manifest: Manifest, recipe: Recipe) -> list[np.ndarray]:
+    """Cut the sample into consecutive groups, the same at every checkpoint."""
+    sample = sampled_rows(manifest.rows, recipe.factors)
+    return np.array_split(sample, factor_groups(len(sample), of_one(manifest.modules, len(recipe.checkpoints) or 1)))
 
 
 def _run(client: Client, tasks: Sequence[FactorTask], stage: Stage) -> None:
@@ -177,6 +192,7 @@ def _run(client: Client, tasks: Sequence[FactorTask], stage: Stage) -> None:
         stage.finished(rows=rows)
 
 
-def module_widths(modules: Sequence[ModuleColumns]) -> tuple[ModuleWidths, ...]:
-    """Return the sides of a run's modules."""
-    return tuple(ModuleWidths(module.name, module.inputs, module.outputs) for module in modules)
+def module_widths(modules: Sequence[ModuleColumns], recipe: Recipe) -> tuple[ModuleWidths, ...]:
+    """Return the sides of the model's modules, from the columns of a run's rows, of all checkpoints side by side."""
+    own = of_one(modules, len(recipe.checkpoints) or 1)
+    return tuple(ModuleWidths(module.name, module.inputs, module.outputs) for module in own)

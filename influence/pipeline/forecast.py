@@ -30,6 +30,7 @@ from influence.pipeline.spec import CaptureSpec
 from influence.pipeline.timing import Timing, TimingTask, fisher_seconds, run_timing
 from influence.pipeline.worker import install
 from influence.recipe import Recipe
+from influence.vectors.ensemble import of_one
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,8 @@ class Plan:
         probed: What a worker found: dtype, device, layers, speed; of `bm25` words, in the place of tokens.
         workers: How many would share the work; `bm25` takes one.
         start: Seconds until the first worker has the model, as measured.
-        work: Seconds of each stage by one worker: `factors`, `decomposition`, `capture`, `curvature`.
+        work: Seconds of each stage by one worker: `factors`, `decomposition`, `capture`, `curvature`, `fisher
+            decomposition`.
         tasks: Into how many tasks each is cut: more workers than that share nothing.
         index: Which index will be built, in words.
     """
@@ -114,15 +116,17 @@ def _work(
     """Return each stage's seconds by one worker, and its tasks."""
     work, tasks = {"capture": rows * timing.tokens_per_row * timing.capture}, {"capture": shards}
     if recipe.needs_factors:
-        sample = min(rows, recipe.factors.rows or rows)
-        work["factors"] = sample * timing.tokens_per_row * (timing.covariance + timing.eigenvalues)
-        tasks["factors"] = factor_groups(sample, modules)
-        work["decomposition"] = timing.decomposition
-        tasks["decomposition"] = len(cut_modules(module_widths(modules)))
+        sample, count = min(rows, recipe.factors.rows or rows), len(recipe.checkpoints) or 1
+        work["factors"] = count * sample * timing.tokens_per_row * (timing.covariance + timing.eigenvalues)
+        # Checkpoints follow one another: at any time workers share the tasks of one.
+        tasks["factors"] = factor_groups(sample, of_one(modules, count))
+        work["decomposition"] = count * timing.decomposition
+        tasks["decomposition"] = len(cut_modules(module_widths(modules, recipe)))
     if recipe.stored.curvature.kind == "fisher":
         blocks = fisher_blocks(modules, recipe.stored.curvature.blocks, len(recipe.checkpoints) or 1)
-        work["curvature"], work["decomposition"] = fisher_seconds(blocks, rows)
-        tasks["curvature"], tasks["decomposition"] = len(group_shards(plan_shards(rows, -(-rows // shards)), blocks)), 1
+        work["curvature"], work["fisher decomposition"] = fisher_seconds(blocks, rows)
+        tasks["curvature"] = len(group_shards(plan_shards(rows, -(-rows // shards)), blocks))
+        tasks["fisher decomposition"] = 1
     return work, tasks
 
 

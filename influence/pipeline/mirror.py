@@ -1,13 +1,14 @@
 """A bucket's folder on this machine's disk: indexes are libraries' files, and those want a disk.
 
 What is read is downloaded once a content, into the user's cache, and mapped or read from there; the digests in its
-records are checked there, by whoever opens it. What is written is made in the cache, where a build that was killed finds
-it again, and uploaded when it is whole, the records last.
+records are checked there, by whoever opens it. What is written is made in the cache, where a build that was killed
+finds it again, and uploaded when it is whole, the records last.
 """
 
 import logging
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from hashlib import sha256
@@ -20,6 +21,9 @@ from influence.remote.path import ObjectPath
 from influence.store.partial import PartialFile
 
 CACHE = "XDG_CACHE_HOME"
+BUILDING = "building"
+GIVEN_UP = 86_400
+"""Seconds after which a download that hasn't come to an end won't."""
 RECORD = ".json"
 """What records end in: they vouch for the other files, so they go first and come last."""
 PIECE = 2**24
@@ -57,7 +61,7 @@ def filled(folder: Path) -> Iterator[Path]:
     if not isinstance(folder, ObjectPath):
         yield folder
         return
-    work = _place(folder) / "building"
+    work = _place(folder) / BUILDING
     work.mkdir(parents=True, exist_ok=True)
     try:
         yield work
@@ -89,12 +93,12 @@ def _downloaded(folder: ObjectPath) -> Path:
             with (folder / name).open("rb", PIECE) as there, (coming / name).open("xb") as here:
                 shutil.copyfileobj(there, here, PIECE)
         coming.mkdir(parents=True, exist_ok=True)
-        # What it held before is of no use to anybody; a file that some process has mapped lives on for it.
-        for old in place.iterdir():
-            if old != coming and old.name != "building":
-                shutil.rmtree(old, ignore_errors=True)
+        _clear(place, copy)
         coming.rename(copy)
     except OSError as error:
+        if copy.is_dir():
+            # Another process was quicker.
+            return copy
         raise StoreError(
             f"{folder} can't be downloaded into {place}: {error.strerror or error}. Make room there, or name another "
             f"folder with {CACHE}."
@@ -102,6 +106,16 @@ def _downloaded(folder: ObjectPath) -> Path:
     finally:
         shutil.rmtree(coming, ignore_errors=True)
     return copy
+
+
+def _clear(place: Path, copy: Path) -> None:
+    """Remove copies of what the folder held before, and downloads that were given up."""
+    for old in place.iterdir():
+        coming = old.name.endswith(".partial")
+        if old in (copy, place / BUILDING) or (coming and time.time() - old.stat().st_mtime < GIVEN_UP):
+            continue
+        # A file of it that some process has mapped lives on for that process.
+        shutil.rmtree(old, ignore_errors=True)
 
 
 def _upload(work: Path, folder: ObjectPath) -> None:

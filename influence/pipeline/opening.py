@@ -6,7 +6,7 @@ from typing import Literal
 from influence.config import RunConfig
 from influence.errors import FingerprintMismatch
 from influence.pipeline.drawn import drawn_of
-from influence.pipeline.factor_stage import factor_file
+from influence.pipeline.factor_stage import factor_files
 from influence.pipeline.fingerprint import digested, expected_digests
 from influence.pipeline.session import Session
 from influence.pipeline.spec import CaptureSpec
@@ -16,7 +16,7 @@ from influence.store.manifest import Manifest
 def run_spec(config: RunConfig, path: Path, manifest: Manifest) -> CaptureSpec:
     """Return what a worker is told of a finished run: with its factors, and the digests that it must find."""
     parts = manifest.fingerprint_parts
-    spec = CaptureSpec.of(config, factor_file(path, manifest, config.recipe), drawn_of(parts))
+    spec = CaptureSpec.of(config, factor_files(path, manifest, config.recipe), drawn_of(parts))
     return spec.model_copy(update={"digests": expected_digests(config, parts)})
 
 

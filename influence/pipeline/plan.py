@@ -17,7 +17,7 @@ from influence.recipe import Recipe
 from influence.store.codec import CodecSettings
 from influence.store.codecs import bytes_per_row
 from influence.store.manifest import ShardRange, StoreSettings
-from influence.vectors.ensemble import side_by_side
+from influence.vectors.ensemble import of_one, side_by_side
 
 PLAN_VERSION = 1
 """Part of a run's fingerprint: raised when the rule that cuts shards changes, so that no build mixes two cuts."""
@@ -112,12 +112,17 @@ def fisher_blocks(
 
 
 def capture_bytes(recipe: Recipe, modules: Sequence[ModuleColumns]) -> int:
-    """Return the bytes of what a worker holds beside the model: what gradients are divided by, and trak's matrix."""
+    """Return the bytes of what a worker holds beside the model: what gradients are divided by, and its projections.
+
+    That is trak's matrix, and the matrices that every one of several checkpoints has of its own factors.
+    """
     weights = sum(module.inputs * module.outputs for module in modules) // (len(recipe.checkpoints) or 1)
     divisors = 4 * weights if recipe.gradient.kind == "adam" else 0
     settings = recipe.projection
     dense = settings.kind == "trak" and settings.projector == "basic"
-    return divisors + (4 * weights * min(settings.block, settings.dims or 0) if dense else 0)
+    several = settings.folds and len(recipe.checkpoints) > 1
+    sides = sum(module.p * module.inputs + module.q * module.outputs for module in modules) if several else 0
+    return divisors + 4 * sides + (4 * weights * min(settings.block, settings.dims or 0) if dense else 0)
 
 
 def covariance_bytes(modules: Sequence[ModuleColumns]) -> int:
@@ -207,9 +212,10 @@ def estimate(
     indexed = plan_factory(index, rows, dims) if dims else None
     factors = eigenvalues = partials = 0
     if recipe is not None and recipe.needs_factors:
-        factors = covariance_bytes(modules)
-        eigenvalues = sum(4 * module.inputs * module.outputs for module in modules) * recipe.corrects_eigenvalues
-        partials = factor_groups(min(rows, recipe.factors.rows or rows), modules)
+        own = of_one(modules, checkpoints or 1)
+        factors = covariance_bytes(own)
+        eigenvalues = sum(4 * module.inputs * module.outputs for module in own) * recipe.corrects_eigenvalues
+        partials = factor_groups(min(rows, recipe.factors.rows or rows), own)
     return Estimate(
         rows=rows,
         dims=dims,
@@ -226,7 +232,8 @@ def estimate(
         memory_index=max(indexed.build_bytes, indexed.search_bytes) if indexed else 0,
         # A checkpoint's weights are read beside those that they replace.
         memory_model=model_bytes * (2 if checkpoints else 1),
-        disk_factors=partials * max(factors, eigenvalues) + factors + eigenvalues,
+        # Checkpoints are fitted one after another: partial sums are those of one of them.
+        disk_factors=partials * max(factors, eigenvalues) + (checkpoints or 1) * (factors + eigenvalues),
         # Both sums of a merge, and their decomposition in float64.
         memory_factors=4 * factors + 2 * eigenvalues,
     )

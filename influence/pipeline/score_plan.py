@@ -20,7 +20,7 @@ from influence.errors import QueryError
 from influence.pipeline.index_stage import index_fingerprint
 from influence.pipeline.tensors import load_tensors, save_tensors, saved_for
 from influence.recipe import Recipe
-from influence.remote.place import RunPath
+from influence.remote.field import RunPath
 from influence.store.manifest import Manifest, Part
 from influence.store.products import GROUP, MANY
 

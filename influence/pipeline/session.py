@@ -15,9 +15,6 @@ import torch
 from torch import Tensor
 
 from influence.baselines.repsim import HiddenStates
-from influence.curvature.covariance import widths_of
-from influence.curvature.kfac import Eigenbasis
-from influence.curvature.whitening import fold_for
 from influence.data.dataset import Rows, open_rows
 from influence.data.example import Example, place_of
 from influence.data.tokenise import Part, readable, tokenise
@@ -27,14 +24,13 @@ from influence.gradients.capture import Capture
 from influence.gradients.hooks import Hooks, Measure
 from influence.gradients.inner_products import InnerProducts
 from influence.gradients.optimiser import read_second_moments
-from influence.gradients.projection import Projection
 from influence.model.checkpoints import load_weights
 from influence.model.layers import tracked_layers
 from influence.model.load import load_model, load_tokeniser, pad_id, resolve_dtype
 from influence.pipeline.batches import Compute, run_batches
 from influence.pipeline.drawn import check_drawn
+from influence.pipeline.folding import projection_of
 from influence.pipeline.spec import CaptureSpec
-from influence.pipeline.tensors import load_all
 from influence.pipeline.transfer import Piece
 from influence.task import row_loss, row_weight, task_for
 from influence.vectors.ensemble import side_by_side
@@ -76,6 +72,7 @@ class Session:
         self.layers = tracked_layers(self.model, spec.model.layers) if spec.baseline is None else ()
         self._hooks: Hooks | HiddenStates | None = None
         self._loaded: int | None = None
+        self._folded: dict[int, Capture] = {}
         self._set_up(0)
         self.tokenising = threading.Lock()
         self.computing = threading.Lock()
@@ -108,6 +105,7 @@ class Session:
         """Project rows as another specification of the same model and data says."""
         if not self.is_of(spec):
             self.spec = self.spec.model_copy(update={part: getattr(spec, part) for part in PROJECTING})
+            self._folded.clear()
             self._set_up(self._number)
 
     def load(self, checkpoint: int) -> None:
@@ -116,13 +114,14 @@ class Session:
         Raises:
             ModelError: It can't be loaded, or is of another architecture.
             OptimiserMismatch: Its optimiser's state isn't the model's.
+            DigestMismatch: Its factors, where the projection has them, are missing or damaged.
         """
         path = self.spec.checkpoints[checkpoint].path
         if path is not None and checkpoint != self._loaded:
             self._loaded = None
             load_weights(self.model, self.spec.model, path, resolve_dtype(self.spec.model, self.device))
             self._loaded = checkpoint
-        if checkpoint != self._number and (self.spec.projection.kind == "trak" or self.spec.gradient.kind == "adam"):
+        if checkpoint != self._number and self.spec.projects_apart:
             self._set_up(checkpoint)
 
     def set_hooks(self, hooks: Hooks | HiddenStates) -> None:
@@ -139,24 +138,25 @@ class Session:
 
     def _set_up(self, checkpoint: int) -> None:
         """Make the capture of one checkpoint's rows, with what it divides by and projects with, and set its hooks."""
-        spec, fold, scales = self.spec, None, None
+        spec, scales = self.spec, None
         # What the capture before this one holds may be larger than the model.
         self.close()
         self.__dict__.pop("rows_capture", None)
-        if spec.factors is not None:
-            tensors = load_all(spec.factors.bases, spec.factors.fingerprint)
-            basis = Eigenbasis.from_tensors(widths_of(self.layers), spec.factors.settings, tensors)
-            fold = fold_for(spec.projection, basis)
         state = spec.checkpoints[checkpoint].state
         if state is not None:
             moments = read_second_moments(state, self.model)
             scales = denominators(self.model, self.layers, moments, spec.gradient.epsilon)
         self.rows_capture: Capture | HiddenStates
-        if spec.baseline is None:
-            projection = Projection(spec.projection, fold, checkpoint)
-            self.rows_capture = Capture(self.model, self.layers, projection, scales)
-        else:
+        if spec.baseline is not None:
             self.rows_capture = HiddenStates(self.model)
+        elif checkpoint in self._folded:
+            self.rows_capture = self._folded[checkpoint]
+        else:
+            projection = projection_of(spec, self.layers, checkpoint)
+            self.rows_capture = Capture(self.model, self.layers, projection, scales)
+            if spec.factors:
+                # Its matrices are small beside the factors, which every change of checkpoint would read and fold anew.
+                self._folded[checkpoint] = self.rows_capture
         check_drawn(self.rows_capture.record, spec.drawn, checkpoint)
         self.modules = side_by_side(self.rows_capture.modules, self.checkpoints)
         self._number = checkpoint

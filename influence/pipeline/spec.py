@@ -12,7 +12,7 @@ from influence.gradients.adam import GradientSettings
 from influence.gradients.projection import ProjectionSettings
 from influence.model.load import ModelSettings
 from influence.recipe import Baseline, Recipe
-from influence.remote.place import RunPath
+from influence.remote.field import RunPath
 from influence.task import Measured, TaskSettings
 
 TOKEN_BUDGET = {"cpu": 2_048, "cuda": 16_384}
@@ -20,9 +20,10 @@ TOKEN_BUDGET = {"cpu": 2_048, "cuda": 16_384}
 
 
 class FactorFiles(BaseModel):
-    """Where a run's Kronecker factors are, for a projection that they are folded into.
+    """Where the Kronecker factors of one checkpoint of a run are, for a projection that they are folded into.
 
     Attributes:
+        checkpoint: Which of the recipe's checkpoints they are fitted to, from 0; the model itself where it names none.
         folder: That holds them.
         parts: How many files each pass has: some modules in each, in their order.
         fingerprint: That these files carry.
@@ -31,6 +32,7 @@ class FactorFiles(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    checkpoint: int = 0
     folder: RunPath
     parts: int
     fingerprint: str
@@ -74,7 +76,8 @@ class CaptureSpec(BaseModel):
     Attributes:
         measurement: What queries measure, which decides what a row is the gradient of.
         checkpoints: Whose gradients stand side by side in a row, at least one.
-        factors: What a whitened projection, or one on eigenvectors, is made with; None for any other.
+        factors: What a whitened projection, or one on eigenvectors, is made with, of each checkpoint; none for any
+            other.
         baseline: What rows are in the place of gradients: with `repsim` mean last hidden states.
         drawn: What trak's projector drew for each checkpoint when the run was begun, as `drawn` writes it; nothing is
             compared where it is empty.
@@ -92,7 +95,7 @@ class CaptureSpec(BaseModel):
     checkpoints: tuple[CheckpointFiles, ...] = (CheckpointFiles(),)
     projection: ProjectionSettings
     baseline: Baseline | None = None
-    factors: FactorFiles | None = None
+    factors: tuple[FactorFiles, ...] = ()
     drawn: tuple[str, ...] = ()
     digests: tuple[str, ...] = ()
     token_budget: int | None
@@ -100,18 +103,18 @@ class CaptureSpec(BaseModel):
     device: Literal["auto", "cpu", "cuda"]
 
     @classmethod
-    def of(cls, config: RunConfig, factors: FactorFiles | None = None, drawn: tuple[str, ...] = ()) -> Self:
+    def of(cls, config: RunConfig, factors: tuple[FactorFiles, ...] = (), drawn: tuple[str, ...] = ()) -> Self:
         """Return the part of a configuration that decides its rows.
 
         Args:
             config: The run.
-            factors: Of the run. Without them a projection that needs them is taken at random instead, of the same
-                widths: for the steps that come before there are factors.
+            factors: Of the run's checkpoints. Without them a projection that needs them is taken at random instead, of
+                the same widths: for the steps that come before there are factors.
             drawn: As the run's manifest has it, once there is one.
         """
         recipe = config.recipe.stored
         projection = recipe.projection
-        if projection.folds and factors is None:
+        if projection.folds and not factors:
             projection = projection.model_copy(update={"rows": "random"})
         return cls(
             model=config.model,
@@ -122,12 +125,17 @@ class CaptureSpec(BaseModel):
             checkpoints=checkpoint_files(recipe),
             projection=projection,
             baseline=recipe.baseline,
-            factors=factors if projection.folds else None,
+            factors=factors if projection.folds else (),
             drawn=drawn,
             token_budget=config.cluster.token_budget,
             threads=config.cluster.threads_per_worker,
             device=config.cluster.device,
         )
+
+    @property
+    def projects_apart(self) -> bool:
+        """Whether each checkpoint's gradients are divided or projected by numbers of its own."""
+        return self.projection.kind == "trak" or self.projection.folds or self.gradient.kind == "adam"
 
     @property
     def row_is(self) -> str:
@@ -142,7 +150,7 @@ class CaptureSpec(BaseModel):
 
     def unprojected(self) -> "CaptureSpec":
         """Return the specification without its projection: what a process must load anew when it changes."""
-        return self.model_copy(update={"projection": ProjectionSettings(), "factors": None, "drawn": (), "digests": ()})
+        return self.model_copy(update={"projection": ProjectionSettings(), "factors": (), "drawn": (), "digests": ()})
 
 
 def checkpoint_files(recipe: Recipe) -> tuple[CheckpointFiles, ...]:

@@ -40,9 +40,10 @@ class Timing(BaseModel):
     Attributes:
         tokens_per_row: Mean over a sample of the rows, after truncation; rows without a scored token count as 0.
         capture: Seconds a token, at all checkpoints together, codes included.
-        covariance: Seconds a token of the factors' first pass; 0 where none are fitted.
+        covariance: Seconds a token of the factors' first pass at one checkpoint; 0 where none are fitted.
         eigenvalues: Seconds a token of EK-FAC's second pass; 0 where there is none.
-        decomposition: Seconds for all modules' eigendecompositions, one after another; 0 where there are none.
+        decomposition: Seconds for all modules' eigendecompositions at one checkpoint, one after another; 0 where there
+            are none.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)

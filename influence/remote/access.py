@@ -58,7 +58,7 @@ def names_in(folder: Path) -> set[str]:
 
 
 def listed(folder: Path) -> dict[str, int] | None:
-    """Return the files of a bucket's folder and their bytes, from one listing; None on a disk, which answers at once."""
+    """Return the bytes of the files in a bucket's folder, from one listing; None on a disk, which answers at once."""
     return folder.sizes() if isinstance(folder, ObjectPath) else None
 
 
@@ -71,8 +71,9 @@ def bytes_under(folder: Path) -> int:
 
 def each(function: Callable[[T], R], items: Iterable[T], place: Path) -> Iterator[R]:
     """Yield a function's value for every item, in order; in a bucket, where each waits for answers, many at a time."""
-    if not isinstance(place, ObjectPath):
-        yield from map(function, items)
+    wanted = list(items) if isinstance(place, ObjectPath) else []
+    if len(wanted) < 2:
+        yield from map(function, wanted or items)
         return
-    with ThreadPoolExecutor(REQUESTS, "requests") as pool:
-        yield from pool.map(function, items)
+    with ThreadPoolExecutor(min(REQUESTS, len(wanted)), "requests") as pool:
+        yield from pool.map(function, wanted)

@@ -5,9 +5,7 @@ Text becomes a path here and nowhere else, because `pathlib.Path` turns `s3://bu
 
 from importlib.util import find_spec
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Any, cast
-
-from pydantic import PlainSerializer, PlainValidator
+from typing import cast
 
 from influence.errors import ConfigError, MissingExtra
 from influence.remote.path import ObjectPath
@@ -89,14 +87,3 @@ def _in_bucket(place: str, rest: str) -> ObjectPath:
     if find_spec("s3fs") is None:
         raise MissingExtra(f"{place} needs s3fs, which isn't installed. Install it: pip install 'influence[s3]'.")
     return ObjectPath("s3", PurePosixPath(*parts))
-
-
-def _read(value: Any) -> Path:
-    try:
-        return run_path(value)
-    except (ConfigError, MissingExtra) as error:
-        raise ValueError(str(error)) from None
-
-
-RunPath = Annotated[Path, PlainValidator(_read), PlainSerializer(str)]
-"""A field of a settings model: the path of a run or of a file in one."""

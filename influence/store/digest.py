@@ -7,6 +7,7 @@ and inode. Files are hashed as a stream, so checking costs no memory.
 import hashlib
 import json
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 from influence.errors import DigestMismatch, FormatVersionMismatch, StoreError
@@ -16,6 +17,8 @@ FORMAT_VERSION = 1
 
 _SEAL = "sha256"
 _seen: dict[tuple[str, int, int, int], str] = {}
+_turns = tuple(Lock() for _ in range(64))
+"""Threads that want the same file wait for one of them to read it."""
 
 
 def sha256(path: Path) -> str:
@@ -47,8 +50,9 @@ def verify(path: Path, expected: str, size: int, remedy: str, *, again: bool = F
             f"it was truncated or replaced. {remedy}"
         )
     key = (str(path), stat.st_size, stat.st_mtime_ns, stat.st_ino)
-    if again or key not in _seen:
-        _seen[key] = sha256(path)
+    with _turns[hash(key) % len(_turns)]:
+        if again or key not in _seen:
+            _seen[key] = sha256(path)
     if _seen[key] != expected:
         raise DigestMismatch(f"{path} has sha256 {_seen[key]}, its commit record expects {expected}. {remedy}")
 

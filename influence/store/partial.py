@@ -144,10 +144,10 @@ def sync_folder(folder: Path) -> None:
 
 
 def remove_partials(folder: Path) -> int:
-    """Remove what killed writers left in a directory and return how many files. Only for who holds the run's lock."""
+    """Remove what killed writers left in a run's folders and return how many files. Only for who holds its lock."""
     if isinstance(folder, ObjectPath):
         return _abandon_uploads(folder)
-    left = list(folder.glob(f"*{SUFFIX}"))
+    left = list(folder.rglob(f"*{SUFFIX}"))
     for path in left:
         path.unlink(missing_ok=True)
     return len(left)

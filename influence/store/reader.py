@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from influence.axes import ModuleColumns
 from influence.errors import DigestMismatch, Incomplete, StoreError
-from influence.remote.access import names_in, source
+from influence.remote.access import each, names_in, source
 from influence.remote.place import run_path
 from influence.store import scan
 from influence.store.codec import Codec, Encoded
@@ -153,18 +153,14 @@ class Store:
             raise StoreError(f"There is no metadata column {unknown[0]!r}; there are {', '.join(METADATA.names)}.")
         wanted, back = np.unique(self._check_rows(rows), return_inverse=True)
         found: list[dict[str, Any]] = []
-        shards = self._shards_of(wanted)
-        for shard in np.unique(shards):
-            span = self.manifest.shards[shard]
-            found += self._lines(span, wanted[shards == shard] - span.start, columns)
+        for lines in each(lambda at: self._lines(*at, columns), self._by_shard(wanted), self.run_dir):
+            found += lines
         return [found[place] for place in back]
 
     def weights(self, rows: Sequence[int] | np.ndarray) -> np.ndarray:
         """Return what some rows are multiplied by after the curvature, float32; repeats allowed. Raises as `meta`."""
         wanted, back = np.unique(self._check_rows(rows), return_inverse=True)
-        shards = self._shards_of(wanted)
-        places = [(self.manifest.shards[shard], wanted[shards == shard]) for shard in np.unique(shards)]
-        found = [read_weights(self._metadata(span), inside - span.start) for span, inside in places]
+        found = each(lambda at: read_weights(self._metadata(at[0]), at[1]), self._by_shard(wanted), self.run_dir)
         return np.concatenate([np.empty(0, np.float32), *found])[back]
 
     def norms(self) -> Iterator[tuple[int, np.ndarray]]:
@@ -227,9 +223,13 @@ class Store:
         """Read the codes and norms of some rows, ascending and none twice, into the first rows of arrays."""
         encoded = {name: array[: len(rows)] for name, array in into[0].items()}
         norms = into[1][: len(rows)]
-        for first, run in _runs(rows):
-            taken = slice(first, first + run)
-            self._fill(int(rows[first]), {name: array[taken] for name, array in encoded.items()}, norms[taken])
+
+        def fill(run: tuple[int, int]) -> None:
+            taken = slice(run[0], sum(run))
+            self._fill(int(rows[run[0]]), {name: array[taken] for name, array in encoded.items()}, norms[taken])
+
+        for _ in each(fill, _runs(rows), self.run_dir):
+            pass
         return encoded, norms
 
     def arrays(self, rows: int) -> tuple[Encoded, np.ndarray]:
@@ -266,6 +266,12 @@ class Store:
         files = ShardFiles(self.run_dir, span)
         self._commits.check(files.metadata, span)
         return files.metadata
+
+    def _by_shard(self, rows: np.ndarray) -> list[tuple[ShardRange, np.ndarray]]:
+        """Cut ascending rows by the shards that hold them, counted within each."""
+        shards = self._shards_of(rows)
+        spans = [self.manifest.shards[shard] for shard in np.unique(shards)]
+        return [(span, rows[shards == span.shard] - span.start) for span in spans]
 
     def _shards_of(self, rows: np.ndarray) -> np.ndarray:
         return np.searchsorted(self._starts, rows, side="right") - 1

@@ -25,7 +25,7 @@ from influence.store.codec import Codec, Encoded, finite_rows
 from influence.store.manifest import Manifest, Part, Quarantined, ShardRange, check_fingerprint
 from influence.store.object_lock import lives, object_lock
 from influence.store.partial import PartialFile, disk_errors, remove_partials, sync_folder, write_whole
-from influence.store.shard import ROW_GROUP, ROWS, RowMeta, ShardFiles, ShardRecord, rows_header
+from influence.store.shard import ROW_GROUP, RowMeta, ShardFiles, ShardRecord, rows_header
 
 LOCK = ".lock"
 HOLDER = ".lock.json"
@@ -152,11 +152,9 @@ def lock_run(run_dir: Path) -> Iterator[None]:
 
 
 def _remove_half_written(run_dir: Path, whose: str) -> None:
-    # The uploads of a bucket are found below all folders at once.
-    for folder in (run_dir,) if is_remote(run_dir) else (run_dir, run_dir / ROWS):
-        left = remove_partials(folder)
-        if left:
-            log.info("removed %d half-written files that %s left in %s", left, whose, folder)
+    left = remove_partials(run_dir)
+    if left:
+        log.info("removed %d half-written files that %s left in %s", left, whose, run_dir)
 
 
 @contextmanager

@@ -142,7 +142,7 @@ def side_by_side(modules: Sequence[ModuleColumns], count: int) -> tuple[ModuleCo
     return tuple(
         module.model_copy(
             update={
-                "name": f"{module.name} (checkpoint {number})",
+                "name": module.name + _suffix(number),
                 "start": module.start + number * width,
                 "stop": module.stop + number * width,
             }
@@ -150,3 +150,15 @@ def side_by_side(modules: Sequence[ModuleColumns], count: int) -> tuple[ModuleCo
         for number in range(count)
         for module in modules
     )
+
+
+def of_one(modules: Sequence[ModuleColumns], count: int) -> tuple[ModuleColumns, ...]:
+    """Return one checkpoint's columns, under the model's own names, from those of `count` side by side."""
+    if count == 1:
+        return tuple(modules)
+    first = modules[: len(modules) // count]
+    return tuple(module.model_copy(update={"name": module.name.removesuffix(_suffix(0))}) for module in first)
+
+
+def _suffix(number: int) -> str:
+    return f" (checkpoint {number})"

@@ -128,3 +128,5 @@ def test_a_plan_is_said_in_words():
     words = plan_factory(IndexSettings(kind="ivf_rabitq2"), 10**6, 86_016).summary
     assert words.startswith("ivf_rabitq2: rows added up to 4,096 columns, then FAISS PCAR")
     assert words.endswith("bytes a row; the stored rows decide")
+    narrow = plan_factory(IndexSettings(kind="ivf_rabitq2"), 10**6, 1024).summary
+    assert narrow.startswith("ivf_rabitq2: FAISS PCAR384,IVF1024,RaBitQ2, 124 bytes a row")

@@ -9,11 +9,10 @@ import numpy as np
 import pytest
 
 from index.approximate import search
-from index.dials import Measured
 from index.errors import IndexCorrupt, IndexMismatch, IndexNotWritten, VectorIndexError
 from index.exact import exact_search
-from index.merge import index_stands, merge_parts, open_index, open_parts, read_approximate, record_measured
-from index.parts import build_part, load_trained, part_ranges, read_part, trained_stands
+from index.merge import merge_parts, open_index, open_parts, read_approximate, record_measured
+from index.parts import build_part, load_trained, part_ranges, read_part
 from index.persist import read_record
 from index.recall import measure_recall
 from index.rerank import scored_by
@@ -127,6 +126,16 @@ def test_merged_lists_hold_every_row_once_in_the_order_of_the_parts(standing):
     ]
     assert all(rows == sorted(rows) for rows in numbers)
     assert sorted(row for rows in numbers for row in rows) == list(range(600))
+
+
+def test_thousands_of_lists_are_mapped_at_their_own_sizes(tmp_path):
+    rows = gradients(6000, 8)
+    index = merged(tmp_path, rows, 2500, kind="factory", factory="IVF5000,SQ8")
+    record = read_approximate(tmp_path)
+    assert record is not None
+    assert [index.trained.lists.invlists.list_size(cell) for cell in range(5000)] == list(record.sizes)
+    found = search(index, rows[:40], 3, scored_by(lambda which: rows[which]), probes=5000, candidates=500)
+    np.testing.assert_array_equal(found.largest.scores, exact_search(rows[:40], blocks_of(rows), 3).largest.scores)
 
 
 def test_a_record_that_disagrees_with_its_lists_is_refused(standing):
@@ -257,20 +266,6 @@ def test_what_was_measured_is_kept_in_the_record_and_read_back(standing):
     measured = measure_recall(index, ROWS[own], own, truth, lambda rows: ROWS[rows], 0.9)
     record_measured(standing, measured)
     assert open_index(standing, "f").measured == measured
-
-
-def test_an_index_stands_once_it_is_measured_and_until_rows_or_plan_change(standing):
-    plan, other = (planned(ROWS, 250, kind=kind) for kind in ("ivf_rabitq2", "ivf_sq8"))
-    assert trained_stands(standing, "f", plan)
-    assert not index_stands(standing, "f", plan)
-    dials = Measured(target=0.9, reached=True, queries=1, spread=1.0, dials=(), curve=())
-    record_measured(standing, dials)
-    assert index_stands(standing, "f", plan)
-    for fingerprint, wanted in (("g", plan), ("f", other)):
-        assert not index_stands(standing, fingerprint, wanted)
-        assert not trained_stands(standing, fingerprint, wanted)
-    (standing / "lists.ivfdata").write_bytes(b"short")
-    assert not index_stands(standing, "f", plan)
 
 
 def test_training_anew_takes_the_merged_index_of_the_old_training_down(standing):

@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from index.settings import IndexSettings
 from influence.data.batch import collate
 from influence.errors import FingerprintMismatch, ModelError, OptimiserMismatch, StoreError
 from influence.gradients.optimiser import PREFIX
@@ -201,7 +202,7 @@ def test_a_projector_that_draws_other_numbers_than_the_runs_is_refused(configure
 
 def test_the_plan_counts_checkpoints_divisors_and_traks_matrix(configured):
     modules = Session(CaptureSpec.of(configured())).modules
-    sizes = {"curvature": "fisher", "index": "exact", "model_bytes": 1000}
+    sizes = {"curvature": "fisher", "index": IndexSettings(), "model_bytes": 1000}
     plain = estimate(500, modules, 100, recipe=recipe("logra"), **sizes)
     weights = sum(module.inputs * module.outputs for module in modules)
     divided = estimate(500, modules, 100, recipe=recipe("logra", gradient="adam"), **sizes)

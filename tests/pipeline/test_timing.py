@@ -24,7 +24,11 @@ def planned(in_process, monkeypatch):
 def test_every_stage_of_a_recipe_is_timed(planned, configured):
     plan = planned(configured(*DECIDED, "store.rows_per_shard=16"))
     # A whitened projection of the preset logra: factors for the projection, a Fisher of its rows.
-    assert plan.work.keys() == plan.tasks.keys() == {"capture", "factors", "decomposition", "curvature"}
+    assert (
+        plan.work.keys()
+        == plan.tasks.keys()
+        == {*("capture", "factors", "decomposition", "curvature", "fisher decomposition")}
+    )
     assert all(seconds > 0 for seconds in plan.work.values())
     assert (plan.tasks["capture"], plan.tasks["factors"]) == (plan.estimate.shards, 1)
     assert planned(configured("recipe.name=graddot", "index.kind=exact")).work.keys() == {"capture"}

@@ -6,6 +6,7 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 
 import pytest
 
@@ -107,6 +108,27 @@ def test_of_two_builds_that_find_a_dead_holder_one_takes_over(folder, abandoned,
     with pytest.raises(RunLocked, match="is being written by"), lock_run(folder):
         pass
     assert json.loads((folder / LOCK).read_bytes())["token"] == "theirs"
+
+
+def test_of_builds_that_begin_at_the_same_moment_one_has_the_lock(folder):
+    together, held, refused = threading.Barrier(6), [], []
+
+    def begin():
+        together.wait()
+        try:
+            with lock_run(folder):
+                held.append(1)
+                together.wait()
+        except RunLocked:
+            refused.append(1)
+            together.wait()
+
+    threads = [threading.Thread(target=begin) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (len(held), len(refused)) == (1, 5)
 
 
 def test_a_store_that_creates_what_is_there_is_named_in_a_warning(folder, monkeypatch, caplog):

@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import shutil
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,8 @@ from pydantic import BaseModel, ValidationError
 
 from influence.errors import ConfigError, MissingExtra
 from influence.remote import place
-from influence.remote.place import RunPath, check_local, is_remote, run_path
+from influence.remote.field import RunPath
+from influence.remote.place import check_local, is_remote, run_path
 
 
 @pytest.mark.parametrize("typed", ["runs/x", "/runs/x", "runs/x/", "./runs/../x", "C:x", "a//b"])
@@ -50,7 +52,7 @@ def test_a_path_into_a_bucket_cannot_be_taken_for_a_local_file():
     with pytest.raises(TypeError):
         os.fspath(path)
     with pytest.raises(TypeError):
-        open(path)
+        shutil.copy(path, "elsewhere")
     with pytest.raises(TypeError):
         Path(path)
 

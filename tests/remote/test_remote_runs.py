@@ -92,7 +92,9 @@ def contents(run_dir) -> dict[str, str]:
         files = {path.relative_to(run_dir).as_posix(): path for path in run_dir.rglob("*") if path.is_file()}
     else:
         files = {name: run_dir / name for name in run_dir.sizes()}
-    return {name: sha256(path) for name, path in files.items() if not name.startswith(".lock") and name != "config.yaml"}
+    return {
+        name: sha256(path) for name, path in files.items() if not name.startswith(".lock") and name != "config.yaml"
+    }
 
 
 @pytest.fixture(scope="module")
@@ -196,8 +198,16 @@ def test_building_a_finished_run_again_leaves_every_object_as_it_was(settings, r
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("sections", [{"recipe": WHITENED, "index": {"kind": "exact"}}, {"recipe": {"name": "bm25"}}])
-def test_factors_and_word_indexes_are_the_same_in_a_bucket(settings, here, folder, tmp_path, sections):
+@pytest.mark.parametrize(
+    "sections",
+    [
+        {"recipe": WHITENED, "index": {"kind": "exact"}},
+        {"recipe": {"name": "bm25"}},
+        {"index": {"kind": "sq8"}},
+    ],
+    ids=["factors", "words", "codes"],
+)
+def test_factors_and_every_kind_of_index_are_the_same_in_a_bucket(settings, here, folder, tmp_path, sections):
     config = settings(**sections)
     build_run(config, folder)
     build_run(config, tmp_path / "run")

@@ -10,7 +10,7 @@ from influence.curvature.projected_fisher import FisherSums, ProjectedFisher, bl
 from influence.errors import ModelError, RecipeError
 from influence.query.pairwise import pairwise
 from influence.task import CausalLM
-from influence.vectors.ensemble import Ensemble, side_by_side
+from influence.vectors.ensemble import Ensemble, of_one, side_by_side
 from influence.vectors.whiten import Comparison
 
 
@@ -142,6 +142,7 @@ def test_side_by_side_the_columns_of_a_checkpoint_are_named_and_follow_the_ones_
         ("b (checkpoint 1)", 14, 20),
     ]
     assert side_by_side(modules, 1) == modules
+    assert of_one(side_by_side(modules, 12), 12) == of_one(modules, 1) == modules
 
 
 def test_the_model_gets_its_weights_back_also_after_an_error():
