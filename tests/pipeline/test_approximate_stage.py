@@ -150,4 +150,3 @@ def test_neighbours_found_in_parts_are_joined_in_the_one_order():
     assert joined.largest.rows.tolist() == [[3, 9, 7]]
     assert joined.smallest.rows.tolist() == [[8, 0, 7]]
     assert joined.smallest.scores.tolist() == [[-4.0, 1.0, 1.0]]
-
