@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from index.settings import IndexSettings
 from influence.axes import ModuleColumns
 from influence.errors import FingerprintMismatch, StoreError
 from influence.pipeline import build as build_module
@@ -119,7 +120,7 @@ def test_a_rank_that_no_layer_reaches_is_refused_before_anything_is_captured(con
 def test_the_plan_reckons_with_the_bytes_of_the_codec():
     sides = {"outputs": 64, "inputs": 64, "q": 64, "p": 64}
     modules = [ModuleColumns(name=str(n), **sides, start=4096 * n, stop=4096 * (n + 1)) for n in range(21)]
-    kinds = {"curvature": "identity", "index": "exact"}
+    kinds = {"curvature": "identity", "index": IndexSettings()}
     for settings, size in (
         (StoreSettings(codec="float16"), 2 * 86_016 + 4),
         (StoreSettings(codec="bits"), 10_752 + 21 * 4 + 4),
