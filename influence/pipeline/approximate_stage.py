@@ -21,7 +21,7 @@ from index.dials import Measured
 from index.errors import VectorIndexError
 from index.exact import exact_search_scores
 from index.merge import merge_parts, open_index, record_measured
-from index.neighbours import Found, Neighbours, best
+from index.neighbours import Found, Neighbours, merge_neighbours
 from index.parts import build_part, load_trained, part_ranges, read_part, save_trained
 from index.persist import RECORD, VECTORS
 from index.recall import measure_recall, query_rows, truth_depth
@@ -136,7 +136,7 @@ def build_approximate(
             for _ in range(2 + len(ranges)):
                 stage.finished()
         searches = [IndexTask(f"search of part {n} of {len(ranges)}", *common, n) for n in range(len(ranges))]
-        truth = _joined(list(run(run_truth, searches)), truth_depth(manifest.rows))
+        truth = merge_neighbours(list(run(run_truth, searches)), truth_depth(manifest.rows))
         _measure(run_dir, folder, recipe, settings, common[4], truth)
 
 
@@ -218,18 +218,6 @@ def told(measured: Measured) -> str:
         for dial in dials
     ]
     return f"Measured on {measured.queries} rows asked as queries, it finds {', '.join(said)}."
-
-
-def _joined(parts: Sequence[Neighbours], k: int) -> Neighbours:
-    """Merge the neighbours that were found among the rows of each part, whatever their order."""
-
-    def side(found: Iterable[Found], sign: int) -> Found:
-        rows = np.concatenate([each.rows for each in found], axis=1)
-        scores = np.concatenate([each.scores for each in found], axis=1)
-        chosen = np.stack([best(sign * line, numbers, k) for line, numbers in zip(scores, rows, strict=True)])
-        return Found(np.take_along_axis(rows, chosen, 1), np.take_along_axis(scores, chosen, 1))
-
-    return Neighbours(side([part.largest for part in parts], 1), side([part.smallest for part in parts], -1))
 
 
 @contextmanager

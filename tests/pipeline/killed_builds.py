@@ -14,7 +14,8 @@ from influence.pipeline import build as build_module
 from influence.pipeline import cluster
 
 PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload([__name__])
+# What can be imported without this suite's path, which the server doesn't have.
+PROCESSES.set_forkserver_preload(["influence.run", "distributed", "faiss", "transformers.models.llama.modeling_llama"])
 
 
 @contextmanager

@@ -136,17 +136,3 @@ def test_an_index_that_cannot_be_carried_out_is_refused_before_any_row_is_captur
     with pytest.raises(VectorIndexError, match=r"index\.memory"):
         build_run(indexed("index.kind=ivf_rabitq", "index.memory=100"), tmp_path / "run")
     assert not list((tmp_path / "run").glob("rows/*"))
-
-
-def test_neighbours_found_in_parts_are_joined_in_the_one_order():
-    def part(rows, scores):
-        return approximate_stage.Found(np.array([rows], np.int64), np.array([scores], np.float32))
-
-    parts = [
-        approximate_stage.Neighbours(part([3, 0], [2.0, 1.0]), part([0, 3], [1.0, 2.0])),
-        approximate_stage.Neighbours(part([9, 7], [2.0, 1.5]), part([8, 7], [-4.0, 1.0])),
-    ]
-    joined = approximate_stage._joined(parts, 3)
-    assert joined.largest.rows.tolist() == [[3, 9, 7]]
-    assert joined.smallest.rows.tolist() == [[8, 0, 7]]
-    assert joined.smallest.scores.tolist() == [[-4.0, 1.0, 1.0]]
