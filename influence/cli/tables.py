@@ -146,7 +146,7 @@ def _work(plan: "Plan") -> str:
     """Return what the workers are busy with, stage by stage, and in all."""
     unit = "GPU-hours" if plan.probed.device == "cuda" else "worker-hours"
     stages = ", ".join(f"{stage} {duration(seconds / 3600)}" for stage, seconds in plan.work.items())
-    return f"{plan.worker_hours:.3g} {unit}: {stages}; {plan.start:.0f} s to start"
+    return f"{plan.worker_hours:.3g} {unit}: {stages}; {plan.start:.0f} s to start and to end"
 
 
 def _memory(needs: "Estimate", *, texts: bool) -> Table:

@@ -41,7 +41,7 @@ class Plan:
         estimate: Disk and memory.
         probed: What a worker found: dtype, device, layers, speed; of `bm25` words, in the place of tokens.
         workers: How many would share the work; `bm25` takes one.
-        start: Seconds until the first worker has the model, as measured.
+        start: Seconds until the first worker has the model, and to let the workers go, as measured.
         work: Seconds of each stage by one worker: `factors`, `decomposition`, `capture`, `curvature`, `fisher
             decomposition`.
         tasks: Into how many tasks each is cut: more workers than that share nothing.
@@ -87,6 +87,8 @@ def plan_run(config: RunConfig) -> Plan:
         probed = probe_on(client, CaptureSpec.of(config))
         start, there = time.perf_counter() - began, len(list_workers(client))
         timing = _timed(client, config, probed)
+        closing = time.perf_counter()
+    start += time.perf_counter() - closing
     needs = estimate_of(config, len(rows), probed.modules, probed.model_bytes)
     found = probed.model_copy(
         update={"tokens_per_row": timing.tokens_per_row, "tokens_per_second": 1 / timing.capture or None}
