@@ -147,7 +147,7 @@ def remove_partials(folder: Path) -> int:
     """Remove what killed writers left in a run's folders and return how many files. Only for who holds its lock."""
     if isinstance(folder, ObjectPath):
         return _abandon_uploads(folder)
-    left = list(folder.rglob(f"*{SUFFIX}"))
+    left = [path for path in folder.rglob(f"*{SUFFIX}") if path.is_file()]
     for path in left:
         path.unlink(missing_ok=True)
     return len(left)
