@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from pydantic import ValidationError
+
 from influence.baselines.bm25 import MOST_ROWS
 from influence.errors import QueryError
 from influence.recipe import ExactSettings, Recipe
@@ -29,10 +31,18 @@ def decision_of(recipe: Recipe, path: Path, exact: bool | None, candidates: int 
         return ExactSettings()
     if decision.kind == "none":
         raise QueryError(
-            f"{path} has no Kronecker factors to score exactly with: its recipe has exact.kind none. Build it "
-            "again with --set recipe.exact.kind=ekfac; its rows stay, only the factors are fitted."
+            f"{path} has no Kronecker factors to score exactly with: its recipe has exact.kind none. {_remedy(recipe)}"
         )
     return decision if candidates is None else decision.model_copy(update={"candidates": candidates})
+
+
+def _remedy(recipe: Recipe) -> str:
+    """Say how a run gets factors for exact scores, or why one of its recipe gets none."""
+    try:
+        Recipe.model_validate(recipe.model_dump() | {"exact": {"kind": "ekfac"}})
+    except ValidationError as error:
+        return f"It gets none by another build: {error.errors()[0]['msg'].removeprefix('Value error, ')}."
+    return "Build it again with --set recipe.exact.kind=ekfac; its rows stay, only the factors are fitted."
 
 
 def checked_k(k: int | None, rows: int, path: Path, decision: ExactSettings) -> int:
