@@ -19,6 +19,7 @@ from influence.pipeline.holding import held
 from influence.pipeline.lexical_index import build_lexical
 from influence.pipeline.mirror import filled
 from influence.pipeline.note import Note
+from influence.pipeline.partial_sums import remove_partials
 from influence.pipeline.plan import most_shards
 from influence.pipeline.probe import ProbeTask, run_probe
 from influence.pipeline.progress import Report, Stage
@@ -204,6 +205,7 @@ def _index_work(config: RunConfig, run_dir: Path, manifest: Manifest) -> bool:
 def _finish(recipe: Recipe, config: RunConfig, run_dir: Path, manifest: Manifest, report: Report | None) -> None:
     """Decompose the curvature and build an index that isn't approximate, in this process and without the cluster."""
     _decompose(recipe, config, run_dir, manifest)
+    remove_partials(run_dir)
     if recipe.baseline != "bm25" and index_stage.index_plan(config.index, manifest).factory is not None:
         return
     stands = index_stage.index_stands(run_dir, manifest, recipe, config.index)

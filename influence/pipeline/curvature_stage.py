@@ -17,6 +17,7 @@ from distributed import Client
 from influence.curvature.projected_fisher import FisherSums, ProjectedFisher
 from influence.curvature.spectrum import Spectrum
 from influence.errors import InfluenceError
+from influence.pipeline.partial_sums import FOLDER, partial_path
 from influence.pipeline.plan import fisher_blocks, group_shards
 from influence.pipeline.progress import Stage
 from influence.pipeline.submit import run_tasks
@@ -28,7 +29,6 @@ from influence.store.reader import Store
 
 log = logging.getLogger(__name__)
 
-FOLDER = "curvature"
 BLOCK_ROWS = 1024
 
 
@@ -48,8 +48,8 @@ class PartialTask:
 
     @property
     def path(self) -> Path:
-        """The partial's file. Its name holds the number of groups: another cut gives other sums."""
-        return self.run_dir / FOLDER / f"partial-{self.number:03d}-of-{self.groups:03d}.safetensors"
+        """The partial's file."""
+        return partial_path(self.run_dir / FOLDER, "fisher", self.number, self.groups)
 
     @property
     def name(self) -> str:

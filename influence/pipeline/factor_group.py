@@ -24,6 +24,7 @@ from influence.errors import CaptureError, InfluenceError
 from influence.pipeline.batches import cut, halved
 from influence.pipeline.decomposition import Pass
 from influence.pipeline.memory import out_of_memory
+from influence.pipeline.partial_sums import partial_path
 from influence.pipeline.quarantine import without_failing_rows
 from influence.pipeline.session import Session
 from influence.pipeline.spec import CaptureSpec, FactorFiles
@@ -49,8 +50,8 @@ class FactorTask:
 
     @property
     def path(self) -> Path:
-        """The partial's file. Its name holds the number of groups: another cut gives other sums."""
-        return self.factors.folder / f"{self.kind}-{self.number:03d}-of-{self.groups:03d}.safetensors"
+        """The partial's file."""
+        return partial_path(self.factors.folder, self.kind, self.number, self.groups)
 
     @property
     def name(self) -> str:

@@ -20,6 +20,7 @@ from influence.curvature.ekfac import EigenvalueSums
 from influence.curvature.kfac import Eigenbasis, KroneckerCurvature, kfac_eigenvalues
 from influence.pipeline.decomposition import MergeTask, Pass, cut_modules, run_merge
 from influence.pipeline.factor_group import FactorTask, run_group
+from influence.pipeline.partial_sums import FOLDER
 from influence.pipeline.plan import factor_groups
 from influence.pipeline.progress import Stage
 from influence.pipeline.spec import CaptureSpec, FactorFiles
@@ -28,8 +29,6 @@ from influence.pipeline.tensors import load_all, remove_tensors, saved_for
 from influence.recipe import Recipe
 from influence.store.manifest import Manifest, fingerprint_of
 from influence.vectors.ensemble import of_one
-
-FOLDER = "curvature"
 
 
 def factor_files(run_dir: Path, manifest: Manifest, recipe: Recipe) -> tuple[FactorFiles, ...]:

@@ -152,7 +152,9 @@ def test_an_interrupted_build_fits_only_what_is_missing_and_ends_with_the_same_b
     build_run(config, run_dir)
     assert {number for number, _ in first} == {0, 1}
     assert all(number == 1 for number, _ in summed)
-    assert not {f"checkpoint-01/covariance-{group:03d}-of-003.safetensors" for _, group in summed} & set(standing)
+    assert not {f"checkpoint-01/partial-covariance-{group:03d}-of-003.safetensors" for _, group in summed} & set(
+        standing
+    )
     assert contents(run_dir) == expected
 
     summed.clear()

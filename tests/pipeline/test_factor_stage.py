@@ -1,13 +1,15 @@
 """Factors are fitted once, to a fixed sample, whoever does it; rows folded with them belong to them."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
 
 from influence.curvature.covariance import CovarianceFit, FactorSettings
-from influence.errors import CurvatureError, FingerprintMismatch
+from influence.errors import CurvatureError, FingerprintMismatch, Incomplete
 from influence.pipeline import build as build_module
-from influence.pipeline import decomposition, factor_group, plan
+from influence.pipeline import curvature_stage, decomposition, factor_group, factor_stage, plan
 from influence.pipeline.build import build_run
 from influence.pipeline.factor_stage import load_basis, load_kronecker, sampled_rows
 from influence.store.manifest import Manifest
@@ -61,6 +63,48 @@ def test_modules_decomposed_apart_are_those_decomposed_together_and_a_lost_part_
     (run_dir / "curvature" / parts[1]).unlink()
     build_run(config, run_dir)
     assert contents(run_dir) == expected
+
+
+def test_as_many_groups_as_parts_are_still_two_things(configured, in_process, run_dir, tmp_path, monkeypatch):
+    config = configured(*DECIDED)
+    monkeypatch.setattr(plan, "FACTOR_ROWS", 4)
+    build_run(config, tmp_path / "one-part")
+    one = ekfac_of(tmp_path / "one-part", config.recipe)
+    monkeypatch.setattr(decomposition, "cut_modules", lambda modules: cut(modules, 3))
+    monkeypatch.setattr(factor_stage, "cut_modules", lambda modules: cut(modules, 3))
+    build_run(config, run_dir)
+    assert len(list((run_dir / "curvature").glob("eigenvalues-*-of-003.safetensors"))) == 3
+    three = ekfac_of(run_dir, config.recipe)
+    assert all(torch.equal(a, b) for a, b in zip(one.eigenvalues, three.eigenvalues, strict=True))
+
+
+def ekfac_of(run_dir, recipe):
+    return load_kronecker(run_dir, Manifest.load(run_dir), recipe, "ekfac", recipe.exact.damping)
+
+
+def cut(modules, parts):
+    """Cut modules into so many parts."""
+    bounds = [len(modules) * number // parts for number in range(parts + 1)]
+    return [tuple(modules[start:stop]) for start, stop in pairwise(bounds)]
+
+
+@pytest.mark.parametrize("stage", [factor_stage, curvature_stage])
+def test_a_build_stopped_before_it_cleaned_up_is_cleaned_up_by_the_next(
+    configured, in_process, run_dir, tmp_path, monkeypatch, contents, stage
+):
+    config = configured("recipe.exact.kind=ekfac", "recipe.factors.rows=12")
+    build_run(config, tmp_path / "undisturbed")
+
+    def stopped(path):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(stage, "remove_tensors", stopped)
+        with pytest.raises(Incomplete):
+            build_run(config, run_dir)
+    assert list((run_dir / "curvature").glob("partial-*"))
+    build_run(config, run_dir)
+    assert contents(run_dir) == contents(tmp_path / "undisturbed")
 
 
 def test_factors_are_fitted_to_the_sample_alone(configured, in_process, run_dir):
@@ -117,10 +161,10 @@ def test_only_groups_that_are_missing_are_summed_again(configured, in_process, r
     monkeypatch.setattr(factor_group, "_summed", interrupted)
     with pytest.raises(CurvatureError, match="stopped"):
         build_run(config, run_dir)
-    standing = {path.name for path in (run_dir / "curvature").glob("covariance-*.safetensors")}
+    standing = {path.name for path in (run_dir / "curvature").glob("partial-covariance-*.safetensors")}
     summed.clear()
     build_run(config, run_dir)
-    again = {f"covariance-{number:03d}-of-003.safetensors" for kind, number in summed if kind == "covariance"}
+    again = {f"partial-covariance-{number:03d}-of-003.safetensors" for kind, number in summed if kind == "covariance"}
     assert again.isdisjoint(standing)
     assert contents(run_dir) == expected
 
