@@ -32,6 +32,8 @@ AHEAD = 4
 TRIES = 3
 LOOK_EVERY = 1.0
 """Seconds between two looks at who is there."""
+FETCH = 5.0
+"""Seconds that a finished task's small result may take to come, before looking whether it was lost on the way."""
 FIRST_WORD, LONGEST_SILENCE = 5.0, 300.0
 """Seconds without a worker before a line says so; every line after it waits twice as long, up to the longest."""
 
@@ -81,7 +83,7 @@ def run_tasks(
             future = crew.next_finished()
             sent = crew.running.pop(future)
             try:
-                result = future.result()
+                result = crew.fetched(future)
             except (KilledWorker, OSError) as error:
                 crew.send(_again(sent, error, name(sent.task), crew.rounds))
                 if stage is not None:
@@ -164,6 +166,16 @@ class _Crew(Generic[T, R]):
             except Empty:
                 self._look()
                 self.fill()
+
+    def fetched(self, future: Future) -> R:
+        """Return a finished task's result, looking now and then: one that was lost with its worker is computed anew."""
+        while True:
+            try:
+                return future.result(timeout=FETCH)
+            except TimeoutError:
+                if future.status == "error":
+                    raise
+                self._look()
 
     def _look(self) -> None:
         """Count the workers; say so if there are none, and raise if there will be none."""

@@ -111,6 +111,29 @@ def test_tasks_wait_for_workers_that_come_late_and_are_all_gone_for_a_while(elas
     assert f"Start some: dask worker {somebodys.scheduler_address}" in waiting[0]
 
 
+def test_a_result_that_is_lost_with_its_worker_before_it_was_fetched_is_waited_for_with_open_eyes(elastic, monkeypatch):
+    for name, seconds in (("FIRST_WORD", 0.05), ("LOOK_EVERY", 0.05), ("FETCH", 0.5)):
+        monkeypatch.setattr(submit, name, seconds)
+    somebodys, client = elastic
+    somebodys.scale(1)
+    until(lambda: list_workers(client))
+    workforce, next_finished = workforce_of(client), submit._Crew.next_finished
+    told, losses = workforce.absent, []
+    workforce.absent = lambda: (somebodys.scale(1), told())[1]
+
+    def lost_on_the_way(crew):
+        future = next_finished(crew)
+        if not losses:
+            losses.append(future)
+            somebodys.scale(0)
+            until(lambda: not list_workers(client))
+        return future
+
+    monkeypatch.setattr(submit._Crew, "next_finished", lost_on_the_way)
+    assert sorted(run_tasks(client, abs, range(5), str)) == list(range(5))
+    assert losses
+
+
 def test_more_tasks_are_handed_out_as_more_workers_come(elastic, monkeypatch):
     monkeypatch.setattr(submit, "LOOK_EVERY", 0.0)
     somebodys, client = elastic
