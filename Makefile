@@ -4,6 +4,7 @@
 PYTHON ?= $(shell for p in python3.12 python3.11 python3.13 python3; do \
 	"$$p" -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && echo "$$p" && break; done)
 BIN := .venv/bin
+TEST_PROCESSES ?= 2
 RUN_STAMP := .venv/.installed-run
 DEV_STAMP := .venv/.installed-dev
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
@@ -14,7 +15,7 @@ demo: $(RUN_STAMP)
 	$(BIN)/influence demo
 
 test: $(DEV_STAMP)
-	$(BIN)/python -m pytest -m "not slurm"
+	$(BIN)/python -m pytest -m "not slurm" --numprocesses $(TEST_PROCESSES) --dist worksteal
 
 slurm: $(DEV_STAMP)
 	$(BIN)/python -m pytest -m slurm -rs tests/slurm

@@ -18,6 +18,7 @@ import numpy as np
 from influence.answering import Answering
 from influence.config import RunConfig, load_config, override_config
 from influence.data.example import Example
+from influence.diagnosing import Diagnosing
 from influence.errors import Incomplete, QueryError
 from influence.pipeline.build import CONFIG, build_run
 from influence.pipeline.forecast import Plan, plan_run
@@ -77,7 +78,7 @@ def open(path: str | Path, *, device: Literal["auto", "cpu", "cuda"] = "auto") -
     return Run(path, device=device)
 
 
-class Run(Scanning):
+class Run(Scanning, Diagnosing):
     """One run directory. Opening it loads no model; the first query does.
 
     Attributes:

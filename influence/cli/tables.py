@@ -101,7 +101,7 @@ def spectra_tables(found: Mapping[str, Sequence["Spectrum"]]) -> list[Renderable
     """Return each curvature's modules: eigenvalues, damping, and what of the trace lies under it."""
     tables: list[RenderableType] = []
     for name, spectra in found.items():
-        table = _grid(name, "largest eigenvalue", "mean", "damping", "of the trace under it")
+        table = grid(name, "largest eigenvalue", "mean", "damping", "of the trace under it")
         for spectrum in spectra:
             numbers = (f"{value:.3g}" for value in (spectrum.largest, spectrum.mean, spectrum.damping))
             table.add_row(plain(spectrum.module), *numbers, f"{spectrum.trace_share_under_damping:.0%}")
@@ -114,7 +114,7 @@ def plan_tables(plan: "Plan", hours: Mapping[int, float]) -> list[RenderableType
     needs, probed = plan.estimate, plan.probed
     read = "tokens" if probed.modules else "words"
     speed = f"{probed.tokens_per_second:,.0f} {read}/s a worker" if probed.tokens_per_second else "not measured"
-    times = _grid("workers", "from start to end")
+    times = grid("workers", "from start to end")
     for workers, value in hours.items():
         times.add_row(f"{workers:,}" + (" (planned)" if workers == plan.workers else ""), duration(value))
     return [
@@ -151,7 +151,7 @@ def _work(plan: "Plan") -> str:
 
 def _memory(needs: "Estimate", *, texts: bool) -> Table:
     """Return what each stage holds; of a run of texts in the one process that makes it."""
-    table = _grid("stage", "memory", "of what")
+    table = grid("stage", "memory", "of what")
     if texts:
         table.add_row("capture", size(needs.memory_capture), "a shard's texts; Python comes on top")
         table.add_row("index", size(needs.memory_index), "the words of all texts; a query maps the index")
@@ -175,7 +175,7 @@ def _memory(needs: "Estimate", *, texts: bool) -> Table:
 
 def checks_table(checks: Sequence["Check"]) -> Table:
     """Return what the doctor found, each remedy under its check."""
-    table = _grid("check", "", "found", "expected")
+    table = grid("check", "", "found", "expected")
     for check in checks:
         table.add_row(plain(check.name), MARKS[check.verdict], plain(check.found), plain(check.expected))
         if check.remedy and check.verdict != "pass":
@@ -185,7 +185,7 @@ def checks_table(checks: Sequence["Check"]) -> Table:
 
 def traced_table(answers: "Sequence[Answer]") -> Table:
     """Return how many of each planted fact's rows were traced, beside BM25."""
-    table = _grid("fact", "traced", "BM25", "preferred to a wrong answer")
+    table = grid("fact", "traced", "BM25", "preferred to a wrong answer")
     for answer in answers:
         traced = f"{answer.found} of {answer.relevant}"
         table.add_row(plain(answer.question.name), traced, str(answer.bm25), "yes" if answer.preferred else "no")
@@ -259,7 +259,8 @@ def _facts(facts: Mapping[str, object]) -> Table:
     return table
 
 
-def _grid(*columns: str) -> Table:
+def grid(*columns: str) -> Table:
+    """Return an empty table with these columns, without lines."""
     table = Table(box=None, pad_edge=False, header_style="dim")
     for name in columns:
         table.add_column(name, overflow="fold")

@@ -1,0 +1,82 @@
+"""`influence issues`: every row examined, into a table that says which ones hurt, and why."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from influence.cli.cluster import ClusterOption, WorkersOption, cluster_settings
+from influence.cli.options import Form, FormOption, RunArgument
+from influence.cli.streams import put_text, show, tell, told
+
+if TYPE_CHECKING:
+    from influence.diagnose.issues import Examined
+
+
+def issues(
+    run: RunArgument,
+    out: Annotated[Path, typer.Option("--out", help="The table, ….parquet. Until it stands, its parts are beside it.")],
+    evaluation: Annotated[
+        str | None,
+        typer.Option("--eval", metavar="FILE", help="Examples the model should get right, like the training data."),
+    ] = None,
+    checks: Annotated[
+        str | None, typer.Option(metavar="A,B,…", help="Only these checks; unset, all that apply.")
+    ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="CHECK.KEY=VALUE", help="Change a check's setting or threshold. Repeatable."),
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file that is there.")] = False,
+    form: FormOption = Form.table,
+    cluster: ClusterOption = None,
+    workers: WorkersOption = None,
+) -> None:
+    """Find rows that are mislabelled, harmful, poisoned, duplicated, leaked, in conflict, out of place or empty."""
+    overrides = cluster_settings(cluster, workers)
+    import influence.run
+    from influence.diagnose.checks import parse_settings
+    from influence.diagnose.evaluation import read_evaluation
+    from influence.diagnose.issues import examine
+    from influence.pipeline.progress import ProgressBar
+
+    chosen = parse_settings(settings or ())
+    names = None if checks is None else [name.strip() for name in checks.split(",") if name.strip()]
+    with influence.run.open(run) as opened, ProgressBar(told()) as bar:
+        found = examine(
+            opened,
+            out,
+            chosen,
+            checks=names,
+            evaluation=None if evaluation is None else read_evaluation(opened, evaluation),
+            overwrite=overwrite,
+            overrides=overrides,
+            progress=bar,
+        )
+    if form is Form.json:
+        put_text((json.dumps(_as_dict(found), ensure_ascii=False) + "\n").encode(errors="backslashreplace"))
+    else:
+        from influence.cli.diagnosis_tables import issues_tables
+
+        show(*issues_tables(found))
+    tell(f"A line for each of {found.rows:,} rows: {found.out}")
+
+
+def _as_dict(found: "Examined") -> dict[str, object]:
+    return {
+        "rows": found.rows,
+        "out": str(found.out),
+        "neighbours": found.neighbours,
+        "issues": [
+            {
+                "issue": finding.issue,
+                "flagged": len(finding.cases),
+                "worst": found.worst[finding.issue],
+                "meaning": finding.meaning,
+                "rule": finding.rule,
+            }
+            for finding in found.findings
+        ],
+        "skipped": found.skipped,
+    }

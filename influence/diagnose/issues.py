@@ -1,0 +1,200 @@
+"""Examine a run from first to last: decide which checks apply, make them, and write the table.
+
+What a check found waits in `OUT.parts/` until the table stands, so that an examination which was interrupted goes on
+with the checks that are missing; their thresholds and what they were held against are part of a finding's name.
+"""
+
+import json
+import logging
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from influence.diagnose.checks import CHECKS, IssueSettings
+from influence.diagnose.evaluation import Evaluation
+from influence.diagnose.finding import Case, Finding
+from influence.diagnose.subject import Subject
+from influence.diagnose.table import write_issues
+from influence.errors import Incomplete, QueryError, RunLocked
+from influence.pipeline.progress import Report, Stage
+from influence.pipeline.tensors import load_tensors, save_tensors, saved_for
+from influence.remote.place import check_local
+from influence.store.manifest import fingerprint_of
+from influence.store.writer import lock_run
+
+if TYPE_CHECKING:
+    from influence.run import Run
+
+log = logging.getLogger(__name__)
+
+WORST = 5
+"""Rows of each issue that are shown."""
+
+
+@dataclass(frozen=True)
+class Examined:
+    """What an examination found.
+
+    Attributes:
+        out: The table.
+        rows: Rows examined.
+        findings: One a check, in the order of their columns.
+        skipped: Check to what it lacks, of those that nobody named and that don't apply.
+        neighbours: How near rows were found, in a sentence; None where no check asked for them.
+        worst: By check, the ids of the rows with the strongest cases.
+    """
+
+    out: Path
+    rows: int
+    findings: tuple[Finding, ...]
+    skipped: dict[str, str]
+    neighbours: str | None
+    worst: dict[str, list[str]]
+
+
+def examine(
+    run: "Run",
+    out: Path,
+    settings: IssueSettings,
+    *,
+    checks: Sequence[str] | None = None,
+    evaluation: Evaluation | None = None,
+    target: Evaluation | None = None,
+    overwrite: bool = False,
+    overrides: Sequence[str] = (),
+    progress: Report | None = None,
+) -> Examined:
+    """Make checks on every row of a run and write what they find to a Parquet file; see `diagnose.table`.
+
+    Args:
+        run: The run.
+        out: The file, `….parquet`. `OUT.parts/` beside it holds what stands until then.
+        settings: Of the checks.
+        checks: Which; all that apply if None.
+        evaluation: Examples that the model should get right, for the checks that ask about them.
+        target: An unwanted output.
+        overwrite: Replace what is there.
+        overrides: `key=value` each, of the cluster section.
+        progress: Hears of everything that takes long.
+
+    Raises:
+        QueryError: A check that was named doesn't apply (those that do are listed), or the run or file can't be used.
+        RunLocked: Another process is at this file.
+        Incomplete: Interrupted, or the disk is full; the same call goes on.
+    """
+    _check_out(out, overwrite)
+    folder = out.with_name(f"{out.name}.parts")
+    with _held(folder, out):
+        subject = Subject(
+            run,
+            folder,
+            settings.neighbours,
+            evaluation=evaluation,
+            target=target,
+            overrides=overrides,
+            progress=progress,
+        )
+        wanted, skipped = _wanted(subject, checks)
+        stage = Stage("checks", len(wanted), progress)
+        findings = []
+        for name in wanted:
+            findings.append(_found(subject, name, settings))
+            stage.finished()
+        write_issues(run.store, findings, out)
+        shutil.rmtree(folder, ignore_errors=True)
+    worst = {finding.issue: subject.ids(finding.flagged[:WORST]) for finding in findings}
+    neighbours = subject.graph.summary if "graph" in subject.__dict__ else None
+    return Examined(out, run.rows, tuple(findings), skipped, neighbours, worst)
+
+
+def _wanted(subject: Subject, names: Sequence[str] | None) -> tuple[list[str], dict[str, str]]:
+    """Return the checks to make, and of those that don't apply what they lack."""
+    unknown = [name for name in names or () if name not in CHECKS]
+    if unknown:
+        raise QueryError(f"There is no check {unknown[0]!r}; there are {', '.join(CHECKS)}.")
+    lacking = {name: lacks for name, check in CHECKS.items() if (lacks := check.lacks(subject)) is not None}
+    applying = [name for name in CHECKS if name not in lacking]
+    if names is None:
+        return applying, lacking
+    refused = [name for name in names if name in lacking]
+    if refused:
+        raise QueryError(
+            f"{refused[0]} doesn't apply to {subject.run.path}: {lacking[refused[0]]} Checks that do apply: "
+            f"{', '.join(applying)}."
+        )
+    return [name for name in CHECKS if name in names], {}
+
+
+def _found(subject: Subject, name: str, settings: IssueSettings) -> Finding:
+    """Return what a check finds, or found before the examination was interrupted."""
+    own = getattr(settings, name)
+    held = (subject.evaluation, subject.target)
+    made_of = fingerprint_of(
+        {
+            "rows": subject.run.manifest.rows_fingerprint,
+            "recipe": subject.run.recipe.stored.model_dump_json(),
+            "check": name,
+            "settings": own.model_dump_json(),
+            "neighbours": settings.neighbours.model_dump_json(),
+            "held against": ", ".join(examples.digest if examples else "nothing" for examples in held),
+        }
+    )
+    path = subject.folder / f"{name}.safetensors"
+    if saved_for(path, made_of):
+        return _loaded(load_tensors(path, made_of))
+    finding = CHECKS[name].check(subject, own)
+    assert finding.issue == name, f"the check {name} calls itself {finding.issue}"
+    assert finding.scores.shape == (subject.rows,), f"the check {name} scores {finding.scores.shape} rows"
+    told = {"issue": name, "meaning": finding.meaning, "rule": finding.rule}
+    told |= {"cases": {row: asdict(case) for row, case in finding.cases.items()}}
+    content = np.frombuffer(json.dumps(told).encode(), dtype=np.uint8).copy()
+    scores = np.ascontiguousarray(finding.scores, dtype=np.float32)
+    save_tensors(path, {"scores": torch.from_numpy(scores), "told": torch.from_numpy(content)}, made_of)
+    return finding
+
+
+def _loaded(tensors: dict[str, torch.Tensor]) -> Finding:
+    told = json.loads(tensors["told"].numpy().tobytes())
+    cases = {
+        int(row): Case(tuple(case["evidence"]), case["action"], case["suggestion"], case["label"])
+        for row, case in told["cases"].items()
+    }
+    return Finding(told["issue"], tensors["scores"].numpy(), cases, told["meaning"], told["rule"])
+
+
+def _check_out(out: Path, overwrite: bool) -> None:
+    check_local(out, "issues")
+    if out.suffix.lower() != ".parquet":
+        raise QueryError(f"{out} can't be written: issues are kept as Parquet, so its name must end in .parquet.")
+    if not out.parent.is_dir():
+        raise QueryError(f"The folder {out.parent} doesn't exist; make it, or write the issues somewhere else.")
+    if out.exists() and not overwrite:
+        raise QueryError(f"{out} exists already. Overwrite (--overwrite), or name another file.")
+
+
+@contextmanager
+def _held(folder: Path, out: Path) -> Iterator[None]:
+    """Hold the folder of parts; gone again where nothing was computed."""
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(lock_run(folder))
+        except RunLocked as error:
+            raise RunLocked(f"{out} is being written already. {error}") from None
+        try:
+            yield
+        except KeyboardInterrupt:
+            raise Incomplete(
+                f"Interrupted. What stands is in {folder}: run the same command again to go on from there."
+            ) from None
+        finally:
+            if folder.is_dir() and not any(path.suffix in (".safetensors", ".parquet") for path in folder.rglob("*")):
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+__all__ = ["Examined", "examine"]

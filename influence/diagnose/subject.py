@@ -1,0 +1,130 @@
+"""What is examined: a run, with what several checks read of it, each computed once and when first needed."""
+
+import logging
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from influence.diagnose import columns
+from influence.diagnose.columns import Categories
+from influence.diagnose.evaluation import Evaluation
+from influence.diagnose.neighbours import NeighbourGraph, NeighbourSettings, neighbour_graph
+from influence.errors import QueryError
+from influence.pipeline.index_stage import load_comparison
+from influence.pipeline.progress import Report
+from influence.pipeline.score_plan import check_scannable
+from influence.pipeline.score_stage import self_scores
+
+if TYPE_CHECKING:
+    from influence.run import Run
+
+log = logging.getLogger(__name__)
+
+
+class Subject:
+    """A run under examination, and what it is held against.
+
+    Attributes:
+        run: The run.
+        folder: Where what takes long to compute is kept until the examination is over.
+        neighbours: How near rows are looked for.
+        evaluation: Examples that the model should get right; None where none were given.
+        target: An unwanted output; None where none was given.
+        overrides: `key=value` each, of the cluster section.
+        progress: Hears of everything that takes long.
+    """
+
+    def __init__(
+        self,
+        run: "Run",
+        folder: Path,
+        neighbours: NeighbourSettings,
+        *,
+        evaluation: Evaluation | None = None,
+        target: Evaluation | None = None,
+        overrides: Sequence[str] = (),
+        progress: Report | None = None,
+    ) -> None:
+        check_examinable(run)
+        self.run, self.folder, self.neighbours = run, folder, neighbours
+        self.evaluation, self.target = evaluation, target
+        self.overrides, self.progress = tuple(overrides), progress
+
+    @property
+    def rows(self) -> int:
+        """Rows of the run."""
+        return self.run.rows
+
+    @property
+    def labelled(self) -> bool:
+        """Whether rows have labels, as those of a classifier do."""
+        return bool((self.labels.codes >= 0).any())
+
+    @cached_property
+    def labels(self) -> Categories:
+        """Every row's label."""
+        return columns.categories(self.run.store, "label")
+
+    @cached_property
+    def losses(self) -> np.ndarray:
+        """Every row's loss, summed over its scored tokens, in nats, float32 [rows]."""
+        return columns.numbers(self.run.store, "loss")
+
+    @cached_property
+    def tokens(self) -> np.ndarray:
+        """Every row's scored tokens, int32 [rows]."""
+        return columns.numbers(self.run.store, "tokens")
+
+    @cached_property
+    def norms(self) -> np.ndarray:
+        """The norm of every row's stored gradient, float32 [rows]; 0 where there was nothing to differentiate."""
+        return columns.numbers(self.run.store, "norm")
+
+    @cached_property
+    def self_influence(self) -> np.ndarray:
+        """Each row's score for itself, float32 [rows]; of a recipe that compares by cosine, as its dot product has it.
+
+        Under a cosine every row's score with itself is 1, which says nothing.
+        """
+        recipe = self.run.recipe.stored.model_copy(update={"comparison": "dot"})
+        check_scannable(recipe, itself=True)
+        comparison = load_comparison(self.run.path, self.run.manifest, recipe)
+        return self_scores(self.run.store, comparison, np.arange(self.rows))
+
+    @cached_property
+    def graph(self) -> NeighbourGraph:
+        """Every row's nearest rows, by the cosine of their stored gradients; kept in the run's folder."""
+        return neighbour_graph(self.run, self.neighbours, self.overrides, self.progress)
+
+    def evaluation_scores(self) -> Iterator[tuple[int, np.ndarray]]:
+        """Yield (first row, scores float32 [b, examples]) of all rows for the evaluation set."""
+        assert self.evaluation is not None, "asked only by checks that need one"
+        return self.evaluation.scores(self.folder, self.overrides, self.progress)
+
+    def target_scores(self) -> Iterator[tuple[int, np.ndarray]]:
+        """Yield (first row, scores float32 [b, examples]) of all rows for the unwanted output."""
+        assert self.target is not None, "asked only by checks that need one"
+        return self.target.scores(self.folder, self.overrides, self.progress)
+
+    def ids(self, rows: np.ndarray) -> list[str]:
+        """Return the ids of some rows, in the order asked."""
+        return columns.ids(self.run.store, rows)
+
+
+def check_examinable(run: "Run") -> None:
+    """Refuse a run without gradients.
+
+    Raises:
+        QueryError: Its recipe is a baseline.
+    """
+    if run.recipe.baseline is not None:
+        raise QueryError(
+            f"{run.path} is a run of the baseline {run.recipe.name}, which keeps no gradients to judge rows by. "
+            "Examine a run of an influence recipe, such as whitened."
+        )
+
+
+__all__ = ["Subject", "check_examinable"]
