@@ -10,6 +10,10 @@ from influence.pipeline.progress import Report
 if TYPE_CHECKING:
     from pandas import DataFrame
 
+    from influence.diagnose.compare import Comparison
+    from influence.query.asked import Query
+    from influence.run import Run
+
 
 class Diagnosing:
     """The part of `Run` that examines its rows. What it needs is imported when it is first asked."""
@@ -78,6 +82,28 @@ class Diagnosing:
             "skipped": found.skipped,
         }
         return frame
+
+    def compare(
+        self, other: "Run", queries: Sequence["Query"], *, k: int = 10, progress: Report | None = None
+    ) -> "Comparison":
+        """Say how another run over the same rows disagrees about some queries.
+
+        Args:
+            other: The other run; rows rise and fall from this one to that one.
+            queries: What both are asked; see `query_many`.
+            k: Rows of the lists of best rows that are compared.
+            progress: Called with every `Step`.
+
+        Returns:
+            Rank correlation, shared best rows, rows that rose and fell, by query; `.to_pandas()`, a line a query.
+
+        Raises:
+            QueryError: The runs are of other data, there are no queries, or k isn't 1 to the number of rows.
+        """
+        from influence.diagnose.compare import compare
+
+        run: Any = self
+        return compare(run, other, queries, k=k, progress=progress)
 
 
 __all__ = ["Diagnosing"]

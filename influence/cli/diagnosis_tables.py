@@ -26,5 +26,5 @@ def issues_tables(found: "Examined") -> list[RenderableType]:
         notes.append("\n").append("neighbours: ", "bold").append_text(plain(found.neighbours))
     for name, lacks in found.skipped.items():
         notes.append("\n").append(f"{name} not checked: ", "yellow").append_text(plain(lacks))
-    notes.append("\n").append("In every column, the higher a score, the stronger the case against the row.", "dim")
+    notes.append("\n").append("In every column, the higher a score, the stronger the case against the row.\n", "dim")
     return [table, notes]

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from influence.cli import build, demo, doctor, issues, plan, query, score, status
+from influence.cli import build, compare, demo, doctor, issues, plan, query, score, status
 from influence.cli.ending import ended
 
 app = typer.Typer(
@@ -18,7 +18,17 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for verb in (demo.demo, doctor.doctor, plan.plan, build.build, status.status, query.query, score.score, issues.issues):
+for verb in (
+    demo.demo,
+    doctor.doctor,
+    plan.plan,
+    build.build,
+    status.status,
+    query.query,
+    score.score,
+    issues.issues,
+    compare.compare,
+):
     app.command()(ended(verb))
 
 
