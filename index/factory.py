@@ -3,33 +3,45 @@
 Every approximate index is a set of inverted lists of codes, of reduced rows: lists can be filled by rows in parallel,
 merged on disk and searched there. What reads all rows, such as `rabitq`, has one list. Bytes a row are spent on width
 or on bits; measured on clustered rows of 1,024 columns, at equal bytes, two bits on half as many principal directions
-find more than one bit on all, and both find more than random directions of either kind (BENCHMARKS.md).
+find more than one bit on all, and both find more than random directions of either kind. Rows wider than that have no
+matrix of directions: they are turned by `turn`, and one bit on as many columns as fit finds more of nearly white rows
+than two bits on half of them (BENCHMARKS.md).
+
+Whether so many bytes find enough nobody knows before they are measured. `auto` therefore has further steps, each of
+which takes more bytes: `index.ladder`.
 """
 
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
+from index.codes import ID_BYTES, code_bytes, code_word, explicit, fitted, fitted_turned
 from index.errors import FaissMissing, GpuMissing, VectorIndexError
-from index.settings import FACTORY, Device, IndexSettings
+from index.settings import Device, IndexSettings
 
 FLAT_BYTES = 2 * 2**30
 """What `auto` gives a flat index where nobody says how much memory there is."""
 
 WIDEST = 4096
-"""Columns above which rows are added up to fewer before anything is trained: training takes the square of it."""
+"""Columns above which there is no matrix of directions: training it takes the square of them. Rows are turned instead,
+or added up to so many for kinds without RaBitQ's codes."""
 
 LEAST, MOST = 64, 640
-"""Bytes a row where memory isn't given: an eighth of a byte a column, but at least and at most so many."""
+"""Bytes a row where memory isn't given: an eighth of a byte a column, but at least and at most so many. So few rows
+that they stay within `FLAT_BYTES` may take more than the second."""
 
 SMALL = 16 * 2**20
 """What an index may take where memory isn't given, however few its rows."""
 
-ID_BYTES = 8
-"""What FAISS's lists keep beside a code."""
+TURNED_CELL = 512
+"""Turned rows a cell at least: a wide centroid takes as much as 32 codes of one bit."""
 
 SAMPLE_BYTES = 2**30
-"""The largest sample to train from, as reduced float32 rows."""
+"""The largest sample to train from, as reduced float32 rows; half of it where they are turned, which are copied more
+often than projected."""
+
+STEPS = (("", 1), ("ivf_rabitq2", 2), ("ivf_sq4", 4))
+"""What `auto` tries in turn: the kind, and its bytes a row as multiples of the first."""
 
 PER_CELL = 64
 """Sampled rows a cell."""
@@ -46,7 +58,7 @@ class IndexPlan:
         kind: Of the settings, with `auto` decided.
         factory: FAISS's factory string over the reduced rows; None of `exact` and `flat`.
         dims: D.
-        reduced: Columns after rows are added up; `dims` where they aren't.
+        reduced: Columns after rows are added up; `dims` where they aren't, and a few more where they are turned.
         cells: Inverted lists.
         sample: Rows to train from.
         part_rows: Rows of one part; the last may be shorter.
@@ -54,6 +66,7 @@ class IndexPlan:
         disk_bytes: Of the whole index.
         build_bytes: Memory of one process that trains or builds a part, about.
         search_bytes: Memory of a search besides the pages of the lists, which the system lends and takes back.
+        turned: Whether reduced rows are turned at random, without a matrix.
     """
 
     kind: str
@@ -67,6 +80,17 @@ class IndexPlan:
     disk_bytes: int
     build_bytes: int
     search_bytes: int
+    turned: bool = False
+
+    @property
+    def width(self) -> int:
+        """Columns of what is coded."""
+        return self.reduced if self.factory is None else explicit(self.factory, self.reduced)[2]
+
+    @property
+    def has_matrix(self) -> bool:
+        """Whether reduced rows are multiplied by a matrix before they are coded."""
+        return self.factory is not None and not self.factory.startswith("IVF")
 
     @property
     def summary(self) -> str:
@@ -74,46 +98,60 @@ class IndexPlan:
         if self.factory is None:
             return f"{self.kind}: every row is compared"
         added = f"rows added up to {self.reduced:,} columns, then " if self.reduced < self.dims else ""
+        if self.turned:
+            added = f"rows turned in {self.reduced:,} of {self.dims:,} columns, then "
         return f"{self.kind}: {added}FAISS {self.factory}, {self.row_bytes:,} bytes a row; the stored rows decide"
 
 
-def plan_factory(settings: IndexSettings, rows: int, dims: int) -> IndexPlan:
+def plan_factory(settings: IndexSettings, rows: int, dims: int, step: int = 0) -> IndexPlan:
     """Choose a factory, and say what it will cost.
 
     Args:
         settings: kind, factory, memory, recall and reduce are read.
         rows: How many.
         dims: D.
+        step: Of `STEPS`, for kind `auto`.
 
     Raises:
         VectorIndexError: The memory that is given can't hold so many rows, or the factory doesn't fit the columns.
     """
-    kind = _decided(settings, rows, dims)
+    kind = _decided(settings, rows, dims, step)
     if kind in ("exact", "flat"):
-        size = 4 * rows * dims if kind == "flat" else 0
-        if settings.memory is not None and size > settings.memory:
-            raise VectorIndexError(
-                f"index.memory is {settings.memory:,} bytes; a flat index of {rows:,} rows and {dims:,} columns takes "
-                f"{size:,}. Give as much, or set index.kind: auto or exact."
-            )
-        return IndexPlan(kind, None, dims, dims, 1, 0, rows, 4 * dims, size, size, size)
-    reduced = min(dims, settings.reduce or WIDEST)
-    most_sampled = max(1, SAMPLE_BYTES // (4 * reduced))
+        return _compared(settings, kind, rows, dims)
+    turned = _turned(settings, kind, dims)
+    reduced = min(dims, settings.reduce or (dims if turned else WIDEST))
+    budget = _budget(settings, rows, dims, step, turned)
+    if turned:
+        reduced = fitted_turned(kind, *budget, rows, reduced, 1)
+    sampled = max(1, SAMPLE_BYTES // ((8 if turned else 4) * reduced))
     cells = 1
     if kind.startswith("ivf_"):
-        cells = max(1, min(2 ** round((rows or 1).bit_length() / 2), rows // 40, most_sampled // PER_CELL))
+        fewest = TURNED_CELL if turned else 40
+        cells = max(1, min(2 ** round((rows or 1).bit_length() / 2), rows // fewest, sampled // PER_CELL))
     if settings.factory is not None:
-        factory, cells, width = _explicit(settings.factory, reduced)
+        factory, cells, width = explicit(settings.factory, reduced)
+    elif turned:
+        reduced = width = fitted_turned(kind, *budget, rows, reduced, cells)
+        factory = f"IVF{cells},{code_word(kind, width)}"
     else:
-        codes, width = _fitted(kind, *_budget(settings, rows, dims), rows, reduced, cells)
-        factory = f"{_transform(kind, reduced, width)}IVF{cells},{codes}"
-    sample = min(rows, most_sampled, max(PER_CELL * cells, 20_000))
+        width = fitted(kind, *budget, rows, reduced, cells)
+        factory = f"{_transform(kind, reduced, width)}IVF{cells},{code_word(kind, width)}"
+    return _costed(kind, factory, rows, dims, (reduced, width, cells, sampled), turned=turned)
+
+
+def _costed(
+    kind: str, factory: str, rows: int, dims: int, sizes: tuple[int, int, int, int], *, turned: bool
+) -> IndexPlan:
+    """Reckon what an approximate index takes; `sizes` are columns, coded columns, cells, and the largest sample."""
+    reduced, width, cells, sampled = sizes
+    sample = min(rows, sampled, max(PER_CELL * cells, 20_000))
     codes = factory.rsplit(",", 1)[-1]
     row_bytes = ID_BYTES + code_bytes(codes, width)
-    fixed = 4 * width * cells + (4 * width * reduced if width != reduced or "RaBitQ" in codes else 0)
+    matrix = not turned and (width != reduced or "RaBitQ" in codes)
+    fixed = 4 * width * cells + (4 * width * reduced if matrix else 0)
     # Lists are allocated by doubling while a part is filled; training holds the sample twice and a square matrix.
     part_rows = max(1, min(rows, PART_BYTES // row_bytes))
-    training = 4 * sample * (reduced + 2 * width) + 16 * reduced**2
+    training = 4 * sample * (reduced + 2 * width) + (0 if turned else 16 * reduced**2)
     building = max(training, 2 * part_rows * row_bytes + 2 * fixed + 12 * 2**20)
     return IndexPlan(
         kind,
@@ -127,7 +165,19 @@ def plan_factory(settings: IndexSettings, rows: int, dims: int) -> IndexPlan:
         rows * row_bytes + fixed + 32 * cells,
         building,
         2 * fixed + 64 * 2**20,
+        turned,
     )
+
+
+def _compared(settings: IndexSettings, kind: str, rows: int, dims: int) -> IndexPlan:
+    """Return the plan of a search that compares every row."""
+    size = 4 * rows * dims if kind == "flat" else 0
+    if settings.memory is not None and size > settings.memory:
+        raise VectorIndexError(
+            f"index.memory is {settings.memory:,} bytes; a flat index of {rows:,} rows and {dims:,} columns takes "
+            f"{size:,}. Give as much, or set index.kind: auto or exact."
+        )
+    return IndexPlan(kind, None, dims, dims, 1, 0, rows, 4 * dims, size, size, size)
 
 
 def bytes_needed(settings: IndexSettings, rows: int, dims: int) -> int:
@@ -138,96 +188,37 @@ def bytes_needed(settings: IndexSettings, rows: int, dims: int) -> int:
     return plan_factory(settings, rows, dims).disk_bytes
 
 
-def code_bytes(codes: str, width: int) -> int:
-    """Return the bytes of one code of FAISS's, for the last word of a factory string."""
-    if codes == "Flat":
-        return 4 * width
-    if codes.startswith("SQ"):
-        bits = {"SQ4": 4, "SQ6": 6, "SQ8": 8, "SQfp16": 16, "SQbf16": 16}[codes]
-        return -(-width * bits // 8)
-    if codes.startswith("RaBitQ"):
-        bits = int(codes[6:] or 1)
-        # A sign bit a coordinate and two float32 factors; further bits bring three more factors.
-        return -(-width // 8) + 8 + ((-(-width * (bits - 1) // 8) + 12) if bits > 1 else 0)
-    count, _, bits = codes[2:].removesuffix("np").partition("x")
-    return -(-int(count) * int(bits or 8) // 8)
-
-
-def _decided(settings: IndexSettings, rows: int, dims: int) -> str:
+def _decided(settings: IndexSettings, rows: int, dims: int, step: int) -> str:
     if settings.kind != "auto":
         return settings.kind
     fits = 4 * rows * dims <= (settings.memory or FLAT_BYTES)
     if not fits and settings.recall == 1:
         return "exact"
-    return "flat" if fits else "ivf_rabitq2"
+    if fits:
+        return "flat"
+    return STEPS[step][0] or ("ivf_rabitq" if (settings.reduce or dims) > WIDEST else "ivf_rabitq2")
 
 
-def _budget(settings: IndexSettings, rows: int, dims: int) -> tuple[int, int]:
+def _turned(settings: IndexSettings, kind: str, dims: int) -> bool:
+    """Whether codes want a rotation, those of RaBitQ and of `auto`, and rows are too wide for its matrix."""
+    coded = settings.factory is None and ("rabitq" in kind or settings.kind == "auto")
+    return coded and (settings.reduce or dims) > WIDEST
+
+
+def _budget(settings: IndexSettings, rows: int, dims: int, step: int, turned: bool) -> tuple[int, int]:
     """Return bytes a row, and bytes that the whole index may take whatever its rows."""
     if settings.memory is not None:
         return settings.memory // max(1, rows), 0
-    return min(MOST, max(LEAST, dims // 8)), SMALL
-
-
-def _fitted(kind: str, row_bytes: int, free: int, rows: int, reduced: int, cells: int) -> tuple[str, int]:
-    """Return the codes' word, and the widest multiple of 8 columns whose codes, centroids and matrix fit."""
-    name = kind.removeprefix("ivf_")
-
-    def word(width: int) -> str:
-        words = {"flat": "Flat", "sq8": "SQ8", "sq4": "SQ4", "rabitq": "RaBitQ", "rabitq2": "RaBitQ2"}
-        return words.get(name, f"PQ{width // 4 if width % 4 == 0 else width}")
-
-    def takes(width: int) -> int:
-        return rows * (ID_BYTES + code_bytes(word(width), width)) + 4 * width * (cells + reduced) + 32 * cells
-
-    if name == "flat":
-        # Whole rows in cells: as large as they are, unless somebody says how large they may be.
-        if free or takes(reduced) <= row_bytes * rows:
-            return word(reduced), reduced
-        raise VectorIndexError(
-            f"index.memory is {row_bytes * rows:,} bytes; kind ivf_flat keeps whole rows, which take "
-            f"{takes(reduced):,}. Give as much, or choose a kind with codes."
-        )
-    # What is trained is small beside many rows; beside few it may be larger than all of them.
-    whole = max(row_bytes * rows, free)
-    sizes = [(width, ID_BYTES + code_bytes(word(width), width)) for width in range(8, reduced + 1, 8)]
-    fitting = [width for width, size in sizes if size <= row_bytes and takes(width) <= whole]
-    if fitting:
-        return word(fitting[-1]), fitting[-1]
-    if reduced < 8:
-        return word(reduced), reduced
-    raise VectorIndexError(
-        f"index.memory leaves {row_bytes:,} bytes a row; an index of kind {kind} over {rows:,} rows needs "
-        f"{takes(8) // max(1, rows) + 1:,} or more. Give {takes(8) + rows:,} bytes or more, or leave memory out."
-    )
+    most = max(MOST, FLAT_BYTES // max(1, rows))
+    # Turned rows have nothing trained but centroids, which are small beside their codes unless there is only one.
+    free = 0 if turned and rows >= TURNED_CELL else SMALL
+    return STEPS[step][1] * min(most, max(LEAST, dims // 8)), free
 
 
 def _transform(kind: str, reduced: int, width: int) -> str:
     if width < reduced:
         return f"PCAR{width},"
     return f"RR{width}," if "rabitq" in kind else ""
-
-
-def _explicit(factory: str, reduced: int) -> tuple[str, int, int]:
-    """Return FAISS's string with its lists named, their number, and the width of what is coded."""
-    found = FACTORY.fullmatch(factory)
-    assert found is not None, factory  # the settings have checked it
-    transform, codes = found["transform"] or "", found["codes"]
-    numbers = [int(part) for part in transform.lstrip("PCAROQ").split("_") if part]
-    width = reduced if not transform or (transform.startswith("OPQ") and len(numbers) == 1) else numbers[-1]
-    cells = int(found["lists"] or 1)
-    if width > reduced:
-        raise VectorIndexError(
-            f"index.factory {factory}: {transform} makes {width:,} columns of {reduced:,}; ask for {reduced:,} "
-            "or fewer."
-        )
-    parts = int(codes[2:].removesuffix("np").partition("x")[0]) if codes.startswith("PQ") else 1
-    if width % parts or (transform.startswith("OPQ") and width % numbers[0]):
-        raise VectorIndexError(
-            f"index.factory {factory}: {width:,} columns can't be cut into equal parts as it says. "
-            "Choose a number of parts that divides them."
-        )
-    return ",".join(part for part in (transform, f"IVF{cells}", codes) if part), cells, width
 
 
 def load_faiss(device: Device = "cpu") -> Any:

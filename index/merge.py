@@ -8,6 +8,7 @@
 Lists are copied from mapped parts in the order of the parts: the merged index has the same bytes whoever built them.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -31,6 +32,7 @@ from index.commit import (
 from index.dials import Measured
 from index.errors import IndexCorrupt, IndexMismatch, IndexNotWritten
 from index.factory import IndexPlan, load_faiss
+from index.ladder import CLIMB, Tried
 from index.lists import lists_bytes, map_lists, write_lists
 from index.parts import TRAINED, load_trained, part_name, part_ranges, read_part
 from index.persist import RECORD
@@ -53,6 +55,7 @@ class ApproximateRecord(BaseModel):
         sizes: Rows of every cell.
         files: `trained.faiss`, `trained.json` and `lists.ivfdata`, by name.
         measured: What was found by measuring, and the settings of searches that follow from it; None until then.
+        tried: The steps of `auto` before it that fell short; see `ladder`.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -68,6 +71,7 @@ class ApproximateRecord(BaseModel):
     sizes: tuple[int, ...]
     files: dict[str, FileRecord]
     measured: Measured | None = None
+    tried: tuple[Tried, ...] = ()
 
 
 def merge_parts(directory: Path, fingerprint: str) -> ApproximateRecord:
@@ -128,22 +132,23 @@ def remove_parts(directory: Path) -> None:
     clear_partials(directory)
 
 
-def remove_index(directory: Path) -> None:
-    """Remove an approximate index, the record first; nothing happens where there is none."""
-    for name in (RECORD, LISTS, f"{TRAINED}.json", f"{TRAINED}.faiss"):
-        (directory / name).unlink(missing_ok=True)
+def remove_index(directory: Path, keep: str | None = None) -> None:
+    """Remove an approximate index, the record first, but for one file; nothing happens where there is none."""
+    for name in (RECORD, CLIMB, LISTS, f"{TRAINED}.json", f"{TRAINED}.faiss"):
+        if name != keep:
+            (directory / name).unlink(missing_ok=True)
     remove_parts(directory)
 
 
-def record_measured(directory: Path, measured: Measured) -> ApproximateRecord:
-    """Put what was measured into the record of the merged index.
+def record_measured(directory: Path, measured: Measured, tried: Sequence[Tried] = ()) -> ApproximateRecord:
+    """Put what was measured, and what fell short before, into the record of the merged index.
 
     Raises:
         IndexCorrupt: There is no index, or its record can't be read.
         IndexNotWritten: The disk is full or can't be written.
     """
     record = parse_record(directory / RECORD, read_fields(directory / RECORD), ApproximateRecord)
-    changed = record.model_copy(update={"measured": measured})
+    changed = record.model_copy(update={"measured": measured, "tried": tuple(tried)})
     try:
         write_record(directory / RECORD, changed)
     except OSError as error:

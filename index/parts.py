@@ -152,7 +152,9 @@ def load_trained(directory: Path, fingerprint: str) -> tuple[Trained, TrainedRec
         lists.quantizer.reconstruct_n(0, lists.nlist),
         np.array(record.radii, np.float32),
     )
-    return Trained(plan, record.rows, record.dims, Sketch(record.dims, plan.reduced, SEED), cells, index), record
+    return Trained(
+        plan, record.rows, record.dims, Sketch(record.dims, plan.reduced, SEED, plan.turned), cells, index
+    ), record
 
 
 def build_part(directory: Path, fingerprint: str, number: int, blocks: Blocks) -> PartRecord:

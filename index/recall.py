@@ -29,6 +29,12 @@ SPREADS = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0)
 FACTORS = (1, 1.5, 2, 3, 5, 7, 10, 15, 20, 30, 50, 70, 100)
 """Candidates that are tried, times the depth."""
 
+FURTHER = (150, 200, 300, 500, 700, 1000)
+"""Those tried where none of `FACTORS` is enough, as long as they are no more than `SHARE` of the rows."""
+
+SHARE = 1 / 16
+"""Of the rows: more candidates cost more than they save."""
+
 DOUBT = 2.0
 """Standard errors that a dial's recall has to be above the target: queries that weren't measured must reach it too."""
 
@@ -54,6 +60,8 @@ def measure_recall(
     truth: Neighbours,
     fetch: Fetch,
     target: float,
+    *,
+    last: bool = True,
 ) -> Measured:
     """Choose how the index is searched, and say what was measured.
 
@@ -66,6 +74,7 @@ def measure_recall(
         truth: Of an exact search for the queries with k = `truth_depth`.
         fetch: Gives rows' vectors.
         target: Share of the true rows to be found.
+        last: Whether this index is the last to be tried; a warning is logged if it finds less.
     """
     asked = np.asarray(queries, dtype=np.float64)
     ends: list[tuple[End, NDArray[np.float64], NDArray[np.int64]]] = [
@@ -87,7 +96,7 @@ def measure_recall(
             dials.append(dial)
             curve += points
     reached = all(dial.recall >= target for dial in dials)
-    if not reached:
+    if not reached and last:
         worst = min(dials, key=lambda dial: dial.recall)
         log.warning(
             "The index finds %.3f of the true rows at the %s end where %.3f were wanted, with every cell read and %d "
@@ -162,6 +171,7 @@ def _candidates(
     """Find the fewest candidates that reach the target, reading more cells where no number does."""
     depth, cells = true.shape[1], index.trained.plan.cells
     counts = sorted({min(index.rows - 1, int(depth * factor)) for factor in FACTORS})
+    further = [depth * factor for factor in FURTHER if depth * factor <= SHARE * index.rows]
     points: list[CurvePoint] = []
     while True:
         proposed = propose(index, signed, probes, min(index.rows, counts[-1] + 1), spread)
@@ -180,6 +190,9 @@ def _candidates(
         ]
         points += new
         sure = [point for point in new if point.recall - doubt[point.candidates - 1] >= target]
+        if not sure and probes == cells and further:
+            counts, further = [*counts, *further], []
+            continue
         if sure or probes == cells:
             chosen = sure[0] if sure else new[-1]
             # The query itself takes one of the places here, and none in a real search.

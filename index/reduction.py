@@ -8,7 +8,7 @@ Philox, keyed on the seed, and is the same on every machine.
 
 The principal directions are those of the second moment, not of the covariance: FAISS's own PCA subtracts the mean, and
 inner products of what is left rank other rows first. They are then turned at random among themselves, because codes of
-a few bits want coordinates of one size.
+a few bits want coordinates of one size. Rows too wide for such matrices are turned by `turn` instead.
 """
 
 from dataclasses import dataclass
@@ -17,26 +17,30 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from index.turn import turn
+
 SKETCHED_BYTES = 8 * 2**20
 """Rows that are added up at a time, as float32."""
 
 
 @dataclass(frozen=True)
 class Sketch:
-    """The random sum of columns, [n, dims] to [n, reduced]. With equal widths rows pass as they are.
+    """The random sum of columns, [n, dims] to [n, reduced]. With equal widths rows pass as they are, unless turned.
 
     Attributes:
         dims: D.
-        reduced: Columns of what comes out, at most D.
+        reduced: Columns of what comes out, at most D; of turned rows also a few more, which are filled with zeros.
         seed: Of the signs and the order of the columns.
+        turned: Whether what comes out is turned at random.
     """
 
     dims: int
     reduced: int
     seed: int
+    turned: bool = False
 
     def apply(self, vectors: NDArray[np.floating]) -> NDArray[np.float32]:
-        """Add up the columns of every row; a pure function of the row.
+        """Add up the columns of every row, and turn it; a pure function of the row.
 
         Args:
             vectors: [n, dims].
@@ -44,8 +48,19 @@ class Sketch:
         Returns:
             float32 [n, reduced].
         """
+        if self.turned:
+            out = np.empty((len(vectors), self.reduced), dtype=np.float32)
+            step = max(1, SKETCHED_BYTES // (4 * self.reduced))
+            for first in range(0, len(vectors), step):
+                out[first : first + step] = turn(self._summed(vectors[first : first + step]), self._turning)
+            return out
+        return self._summed(vectors)
+
+    def _summed(self, vectors: NDArray[np.floating]) -> NDArray[np.float32]:
         if self.reduced == self.dims:
             return np.ascontiguousarray(vectors, dtype=np.float32)
+        if self.reduced > self.dims:
+            return np.pad(np.asarray(vectors, dtype=np.float32), ((0, 0), (0, self.reduced - self.dims)))
         signs, shifts = self._drawn
         out = np.zeros((len(vectors), self.reduced), dtype=np.float32)
         step = max(1, SKETCHED_BYTES // (4 * self.reduced))
@@ -66,6 +81,12 @@ class Sketch:
         random = np.random.Generator(np.random.Philox(key=self.seed))
         signs = random.choice(np.array([-1, 1], dtype=np.float32), self.dims)
         return signs, random.integers(0, self.reduced, -(-self.dims // self.reduced)).tolist()
+
+    @cached_property
+    def _turning(self) -> NDArray[np.float32]:
+        """A sign for every column of what is turned."""
+        random = np.random.Generator(np.random.Philox(key=[self.seed, 1]))
+        return random.choice(np.array([-1, 1], dtype=np.float32), self.reduced)
 
 
 def principal_directions(sample: NDArray[np.float32], width: int, seed: int, *, turned: bool) -> NDArray[np.float32]:

@@ -38,17 +38,21 @@ class IndexSettings(BaseModel):
     Attributes:
         kind: `exact`: no index at all; every search reads the vectors where they lie, in one pass, and faiss isn't
             needed. `flat`, FAISS IndexFlatIP: every row in memory as float32, no approximation either. `auto`: `flat`
-            where that fits into `memory`, `ivf_rabitq2` where not. The others are approximate: codes propose rows and
-            the stored rows decide. `sq8`, `sq4` (bits a coordinate) and `rabitq` (one bit) read the codes of every row;
-            with `ivf_` in front only those of the cells that look best for the query; `ivf_pq`: product quantisation.
-            `factory`: as `factory` says.
+            where that fits into `memory`; where not, the first of some indexes, `ivf_rabitq2` or of wide rows
+            `ivf_rabitq`, then larger ones, that is measured to find `recall`, and where none does, `exact`: see
+            `index.ladder`. A kind that is named stays, and falling short is a warning. The others are approximate:
+            codes propose rows and the stored rows decide. `sq8`, `sq4` (bits a coordinate) and `rabitq` (one bit) read
+            the codes of every row; with `ivf_` in front only those of the cells that look best for the query;
+            `ivf_pq`: product quantisation. `factory`: as `factory` says.
         factory: A FAISS factory string, for kind `factory` and no other: `[PCA…|PCAR…|OPQ…|RR…,][IVF…,]codes` with
             codes Flat, SQ4, SQ6, SQ8, SQfp16, SQbf16, PQ…, RaBitQ or RaBitQ2 to RaBitQ9.
         recall: The share of the true best rows that searches should find, at both ends; settings for it are chosen by
             measuring. 1 is for exact searches alone.
-        memory: Bytes that the index may take. Unset: a bit a coordinate and row, but 64 to 640 bytes a row; and for the
-            choice of `auto` 2 GiB.
-        reduce: Coordinates that rows are added up to before anything is trained. Unset: 4,096, where rows are wider.
+        memory: Bytes that the index may take. Unset: a bit a coordinate and row, but 64 to 640 bytes a row, or more of
+            so few rows that they stay within 2 GiB; for further steps of `auto` twice and four times that; and for its
+            choice of `flat` 2 GiB.
+        reduce: Coordinates that rows are added up to before anything is trained. Unset, where rows are wider than
+            4,096: those, and with RaBitQ's codes as many as `memory` lets be coded, without anything trained.
         probes: How many cells a search reads; unset, as measured.
         candidates: How many rows the codes propose at each end; unset, as measured.
         device: Where a flat index is searched. `gpu` needs faiss-gpu, a GPU, and the whole index in its memory.

@@ -118,7 +118,7 @@ def train(plan: IndexPlan, sample: Blocks, rows: int, dims: int) -> Trained:
     if plan.factory is None:
         raise VectorIndexError(f"index.kind is {plan.kind}: there is nothing to train.")
     faiss = load_faiss()
-    sketch = Sketch(dims, plan.reduced, SEED)
+    sketch = Sketch(dims, plan.reduced, SEED, plan.turned)
     gathered = [sketch.apply(part) for _, part, _ in checked_slices(sample, dims)]
     reduced = np.concatenate([np.empty((0, plan.reduced), np.float32), *gathered])
     del gathered

@@ -25,7 +25,14 @@ from influence.baselines.bm25 import BM25
 from influence.data.example import Example
 from influence.pipeline.exact_stage import ExactScorer
 from influence.pipeline.factor_stage import load_kronecker
-from influence.pipeline.index_stage import FOLDER, compared_rows, index_fingerprint, index_plan, scored_blocks
+from influence.pipeline.index_stage import (
+    FOLDER,
+    compared_rows,
+    index_fingerprint,
+    index_plan,
+    scan_stands,
+    scored_blocks,
+)
 from influence.pipeline.lexical_index import load_lexical
 from influence.pipeline.mirror import on_disk
 from influence.pipeline.progress import Report
@@ -133,13 +140,22 @@ class Answering:
         with on_disk(self._run.path / FOLDER) as folder:
             return open_index(folder, self._indexed)
 
+    @cached_property
+    def _kind(self) -> str:
+        """The kind of the index's plan; `exact` also where `auto` found no index that is good enough."""
+        run = self._run
+        plan = index_plan(run.config.index, run.manifest)
+        if plan.factory is None:
+            return plan.kind
+        scanned = scan_stands(run.path, run.manifest, run.recipe.stored, run.config.index)
+        return "exact" if scanned else plan.kind
+
     @property
     def _indexed(self) -> str:
         return index_fingerprint(self._run.manifest, self._run.recipe.stored)
 
     def _search(self, vectors: np.ndarray, k: int) -> Neighbours:
-        run = self._run
-        kind = index_plan(run.config.index, run.manifest).kind
+        run, kind = self._run, self._kind
         if kind == "exact":
             return exact_search_scores(scored_blocks(run.store, run.comparison, vectors), len(vectors), k)
         if kind == "flat":

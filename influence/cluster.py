@@ -28,8 +28,8 @@ class JobSettings(BaseModel):
     """Cores of a job; unset, `threads_per_worker` for each of its workers."""
     memory: Annotated[str, Field(pattern=r"^\d+(\.\d+)? ?[KMGT]i?B$")] | None = None
     """Memory of a job, 16GB or 16GiB. A build logs what a worker needs and compares it with this."""
-    gpus: Annotated[int, Field(ge=0, le=1)] = 0
-    """GPUs of a job: a worker computes on one, so for more GPUs take more jobs."""
+    gpus: Annotated[int, Field(ge=0)] = 0
+    """GPUs of a job: a worker computes on one, so for more GPUs take more jobs. With `model.device_map` it has all."""
     directives: tuple[Line, ...] = ()
     """More lines of the job's header, without their prefix: `--constraint=skylake`, `--requeue`."""
     prologue: tuple[Line, ...] = ()

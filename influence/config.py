@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, Union, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator, model_validator
 
 from index.settings import IndexSettings
 from influence.cluster import ClusterSettings
@@ -79,6 +79,29 @@ class RunConfig(BaseModel):
                 "the checkpoint folder of the training (with its optimizer.pt)"
             )
         return value
+
+    @model_validator(mode="after")
+    def _one_worker_a_spread_model(self) -> "RunConfig":
+        """Refuse several workers that would all spread their models over the same GPUs."""
+        cluster = self.cluster
+        if self.model.device_map is None:
+            if cluster.job.gpus > 1:
+                raise ValueError(
+                    f"cluster.job.gpus is {cluster.job.gpus}, and a worker computes on one GPU: take 1 and more jobs, "
+                    "or set model.device_map for a model that is larger than one GPU"
+                )
+            return self
+        if cluster.here and (cluster.kind == "cuda" or cluster.workers != 1):
+            found = (
+                "kind cuda" if cluster.kind == "cuda" else "adapt" if cluster.adapt else f"workers {cluster.workers}"
+            )
+            raise ValueError(
+                f"model.device_map gives all GPUs of a machine to one worker, and cluster has {found}: set "
+                "cluster.kind to local and cluster.workers to 1"
+            )
+        if cluster.queued and cluster.job.workers > 1:
+            raise ValueError("model.device_map gives all GPUs of a job to one worker: set cluster.job.workers to 1")
+        return self
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:

@@ -11,6 +11,9 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
     from influence.diagnose.compare import Comparison
+    from influence.diagnose.groups import GroupInfluences
+    from influence.diagnose.less import Selected
+    from influence.diagnose.neighbours import NeighbourGraph
     from influence.query.asked import Query
     from influence.run import Run
 
@@ -82,6 +85,121 @@ class Diagnosing:
             "skipped": found.skipped,
         }
         return frame
+
+    def neighbours(
+        self, *, settings: Sequence[str] = (), overrides: Sequence[str] = (), progress: Report | None = None
+    ) -> "NeighbourGraph":
+        """Return every row's nearest rows by the cosine of stored gradients: those most alike and those most opposed.
+
+        They are found once and kept in the run's folder. `influence.diagnose.knn_graph.knn_matrix(graph)` is the CSR
+        matrix of distances that cleanlab's Datalab takes.
+
+        Args:
+            settings: `key=value` each, of `influence.diagnose.neighbours.NeighbourSettings`: `k=20`, `kind=exact`.
+            overrides: `key=value` each, of the cluster section.
+            progress: Called with every `Step`.
+
+        Returns:
+            `.blocks()` and `.of(rows)` read them; `.summary` says how they were found.
+        """
+        from influence.diagnose.checks import parse_settings
+        from influence.diagnose.neighbours import neighbour_graph
+
+        run: Any = self
+        chosen = parse_settings([f"neighbours.{setting}" for setting in settings]).neighbours
+        return neighbour_graph(run, chosen, overrides, progress)
+
+    def groups(
+        self,
+        queries: Any,
+        by: str = "source",
+        *,
+        sets: str | None = None,
+        replicates: int = 1000,
+        level: float = 0.95,
+        seed: int = 0,
+        out: str | Path | None = None,
+        overrides: Sequence[str] = (),
+        progress: Report | None = None,
+    ) -> "GroupInfluences":
+        """Say what each group of rows does to each set of queries: summed and mean influence, with intervals.
+
+        Args:
+            queries: A file with the columns of the training data, or queries as `query_many` takes them.
+            by: The column that groups rows: `source`, `label`, `uri`, or another of the training data's files.
+            sets: A column of the queries' file that parts them into sets; they are one set if None.
+            replicates: Of the bootstrap.
+            level: Of confidence.
+            seed: Of the bootstrap.
+            out: A file that the caller will write; an interrupted scan goes on from `OUT.parts/` beside it.
+            overrides: `key=value` each, of the cluster section.
+            progress: Called with every `Step`.
+
+        Returns:
+            A line a group and set, `.to_pandas()`; see `influence.diagnose.groups` for what intervals are of.
+
+        Raises:
+            QueryError: There is no such column; those there are, are listed.
+        """
+        from influence.diagnose.evaluation import as_evaluation
+        from influence.diagnose.groups import GroupSettings, influence_of_groups
+        from influence.diagnose.parts import parts_of
+
+        run: Any = self
+        settings = GroupSettings(replicates=replicates, level=level, seed=seed)
+        asked = as_evaluation(run, queries, "the queries")
+        with parts_of(None if out is None else Path(out)) as folder:
+            return influence_of_groups(
+                run, asked, by, folder, sets=sets, settings=settings, overrides=overrides, progress=progress
+            )
+
+    def select(
+        self,
+        target: Any,
+        top: str | int,
+        out: str | Path,
+        *,
+        per_group_cap: str | int | None = None,
+        by: str = "source",
+        sets: str | None = None,
+        dedup: bool = False,
+        words: bool = True,
+        overwrite: bool = False,
+        overrides: Sequence[str] = (),
+        progress: Report | None = None,
+    ) -> "Selected":
+        """Choose the rows that promote a target most (LESS), and write them as JSON Lines with their row numbers.
+
+        Args:
+            target: A file with the columns of the training data, or queries as `query_many` takes them.
+            top: How many: a share as `"5%"`, or a number of rows.
+            out: The file, `….jsonl`; see `influence.diagnose.less` for its lines.
+            per_group_cap: The most that one group may have of the chosen rows, as `"40%"` or a number.
+            by: The column that groups rows: `source`, `label`, `uri`, or another of the training data's files.
+            sets: A column of the target's file that parts it into sets, of which the best counts.
+            dedup: Leave out near-copies of better rows.
+            words: Compare with BM25's choice of as many rows.
+            overwrite: Replace the file that is there.
+            overrides: `key=value` each, of the cluster section.
+            progress: Called with every `Step`.
+
+        Raises:
+            QueryError: An amount or a column that can't be, fewer rows are left than are wanted, or the file is there.
+        """
+        from influence.diagnose.evaluation import as_evaluation
+        from influence.diagnose.less import check_selection, select
+        from influence.diagnose.parts import parts_of
+        from influence.diagnose.selection import SelectSettings, amount
+
+        run: Any = self
+        path = Path(out)
+        amount(str(top), run.rows, "--top")
+        check_selection(run, path, target if isinstance(target, str | Path) else None, overwrite=overwrite)
+        cap = None if per_group_cap is None else str(per_group_cap)
+        settings = SelectSettings(top=str(top), per_group_cap=cap, by=by, sets=sets, dedup=dedup)
+        asked = as_evaluation(run, target, "the target")
+        with parts_of(path) as folder:
+            return select(run, asked, path, settings, folder, words=words, overrides=overrides, progress=progress)
 
     def compare(
         self, other: "Run", queries: Sequence["Query"], *, k: int = 10, progress: Report | None = None

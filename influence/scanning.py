@@ -46,6 +46,7 @@ class Scanning:
         keep: Keep = "all",
         k: int = 100,
         where: str | None = None,
+        cut: bool = False,
         overwrite: bool = False,
         overrides: Sequence[str] = (),
         progress: Report | None = None,
@@ -61,6 +62,7 @@ class Scanning:
                 extremes and share of positive scores over the queries.
             k: Rows of each side, of `top`.
             where: Score only rows that meet a condition; see `query_many`.
+            cut: Cut long queries where the run's rows are cut, instead of refusing those beyond the model's positions.
             overwrite: Replace what is there.
             overrides: `key=value` each, of the cluster section: `cluster.workers=4`.
             progress: Called with every `Step`; a `ProgressBar` shows them.
@@ -69,7 +71,7 @@ class Scanning:
             QueryError: The recipe has no stored scores, or see `pipeline.scan.answer`.
             Incomplete: Interrupted, or the disk is full; the same call goes on.
         """
-        return self._scan(Question(self._asked(queries), keep, k, where), out, overwrite, overrides, progress)
+        return self._scan(Question(self._asked(queries), keep, k, where, cut), out, overwrite, overrides, progress)
 
     def self_influence_to(
         self,

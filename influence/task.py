@@ -149,7 +149,7 @@ class CausalLM:
         total = -self.measurement(model, batch)
         if self.settings.reduction == "sum":
             return total
-        return total / _scored(batch)
+        return total / _scored(batch).to(total.device)
 
     def sampled_loss(self, model: Any, batch: Any, generator: torch.Generator) -> PerExample:
         """Return `example_loss` with each scored token replaced by one drawn from the model, [N].
@@ -158,7 +158,7 @@ class CausalLM:
         """
         uniforms = drawn_with(batch, batch.labels[:, 1:].shape, generator)
         total = -self.token_log_likelihood(model, batch, uniforms).sum(dim=1)
-        return total if self.settings.reduction == "sum" else total / _scored(batch)
+        return total if self.settings.reduction == "sum" else total / _scored(batch).to(total.device)
 
     def measurement(self, model: Any, batch: Any) -> PerExample:
         """Return log p(scored tokens | the tokens before), [N], in nats, always summed."""
@@ -175,8 +175,8 @@ class CausalLM:
         """
         with torch.no_grad():
             behind = torch.sigmoid(-self.token_log_likelihood(model, batch, odds=True))
-        count = _scored(batch)
-        mean = (behind * (batch.labels[:, 1:] != -100)).sum(dim=1) / count
+        count = _scored(batch).to(behind.device)
+        mean = (behind * (batch.labels[:, 1:] != -100).to(behind.device)).sum(dim=1) / count
         return mean if self.settings.reduction == "sum" else mean / count
 
     def token_log_likelihood(
@@ -201,13 +201,15 @@ class CausalLM:
         # Padding is on the right, where no scored token of a causal model looks; without a mask attention runs faster.
         mask = {} if causal else {"attention_mask": batch.attention_mask}
         if not plain_head:
+            # accelerate brings a spread model's logits back to where the batch is.
             logits = model(input_ids=batch.input_ids, **mask, use_cache=False).logits[:, :-1]
             return of_logits(logits, targets, uniforms, odds=odds)
         hidden = body(input_ids=batch.input_ids, **mask, use_cache=False).last_hidden_state
         # The last position predicts nothing; marking it so spares a copy of the others, forward and backward.
-        shifted = nn.functional.pad(targets, (0, 1), value=-100)
+        hidden = hidden.to(head.weight.device)
+        shifted = nn.functional.pad(targets, (0, 1), value=-100).to(hidden.device)
         if uniforms is not None:
-            uniforms = nn.functional.pad(uniforms, (0, 1))
+            uniforms = nn.functional.pad(uniforms, (0, 1)).to(hidden.device)
         return token_log_likelihood(head, hidden, shifted, uniforms, odds=odds)[:, :-1]
 
     def _probe(self, model: Any, body: Any, head: Any) -> tuple[bool, bool]:
@@ -228,7 +230,7 @@ class CausalLM:
                 causal = float((logits - changed)[:, :-1].abs().max()) <= near
                 plain = False
                 if body is not None and type(head) is nn.Linear:
-                    ours = head(body(input_ids=first, use_cache=False).last_hidden_state)
+                    ours = head(body(input_ids=first, use_cache=False).last_hidden_state).to(logits.device)
                     plain = float((ours - logits).abs().max()) <= near
             if not plain:
                 log.info("%s: logits are not its unembedding's alone and are computed whole.", type(model).__name__)

@@ -31,7 +31,6 @@ def test_unset_memory_is_the_queues_own_affair():
         ({"kind": "cuda", "device": "cpu"}, "take kind local"),
         ({"kind": "slurm", "device": "cpu", "job": {"gpus": 1}}, "leave one of them out"),
         ({"kind": "slurm", "job": {"gpus": 1, "workers": 2}}, "and more jobs"),
-        ({"kind": "slurm", "job": {"gpus": 2}}, "less than or equal to 1"),
         ({"kind": "slurm", "job": {"memory": "16"}}, "should match pattern"),
         ({"kind": "slurm", "job": {"directives": ["--a\n#SBATCH --b"]}}, "should match pattern"),
         ({"kind": "sge", "job": {"memory": "16GB"}}, "-l h_vmem=16G"),

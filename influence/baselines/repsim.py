@@ -154,7 +154,7 @@ class HiddenStates:
 
 def _token_means(hidden: Tensor, mask: Tensor) -> ND:
     """Return the mean over each example's tokens, [N, H], of hidden states [N, S, H]; zero where there are none."""
-    wide = hidden if hidden.dtype == torch.float64 else hidden.float()
+    wide, mask = hidden if hidden.dtype == torch.float64 else hidden.float(), mask.to(hidden.device)
     # Filled, not multiplied: a hidden state of padding may be anything, infinite too.
     summed = wide.masked_fill((mask == 0).unsqueeze(-1), 0).sum(dim=1)
     return summed / mask.sum(dim=1, keepdim=True).clamp(min=1)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from influence.cli.streams import show, tell, told
+from influence.errors import QueryError
 from influence.remote.place import check_local
 
 if TYPE_CHECKING:
@@ -14,23 +15,31 @@ if TYPE_CHECKING:
     from influence.demo.story import Story
     from influence.pipeline.progress import Report, Step
 
+DEFAULT_OUT = Path("runs/demo")
 SHOWN = 5
 """Rows of each side in the terminal; the page has all."""
 
 
 def demo(
-    out: Annotated[Path, typer.Option("--out", help="A folder for corpus, model, run and page; reused.")] = Path(
-        "runs/demo"
-    ),
+    context: typer.Context,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="A folder for corpus, model, run and page; reused. Unset: runs/demo.")
+    ] = None,
 ) -> None:
     """Train a small model on Python's own documentation and some planted facts, and ask where it has them from."""
+    if context.invoked_subcommand is not None:
+        if out is not None:
+            verb = context.invoked_subcommand
+            raise QueryError(f"--out {out} stands before {verb}, which has its own: put it after.")
+        return
+    out = out or DEFAULT_OUT
     check_local(out, "the demo")
     tell("Reading a corpus, training a model on it, capturing its gradients: under four minutes on two cores.")
     from influence.demo import story
     from influence.pipeline.progress import ProgressBar
 
     with ProgressBar(told()) as bar:
-        found = story.tell(out, progress=_Announced(bar))
+        found = story.tell(out, progress=Announced(bar))
     for answer in found.answers:
         _show(answer)
     _sum_up(found)
@@ -38,7 +47,7 @@ def demo(
     tell(f'Ask more: influence query {found.run} --prompt "{asked.prompt}" --completion "{asked.completion}"')
 
 
-class _Announced:
+class Announced:
     """Shows every step as a bar; where there is no terminal to draw one, tells each stage as it begins."""
 
     def __init__(self, bar: "Report") -> None:
@@ -46,6 +55,7 @@ class _Announced:
         self.begun: set[str] = set()
 
     def __call__(self, step: "Step") -> None:
+        """Take notice of a step."""
         if step.stage not in self.begun and not told().is_terminal:
             tell(f"{step.stage}: {step.total:,} step" + ("" if step.total == 1 else "s"))
         self.begun.add(step.stage)

@@ -21,14 +21,29 @@ def issues(
         str | None,
         typer.Option("--eval", metavar="FILE", help="Examples the model should get right, like the training data."),
     ] = None,
+    target: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TEXT|FILE",
+            help="An unwanted output: what a language model says, a classifier's label; or a file like --eval's.",
+        ),
+    ] = None,
+    prompt: Annotated[
+        str | None, typer.Option(help="With a --target TEXT: what the model was given; a classifier's text.")
+    ] = None,
     checks: Annotated[
-        str | None, typer.Option(metavar="A,B,…", help="Only these checks; unset, all that apply.")
+        str | None,
+        typer.Option(metavar="A,B,…", help="Only these checks; unset, all that apply. `all,A` adds one that is asked."),
     ] = None,
     settings: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="CHECK.KEY=VALUE", help="Change a check's setting or threshold. Repeatable."),
     ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file that is there.")] = False,
+    graph: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE.npz", help="Keep every row's nearest rows too, as cleanlab's Datalab takes them."),
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the files that are there.")] = False,
     form: FormOption = Form.table,
     cluster: ClusterOption = None,
     workers: WorkersOption = None,
@@ -39,21 +54,33 @@ def issues(
     from influence.diagnose.checks import parse_settings
     from influence.diagnose.evaluation import read_evaluation
     from influence.diagnose.issues import examine
+    from influence.diagnose.knn_graph import check_graph_file, check_wide, save_knn_graph
+    from influence.diagnose.neighbours import neighbour_graph
+    from influence.diagnose.target import read_target
     from influence.pipeline.progress import ProgressBar
 
     chosen = parse_settings(settings or ())
     names = None if checks is None else [name.strip() for name in checks.split(",") if name.strip()]
+    if graph is not None:
+        check_graph_file(graph, overwrite)
+    near = None
     with influence.run.open(run) as opened, ProgressBar(told()) as bar:
+        if graph is not None:
+            check_wide(opened.rows)
         found = examine(
             opened,
             out,
             chosen,
             checks=names,
             evaluation=None if evaluation is None else read_evaluation(opened, evaluation),
+            target=read_target(opened, target, prompt),
             overwrite=overwrite,
             overrides=overrides,
             progress=bar,
         )
+        if graph is not None:
+            near = neighbour_graph(opened, chosen.neighbours, overrides, bar)
+            save_knn_graph(near, graph)
     if form is Form.json:
         put_text((json.dumps(_as_dict(found), ensure_ascii=False) + "\n").encode(errors="backslashreplace"))
     else:
@@ -61,6 +88,8 @@ def issues(
 
         show(*issues_tables(found))
     tell(f"A line for each of {found.rows:,} rows: {found.out}")
+    if near is not None:
+        tell(f"{near.summary} As a CSR matrix of distances: {graph}")
 
 
 def _as_dict(found: "Examined") -> dict[str, object]:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from influence.cli import build, compare, demo, doctor, issues, plan, query, score, status
+from influence.cli import build, compare, demo, dirty, doctor, groups, issues, plan, query, score, select, status
 from influence.cli.ending import ended
 
 app = typer.Typer(
@@ -18,8 +18,12 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+stories = typer.Typer()
+stories.callback(invoke_without_command=True)(ended(demo.demo))
+for verb in (dirty.dirty, dirty.classifier):
+    stories.command()(ended(verb))
+app.add_typer(stories, name="demo")
 for verb in (
-    demo.demo,
     doctor.doctor,
     plan.plan,
     build.build,
@@ -27,6 +31,8 @@ for verb in (
     query.query,
     score.score,
     issues.issues,
+    groups.groups,
+    select.select,
     compare.compare,
 ):
     app.command()(ended(verb))

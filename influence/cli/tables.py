@@ -136,7 +136,7 @@ def plan_tables(plan: "Plan", hours: Mapping[int, float]) -> list[RenderableType
         times,
         Text(
             "Reckoned from some seconds of measurement of each stage, on this machine's workers or on one of a "
-            "cluster's; building an approximate index comes on top. No run was started.",
+            "cluster's. No run was started.",
             "dim",
         ),
     ]

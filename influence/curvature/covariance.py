@@ -248,7 +248,7 @@ class _Covariances:
             self._place += received.shape[1]
         count = received.shape[0] * received.shape[1]
         if mask is not None and mask.shape == received.shape[:2]:
-            held = mask != 0
+            held = (mask != 0).to(received.device)
             received = received * held.unsqueeze(2).to(received.dtype)
             count = int(held.sum())
         name = self._layer.name

@@ -8,7 +8,7 @@ import glob
 import json
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from hashlib import file_digest, sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -54,7 +54,8 @@ class DataSettings(BaseModel):
         append_eos: Ends every text, completion and conversation with the tokeniser's end-of-sequence token, scored.
         limit: Read this many rows only.
         quarantine: How many rows may fail to be captured before the build gives up. Until then a row that fails alone
-            is stored as zeros and listed with its error, and the build goes on; 0 stops at the first.
+            or kills its worker is stored as zeros and listed with its error, and the build goes on; 0 stops at the
+            first.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -162,7 +163,7 @@ def open_rows(settings: DataSettings) -> Rows:
     Raises:
         DataError: It is missing, empty, unreadable (the message names file and line), or its columns make no shape.
     """
-    kind, files = _locate(settings)
+    kind, files = locate(settings)
     if kind == "saved":
         return _open_saved(settings)
     if kind == "hub":
@@ -174,10 +175,15 @@ def open_rows(settings: DataSettings) -> Rows:
         )
     dataset = cached_rows(files, kind, layout, settings.limit)
     place = files[0] if len(files) == 1 else settings.path
-    return Rows(dataset, layout, place, canonical=True, digest=lambda: _digest_files(files))
+    return Rows(dataset, layout, place, canonical=True, digest=lambda: digest_files(files))
 
 
-def _locate(settings: DataSettings) -> tuple[Literal["jsonl", "csv", "parquet", "saved", "hub"], tuple[str, ...]]:
+def locate(settings: DataSettings) -> tuple[Literal["jsonl", "csv", "parquet", "saved", "hub"], tuple[str, ...]]:
+    """Return what a data set is, and its files in their order; none of a saved or hub data set.
+
+    Raises:
+        DataError: There is nothing, or its format can't be told.
+    """
     path, given = settings.path, settings.format
     if given == "hub":
         return "hub", ()
@@ -232,7 +238,7 @@ def _open_saved(settings: DataSettings) -> Rows:
         raise
     except Exception as error:
         raise DataError(f"{folder} looks like a saved data set but can't be opened: {error}") from error
-    return _native_rows(dataset, settings, str(folder), lambda: _digest_files(files))
+    return _native_rows(dataset, settings, str(folder), lambda: digest_files(files))
 
 
 def _open_hub(settings: DataSettings) -> Rows:
@@ -269,9 +275,15 @@ def _saved_files(folder: Path) -> tuple[str, ...]:
     return tuple(str(folder / entry["filename"]) for entry in state["_data_files"])
 
 
-def _digest_files(files: tuple[str, ...]) -> str:
+def digest_files(files: Sequence[str]) -> str:
+    """Return the digest of a data set of these files."""
     digests = []
     for file in files:
         with open(file, "rb") as stream:
             digests.append(file_digest(stream, "sha256").hexdigest())
+    return joined_digest(digests)
+
+
+def joined_digest(digests: Sequence[str]) -> str:
+    """Return the digest of a data set from the SHA-256 of each of its files: of one file its own."""
     return digests[0] if len(digests) == 1 else sha256("".join(digests).encode()).hexdigest()

@@ -32,7 +32,7 @@ def columns_of(file: str, file_format: FileFormat) -> tuple[str, ...]:
     if file_format == "parquet":
         return tuple(_parquet(file).schema_arrow.names)
     if file_format == "csv":
-        with closing(_csv_rows(file)) as rows:
+        with closing(csv_rows(file, _lines(file))) as rows:
             for _, header in rows:
                 return tuple(header)
     else:
@@ -53,13 +53,22 @@ def records(file: str, file_format: FileFormat, wanted: tuple[str, ...]) -> Iter
     return _csv_records(file) if file_format == "csv" else _jsonl(file)
 
 
-def _lines(file: str) -> Iterator[str]:
+def raw_lines(file: str) -> Iterator[tuple[bytes, str]]:
+    """Yield every line of a file as its bytes and as text; without a byte order mark, which only the bytes keep.
+
+    Raises:
+        DataError: The file can't be read, or isn't UTF-8.
+    """
     try:
         with open(file, "rb") as stream:
             for number, line in enumerate(stream, start=1):
-                yield _decoded(line.removeprefix(BOM) if number == 1 else line, f"{file}, line {number}")
+                yield line, _decoded(line.removeprefix(BOM) if number == 1 else line, f"{file}, line {number}")
     except OSError as error:
         raise DataError(f"{file} can't be read: {error.strerror or error}.") from None
+
+
+def _lines(file: str) -> Iterator[str]:
+    return (text for _, text in raw_lines(file))
 
 
 def _decoded(line: bytes, where: str) -> str:
@@ -100,11 +109,20 @@ def _jsonl(file: str) -> Generator[Placed, None, None]:
         yield where, record
 
 
-def _csv_rows(file: str) -> Generator[tuple[str, list[str]], None, None]:
+def csv_rows(file: str, lines: Iterator[str]) -> Generator[tuple[str, list[str]], None, None]:
+    """Yield where each CSV row starts, and its cells; the header first, lines without anything left out.
+
+    Args:
+        file: Its name, for messages.
+        lines: Its lines; no more of them are taken than rows have been yielded.
+
+    Raises:
+        DataError: A line is no CSV.
+    """
     # The limit on a cell, 128 KiB unless raised, is a setting of the whole process: it is put back.
     limit = csv.field_size_limit(LARGEST_CELL)
     try:
-        reader = csv.reader(_lines(file), strict=True)
+        reader = csv.reader(lines, strict=True)
         start = 1
         while True:
             try:
@@ -124,7 +142,7 @@ def _csv_rows(file: str) -> Generator[tuple[str, list[str]], None, None]:
 
 
 def _csv_records(file: str) -> Iterator[Placed]:
-    rows = _csv_rows(file)
+    rows = csv_rows(file, _lines(file))
     where, header = next(rows, (file, []))
     twice = [name for name in header if header.count(name) > 1]
     if twice:

@@ -1,69 +1,33 @@
 """The demo's model: a small Llama-style language model, trained from scratch on the corpus.
 
-Its own byte-level BPE tokeniser, transformers' `Trainer`, AdamW with a linear schedule, batches of rows of one length
-under a token budget (tokenised and cut by the functions that the capture uses). The result is an ordinary checkpoint
-folder. Small batches and embeddings that begin at unit scale are what makes it learn in a minute or two.
-
-Everything is seeded and runs on the CPU in float32 with a fixed number of threads: the same corpus gives the same
-weights on the same machine. The random generators and torch's thread count are put back afterwards.
+Its own byte-level BPE tokeniser and the loop of `demo.training`, on rows that are tokenised and cut by the functions
+that the capture uses. The result is an ordinary checkpoint folder. Small batches and embeddings that begin at unit
+scale are what makes it learn in a minute or two.
 """
 
-import json
-import random
-import shutil
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
-import numpy as np
-import torch
-from pydantic import BaseModel, ConfigDict, Field
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import (
-    LlamaConfig,
-    LlamaForCausalLM,
-    PreTrainedTokenizerFast,
-    PrinterCallback,
-    Trainer,
-    TrainerCallback,
-    TrainingArguments,
-)
-from transformers.utils import logging as transformers_logging
+from pydantic import Field
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from influence.data.batch import Batch, collate, cut_batches
 from influence.data.dataset import DataSettings, open_rows
 from influence.data.tokenise import tokenise
-from influence.pipeline.progress import Report, Step, silent
+from influence.demo.training import END_ID, PAD_ID, FitSettings, train_into, train_tokeniser, trained_on, training_of
+from influence.pipeline.progress import Report
 
-TRAINING = "demo_training.json"
-"""The file, in the checkpoint folder, that says what the model was trained on."""
-END, PAD = "<|end|>", "<|pad|>"
-END_ID, PAD_ID = 0, 1  # the trainer numbers special tokens first
 POSITIONS = 256
 """The longest text the model takes, whatever its rows were cut to: queries are never cut."""
 HEAD = 32
 """Width of an attention head."""
 
 
-class TrainSettings(BaseModel):
+class TrainSettings(FitSettings):
     """The size of the demo's model and of its training. Frozen; part of what a trained folder is known by."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     vocabulary: Annotated[int, Field(ge=300)] = 4096
     layers: Annotated[int, Field(ge=1)] = 3
     hidden: Annotated[int, Field(ge=HEAD, multiple_of=HEAD)] = 128
-    epochs: Annotated[int, Field(ge=1)] = 5
-    token_budget: Annotated[int, Field(ge=2)] = 512
-    """Padded tokens a training batch holds."""
-    learning_rate: Annotated[float, Field(gt=0)] = 3e-3
-    most_steps: Annotated[int, Field(ge=1)] | None = None
-    """Stop after this many steps, whatever the epochs."""
-    threads: Annotated[int, Field(ge=1)] = 1
-    """Fixed, because the order of float additions depends on it. One: batches this small hardly gain from a second."""
-    seed: Annotated[int, Field(ge=0)] = 0
 
 
 def train(
@@ -78,8 +42,7 @@ def train(
 
     Args:
         data: The rows, as a run file names them; `max_tokens` cuts them.
-        folder: Replaced when the training is done; an interrupted training leaves what was there. Nothing else may
-            train into it meanwhile.
+        folder: Replaced when the training is done; see `train_into`.
         settings: Sizes and seed.
         progress: Called after every optimiser step with a `Step` of the stage `training`.
         digest: Of the data; left in the folder for `trained_on`.
@@ -91,54 +54,16 @@ def train(
     examples = list(rows.examples(0, len(rows)))
     tokeniser = train_tokeniser([example.text for example in examples], settings.vocabulary)
     parts = [part for part in tokenise(examples, tokeniser, data) if part.scored]
-    # Rows of one length are batched in the order they come: shuffled, or a batch would be one module's docstrings.
-    random.Random(settings.seed).shuffle(parts)
-    groups = cut_batches([len(part.input_ids) for part in parts], settings.token_budget)
-    batches = [collate([parts[index] for index in group], PAD_ID) for group in groups]
-    with _scratch(folder) as scratch, _seeded(settings), _quiet():
-        model = new_model(tokeniser, settings, max(POSITIONS, data.max_tokens))
-        _fit(model, batches, settings, scratch, progress or silent)
-        made = scratch / "checkpoint"
-        model.save_pretrained(made)
-        tokeniser.save_pretrained(made)
-        _note_training(made, data, digest, settings)
-        if folder.exists():
-            shutil.rmtree(folder)
-        made.rename(folder)
-
-
-def trained_on(folder: Path, data: DataSettings, digest: str, settings: TrainSettings) -> bool:
-    """Return whether a folder holds a finished model that was trained on this data with these settings."""
-    try:
-        found = json.loads((folder / TRAINING).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return found == _training(data, digest, settings)
-
-
-def _note_training(folder: Path, data: DataSettings, digest: str | None, settings: TrainSettings) -> None:
-    text = json.dumps(_training(data, digest, settings), indent=2)
-    (folder / TRAINING).write_text(text + "\n", encoding="utf-8")
-
-
-def _training(data: DataSettings, digest: str | None, settings: TrainSettings) -> dict[str, Any]:
-    read = data.model_dump(mode="json", exclude={"path"})
-    return {"data": {**read, "digest": digest}, "settings": settings.model_dump(mode="json")}
-
-
-def train_tokeniser(texts: Sequence[str], vocabulary: int) -> PreTrainedTokenizerFast:
-    """Return a byte-level BPE tokeniser learnt from texts, with an end-of-text and a padding token."""
-    bpe = Tokenizer(models.BPE())
-    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    bpe.decoder = decoders.ByteLevel()
-    learner = trainers.BpeTrainer(
-        vocab_size=vocabulary,
-        special_tokens=[END, PAD],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
+    positions = max(POSITIONS, data.max_tokens)
+    train_into(
+        folder,
+        lambda: new_model(tokeniser, settings, positions),
+        tokeniser,
+        parts,
+        settings,
+        training_of(data, digest, settings),
+        progress,
     )
-    bpe.train_from_iterator(texts, learner)
-    return PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token=END, pad_token=PAD)
 
 
 def new_model(tokeniser: PreTrainedTokenizerFast, settings: TrainSettings, positions: int) -> LlamaForCausalLM:
@@ -161,114 +86,4 @@ def new_model(tokeniser: PreTrainedTokenizerFast, settings: TrainSettings, posit
     return LlamaForCausalLM(config)
 
 
-def _fit(
-    model: LlamaForCausalLM, batches: Sequence[Batch], settings: TrainSettings, scratch: Path, report: Report
-) -> None:
-    arguments = TrainingArguments(
-        output_dir=str(scratch / "trainer"),
-        per_device_train_batch_size=1,  # an item is a whole batch
-        num_train_epochs=settings.epochs,
-        max_steps=settings.most_steps or -1,
-        learning_rate=settings.learning_rate,
-        lr_scheduler_type="linear",
-        warmup_steps=max(1, settings.epochs * len(batches) // 30),
-        weight_decay=0.01,
-        adam_beta2=0.95,
-        seed=settings.seed,
-        use_cpu=True,
-        logging_strategy="no",
-        save_strategy="no",
-        report_to="none",
-        disable_tqdm=True,
-        remove_unused_columns=False,
-        dataloader_pin_memory=False,
-    )
-    trainer = Trainer(
-        model, arguments, train_dataset=_Batches(batches), data_collator=_only, callbacks=[_Progress(report)]
-    )
-    trainer.remove_callback(PrinterCallback)
-    trainer.train()
-
-
-class _Batches(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
-    """Ready batches, one an item; the Trainer shuffles their order anew every epoch."""
-
-    def __init__(self, batches: Sequence[Batch]) -> None:
-        self.batches = batches
-
-    def __len__(self) -> int:
-        return len(self.batches)
-
-    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        batch = self.batches[index]
-        return {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask, "labels": batch.labels}
-
-
-def _only(items: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-    (item,) = items
-    return item
-
-
-class _Progress(TrainerCallback):
-    """Reports every optimiser step."""
-
-    def __init__(self, report: Report) -> None:
-        self.report = report
-        self.began = time.monotonic()
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self.began = time.monotonic()
-        self.report(Step("training", 0, state.max_steps))
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        seconds = time.monotonic() - self.began
-        self.report(Step("training", state.global_step, state.max_steps, seconds=seconds))
-
-
-@contextmanager
-def _scratch(folder: Path) -> Iterator[Path]:
-    """Make an empty folder beside the one to be trained into, and remove it afterwards.
-
-    Its name is always the same, so that what a training left that was killed goes when the next one begins.
-    """
-    scratch = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(scratch, ignore_errors=True)
-    scratch.mkdir()
-    try:
-        yield scratch
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-
-
-@contextmanager
-def _seeded(settings: TrainSettings) -> Iterator[None]:
-    """Seed every generator that transformers draws from and fix torch's threads; put all of it back afterwards."""
-    python, numpy, threads = random.getstate(), np.random.get_state(), torch.get_num_threads()
-    with torch.random.fork_rng(devices=[]):
-        random.seed(settings.seed)
-        np.random.seed(settings.seed)
-        torch.manual_seed(settings.seed)
-        torch.set_num_threads(settings.threads)
-        try:
-            yield
-        finally:
-            torch.set_num_threads(threads)
-            random.setstate(python)
-            np.random.set_state(numpy)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep transformers' own bars and notes off the terminal for a while."""
-    bars, level = transformers_logging.is_progress_bar_enabled(), transformers_logging.get_verbosity()
-    transformers_logging.disable_progress_bar()
-    transformers_logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(level)
-        if bars:
-            transformers_logging.enable_progress_bar()
-
-
-__all__ = ["TrainSettings", "new_model", "train", "train_tokeniser"]
+__all__ = ["PAD_ID", "TrainSettings", "new_model", "train", "train_tokeniser", "trained_on"]

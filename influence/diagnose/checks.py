@@ -11,10 +11,18 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from influence.diagnose import empty
+from influence.diagnose import conflicts, datalab, duplicates, empty, harmful, leak, mislabelled, outliers, poisoned
+from influence.diagnose.conflicts import ConflictSettings
+from influence.diagnose.datalab import CloseSettings, FarSettings, LabelSettings
+from influence.diagnose.duplicates import NearDuplicateSettings
 from influence.diagnose.empty import EmptySettings, ZeroGradientSettings
 from influence.diagnose.finding import Finding
+from influence.diagnose.harmful import HarmfulSettings
+from influence.diagnose.leak import LeakSettings
+from influence.diagnose.mislabelled import MislabelledSettings
 from influence.diagnose.neighbours import NeighbourSettings
+from influence.diagnose.outliers import OutlierSettings
+from influence.diagnose.poisoned import PoisonSettings
 from influence.diagnose.subject import Subject
 from influence.errors import ConfigError
 
@@ -27,11 +35,13 @@ class Check:
         about: What it finds, in a few words.
         lacks: What the subject would need for it and hasn't; None where it applies.
         check: Looks.
+        named_only: Whether it is made only where somebody names it.
     """
 
     about: str
     lacks: Callable[[Subject], str | None]
     check: Callable[[Subject, Any], Finding]
+    named_only: bool = False
 
 
 class IssueSettings(BaseModel):
@@ -40,13 +50,35 @@ class IssueSettings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     neighbours: NeighbourSettings = NeighbourSettings()
+    mislabelled: MislabelledSettings = MislabelledSettings()
+    harmful: HarmfulSettings = HarmfulSettings()
+    near_duplicate: NearDuplicateSettings = NearDuplicateSettings()
+    leak: LeakSettings = LeakSettings()
+    conflict: ConflictSettings = ConflictSettings()
+    outlier: OutlierSettings = OutlierSettings()
     empty: EmptySettings = EmptySettings()
     zero_gradient: ZeroGradientSettings = ZeroGradientSettings()
+    poisoned: PoisonSettings = PoisonSettings()
+    cleanlab_label: LabelSettings = LabelSettings()
+    cleanlab_outlier: FarSettings = FarSettings()
+    cleanlab_near_duplicate: CloseSettings = CloseSettings()
 
 
 CHECKS: dict[str, Check] = {
+    "mislabelled": Check("with a wrong label", mislabelled.lacks, mislabelled.check),
+    "harmful": Check("oppose the evaluation set", harmful.lacks, harmful.check),
+    "near_duplicate": Check("copies of another row", duplicates.lacks, duplicates.check),
+    "leak": Check("in the evaluation set too", leak.lacks, leak.check),
+    "conflict": Check("same input, another answer", conflicts.lacks, conflicts.check),
+    "outlier": Check("unlike every other row", outliers.lacks, outliers.check),
     "empty": Check("without text", empty.lacks, empty.check_empty),
     "zero_gradient": Check("teach nothing", empty.lacks, empty.check_zero_gradient),
+    "poisoned": Check("promote an unwanted output", poisoned.lacks, poisoned.check),
+    "cleanlab_label": Check("cleanlab doubts the label", datalab.lacks_labels, datalab.check_label, named_only=True),
+    "cleanlab_outlier": Check("far, says cleanlab", datalab.lacks_rows, datalab.check_outlier, named_only=True),
+    "cleanlab_near_duplicate": Check(
+        "near another row, says cleanlab", datalab.lacks_rows, datalab.check_near_duplicate, named_only=True
+    ),
 }
 
 

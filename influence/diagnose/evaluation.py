@@ -1,7 +1,8 @@
 """Examples that a run's rows are held against: an evaluation set, a target, an unwanted output.
 
-They are read like the run's own data. The scores of all rows for them are a scan of `pipeline/`, on the run's cluster
-and into a file, so that memory doesn't grow with either and an interrupted scan goes on.
+They are read like the run's own data, and cut where its rows are. The scores of all rows for them are a scan of
+`pipeline/`, on the run's cluster and into a file, so that memory doesn't grow with either and an interrupted scan goes
+on.
 """
 
 import hashlib
@@ -80,7 +81,7 @@ class Evaluation:
         """
         out = folder / f"scores-{self.digest[:16]}.parquet"
         if not out.exists():
-            self._run.score_to(self.examples, out, overwrite=True, overrides=overrides, progress=progress)
+            self._run.score_to(self.examples, out, cut=True, overwrite=True, overrides=overrides, progress=progress)
         first = 0
         with pq.ParquetFile(out) as file:
             for group in range(file.num_row_groups):
@@ -114,7 +115,11 @@ def read_evaluation(run: "Run", path: str | Path) -> Evaluation:
         raise QueryError(
             f"{path} holds {len(rows):,} examples, and at most {MOST:,} are held against a run at once: take a sample."
         )
-    return Evaluation(run, [replace(example, row=QUERY_ROW) for example in rows.examples()], str(path))
+    examples = (replace(example, row=QUERY_ROW) for example in rows.examples())
+    if run.config.model.kind == "causal_lm":
+        # Rows may have labels that a language model doesn't read; a query with one would ask a classifier.
+        examples = (replace(example, label=None) for example in examples)
+    return Evaluation(run, list(examples), str(path))
 
 
 def as_evaluation(run: "Run", given: "Evaluation | str | Path | Sequence[Any]", what: str) -> Evaluation:

@@ -7,8 +7,7 @@ with the checks that are missing; their thresholds and what they were held again
 import json
 import logging
 import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,22 +16,25 @@ import numpy as np
 import torch
 
 from influence.diagnose.checks import CHECKS, IssueSettings
+from influence.diagnose.datalab import MISSING
 from influence.diagnose.evaluation import Evaluation
 from influence.diagnose.finding import Case, Finding
+from influence.diagnose.parts import held_parts
 from influence.diagnose.subject import Subject
 from influence.diagnose.table import write_issues
-from influence.errors import Incomplete, QueryError, RunLocked
+from influence.errors import MissingExtra, QueryError
 from influence.pipeline.progress import Report, Stage
 from influence.pipeline.tensors import load_tensors, save_tensors, saved_for
 from influence.remote.place import check_local
 from influence.store.manifest import fingerprint_of
-from influence.store.writer import lock_run
 
 if TYPE_CHECKING:
     from influence.run import Run
 
 log = logging.getLogger(__name__)
 
+ALL = "all"
+"""The name of all checks that apply without being named, beside others' names."""
 WORST = 5
 """Rows of each issue that are shown."""
 
@@ -90,7 +92,7 @@ def examine(
     """
     _check_out(out, overwrite)
     folder = out.with_name(f"{out.name}.parts")
-    with _held(folder, out):
+    with held_parts(folder, out):
         subject = Subject(
             run,
             folder,
@@ -114,14 +116,21 @@ def examine(
 
 
 def _wanted(subject: Subject, names: Sequence[str] | None) -> tuple[list[str], dict[str, str]]:
-    """Return the checks to make, and of those that don't apply what they lack."""
-    unknown = [name for name in names or () if name not in CHECKS]
+    """Return the checks to make, and of those that don't apply what they lack; of `all` those that apply unnamed."""
+    unknown = [name for name in names or () if name not in (ALL, *CHECKS)]
     if unknown:
-        raise QueryError(f"There is no check {unknown[0]!r}; there are {', '.join(CHECKS)}.")
+        raise QueryError(f"There is no check {unknown[0]!r}; there are {', '.join(CHECKS)}, and {ALL}.")
     lacking = {name: lacks for name, check in CHECKS.items() if (lacks := check.lacks(subject)) is not None}
     applying = [name for name in CHECKS if name not in lacking]
-    if names is None:
-        return applying, lacking
+    usual = [name for name in applying if not CHECKS[name].named_only]
+    if names is None or ALL in names:
+        told = {name: f"Made only where it is named: --checks {ALL},{name}." for name in applying if name not in usual}
+        named = _wanted(subject, [name for name in names or () if name != ALL])[0] if names else []
+        skipped = {name: lacks for name, lacks in (lacking | told).items() if name not in named}
+        return [name for name in CHECKS if name in (*usual, *named)], skipped
+    missing = [name for name in names if lacking.get(name) == MISSING]
+    if missing:
+        raise MissingExtra(f"{missing[0]} can't be made. {MISSING}")
     refused = [name for name in names if name in lacking]
     if refused:
         raise QueryError(
@@ -176,25 +185,6 @@ def _check_out(out: Path, overwrite: bool) -> None:
         raise QueryError(f"The folder {out.parent} doesn't exist; make it, or write the issues somewhere else.")
     if out.exists() and not overwrite:
         raise QueryError(f"{out} exists already. Overwrite (--overwrite), or name another file.")
-
-
-@contextmanager
-def _held(folder: Path, out: Path) -> Iterator[None]:
-    """Hold the folder of parts; gone again where nothing was computed."""
-    with ExitStack() as stack:
-        try:
-            stack.enter_context(lock_run(folder))
-        except RunLocked as error:
-            raise RunLocked(f"{out} is being written already. {error}") from None
-        try:
-            yield
-        except KeyboardInterrupt:
-            raise Incomplete(
-                f"Interrupted. What stands is in {folder}: run the same command again to go on from there."
-            ) from None
-        finally:
-            if folder.is_dir() and not any(path.suffix in (".safetensors", ".parquet") for path in folder.rglob("*")):
-                shutil.rmtree(folder, ignore_errors=True)
 
 
 __all__ = ["Examined", "examine"]

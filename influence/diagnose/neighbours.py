@@ -1,19 +1,24 @@
-"""Every row's nearest rows, by the cosine of their stored gradients: those most alike, and those most opposed."""
+"""Every row's nearest rows, by the cosine of their stored gradients: those most alike, and those most opposed.
+
+They are found once, on the run's cluster, and kept in the run's folder `neighbours/`; whoever asks reads files.
+"""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from index.exact import exact_search_scores
-from influence.pipeline.progress import Report, Stage
+from influence.config import override_config
+from influence.pipeline.nearest import NOBODY
+from influence.pipeline.neighbour_files import NAMES, read_near
+from influence.pipeline.neighbour_plan import GraphPlan, plan_graph
+from influence.pipeline.neighbour_stage import build_graph
+from influence.pipeline.progress import Report
 
 if TYPE_CHECKING:
     from influence.run import Run
-
-NOBODY = -1
 
 
 class NeighbourSettings(BaseModel):
@@ -21,11 +26,24 @@ class NeighbourSettings(BaseModel):
 
     Attributes:
         k: Neighbours of each row at each end.
+        kind: `exact` compares all pairs of rows, in time that grows with their square. `approximate` compares each row
+            with the rows of the cells where its neighbours most likely are, in time that grows with the rows; what that
+            misses is measured and told. `auto`: exact up to `exact_rows`.
+        exact_rows: The most rows whose pairs `auto` compares all.
+        compared: How many rows an approximate graph compares each row with, half of them for each end.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     k: int = Field(default=10, ge=1, le=1000)
+    kind: Literal["auto", "exact", "approximate"] = "auto"
+    exact_rows: int = Field(default=50_000, ge=0)
+    compared: int = Field(default=25_000, ge=2)
+
+    def compared_of(self, rows: int) -> int | None:
+        """Return how many rows each of so many is compared with; None: with all, as where there are no more."""
+        exact = rows <= self.exact_rows if self.kind == "auto" else self.kind == "exact"
+        return None if exact or self.compared >= rows else self.compared
 
 
 @dataclass(frozen=True)
@@ -46,7 +64,9 @@ class Near:
 
 
 class NeighbourGraph:
-    """The nearest rows of every row; never the row itself, and a zero row has none.
+    """The nearest rows of every row; never the row itself, and a zero row has none and is nobody's.
+
+    Equal cosines go to the lower row. What is held in memory is what is asked for.
 
     Attributes:
         rows: N.
@@ -54,10 +74,10 @@ class NeighbourGraph:
         summary: How they were found, in a sentence.
     """
 
-    def __init__(self, near: Near, summary: str) -> None:
-        self._near = near
-        self.rows, self.k = near.alike.shape
-        self.summary = summary
+    def __init__(self, plan: GraphPlan) -> None:
+        self._plan = plan
+        self.rows, self.k = plan.rows, plan.k
+        self.summary = _summary(plan)
 
     def blocks(self, size: int = 4096) -> Iterator[tuple[int, Near]]:
         """Yield (first row, neighbours) of all rows in order."""
@@ -65,35 +85,46 @@ class NeighbourGraph:
             yield first, self.of(np.arange(first, min(self.rows, first + size)))
 
     def of(self, rows: np.ndarray) -> Near:
-        """Return the neighbours of some rows, in the order asked."""
-        near = self._near
-        return Near(near.alike[rows], near.alike_cosines[rows], near.opposed[rows], near.opposed_cosines[rows])
+        """Return the neighbours of some rows, in the order asked.
+
+        Raises:
+            DigestMismatch: A file of the graph isn't the one that was saved.
+        """
+        found = read_near(self._plan, np.asarray(rows, dtype=np.int64))
+        return Near(*(found[name] for name in NAMES))
 
 
 def neighbour_graph(
     run: "Run", settings: NeighbourSettings, overrides: Sequence[str] = (), progress: Report | None = None
 ) -> NeighbourGraph:
-    """Return the nearest rows of every row of a run."""
-    store, rows = run.store, run.rows
-    k = min(settings.k, rows - 1)
-    near = Near(*(np.zeros((rows, k), kind) for kind in (np.int64, np.float32, np.int64, np.float32)))
-    norms = np.concatenate([found for _, found in store.norms()])
-    stage = Stage("neighbours", -(-rows // 256), progress)
-    for first in range(0, rows, 256):
-        asked = np.arange(first, min(rows, first + 256))
-        vectors = store.vectors(asked)
-        unit = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-30)
-        found = exact_search_scores(store.scores(unit, unit=True), len(asked), k + 1)
-        for side, name in ((found.largest, "alike"), (found.smallest, "opposed")):
-            for place, row in enumerate(asked):
-                kept = (side.rows[place] != row) & (norms[side.rows[place]] > 0)
-                lines, cosines = side.rows[place][kept][:k], side.scores[place][kept][:k]
-                if norms[row] == 0:
-                    lines, cosines = lines[:0], cosines[:0]
-                getattr(near, name)[row] = np.pad(lines, (0, k - len(lines)), constant_values=NOBODY)
-                getattr(near, f"{name}_cosines")[row] = np.pad(cosines, (0, k - len(lines)))
-        stage.finished()
-    return NeighbourGraph(near, f"The {k} nearest rows at each end, by an exact search over all pairs.")
+    """Return the nearest rows of every row of a run, finding what of them isn't in its folder yet.
+
+    Args:
+        run: The run.
+        settings: How they are looked for.
+        overrides: `key=value` each, of the cluster section.
+        progress: Hears of every task.
+
+    Raises:
+        QueryError: The run is in a bucket and too large for an exact graph.
+        RunLocked: Another process is finding them.
+    """
+    config = override_config(run.config, overrides) if overrides else run.config
+    plan = plan_graph(run.store, settings.k, settings.compared_of(run.rows))
+    build_graph(config, run.store, plan, progress)
+    return NeighbourGraph(plan)
+
+
+def _summary(plan: GraphPlan) -> str:
+    if plan.compared is None:
+        return f"The {plan.k} nearest rows at each end, by an exact search over all pairs."
+    alike, opposed = plan.recalls
+    return (
+        f"The {plan.k} nearest rows at each end, approximately: among about {plan.compared:,} rows that each row was "
+        f"compared with, of {plan.rows:,}. Measured on {plan.measured:,} rows, they have {alike:.1%} of the true "
+        f"nearest rows and {opposed:.1%} of the most opposed ones. neighbours.compared compares more, "
+        "neighbours.kind=exact all."
+    )
 
 
 __all__ = ["NOBODY", "Near", "NeighbourGraph", "NeighbourSettings", "neighbour_graph"]

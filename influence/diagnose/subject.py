@@ -8,15 +8,18 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from influence.data.dataset import Rows
 from influence.diagnose import columns
 from influence.diagnose.columns import Categories
 from influence.diagnose.evaluation import Evaluation
+from influence.diagnose.inputs import open_data
 from influence.diagnose.neighbours import NeighbourGraph, NeighbourSettings, neighbour_graph
 from influence.errors import QueryError
 from influence.pipeline.index_stage import load_comparison
 from influence.pipeline.progress import Report
 from influence.pipeline.score_plan import check_scannable
 from influence.pipeline.score_stage import self_scores
+from influence.recipe import Recipe
 
 if TYPE_CHECKING:
     from influence.run import Run
@@ -83,16 +86,34 @@ class Subject:
         """The norm of every row's stored gradient, float32 [rows]; 0 where there was nothing to differentiate."""
         return columns.numbers(self.run.store, "norm")
 
+    def check_self_influence(self) -> Recipe:
+        """Return the recipe by which a row's score for itself says something.
+
+        Raises:
+            QueryError: There is none.
+        """
+        recipe = self.run.recipe.stored.model_copy(update={"comparison": "dot"})
+        check_scannable(recipe, itself=True)
+        return recipe
+
     @cached_property
     def self_influence(self) -> np.ndarray:
         """Each row's score for itself, float32 [rows]; of a recipe that compares by cosine, as its dot product has it.
 
         Under a cosine every row's score with itself is 1, which says nothing.
         """
-        recipe = self.run.recipe.stored.model_copy(update={"comparison": "dot"})
-        check_scannable(recipe, itself=True)
+        recipe = self.check_self_influence()
         comparison = load_comparison(self.run.path, self.run.manifest, recipe)
         return self_scores(self.run.store, comparison, np.arange(self.rows))
+
+    @cached_property
+    def data(self) -> Rows:
+        """The rows as the data set has them: prompts apart from completions, which the stored texts aren't.
+
+        Raises:
+            DataError: The data set can't be read, or isn't the one that the run was built from.
+        """
+        return open_data(self.run)
 
     @cached_property
     def graph(self) -> NeighbourGraph:
@@ -103,6 +124,18 @@ class Subject:
         """Yield (first row, scores float32 [b, examples]) of all rows for the evaluation set."""
         assert self.evaluation is not None, "asked only by checks that need one"
         return self.evaluation.scores(self.folder, self.overrides, self.progress)
+
+    @cached_property
+    def evaluation_scales(self) -> np.ndarray:
+        """The root mean square of all rows' scores for each evaluation example, float32 [examples]; ∞ where all are 0.
+
+        Scores grow with the example's own gradient; divided by this, every example counts for as much.
+        """
+        squares = 0.0
+        for _, scores in self.evaluation_scores():
+            squares = squares + np.einsum("re,re->e", scores, scores, dtype=np.float64)
+        scales = np.sqrt(np.asarray(squares) / max(1, self.rows))
+        return np.where(scales > 0, scales, np.inf).astype(np.float32)
 
     def target_scores(self) -> Iterator[tuple[int, np.ndarray]]:
         """Yield (first row, scores float32 [b, examples]) of all rows for the unwanted output."""

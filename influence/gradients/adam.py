@@ -85,7 +85,7 @@ class Division:
     def keep(self, inputs: Tensor, output: Tensor) -> Tensor:
         """Return what `product` needs of a layer's input: all of it, [N, S, I]; an embedding's tokens, [N, S]."""
         if self._layer.kind == "embedding":
-            return inputs.reshape(inputs.shape[0], -1)
+            return inputs.to(output.device).reshape(inputs.shape[0], -1)
         return layer_inputs(self._layer, inputs, output)
 
     def product(self, grads: NSO, kept: Tensor, left: Tensor | None, right: Tensor | None, dtype: torch.dtype) -> NQP:

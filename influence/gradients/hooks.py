@@ -179,6 +179,8 @@ def layer_inputs(layer: TrackedLayer, inputs: Tensor, output: Tensor, side: Tens
     Returns:
         [N, S, I] or [N, S, P], in the output's dtype; with a 1 appended (before projection) where the bias is tracked.
     """
+    # Of a model spread over devices a layer may be called with the last one's output, which is still there.
+    inputs = inputs.to(output.device)
     if layer.kind == "embedding":
         return project_tokens(inputs, side, layer.inputs, output.dtype)
     inputs = inputs.to(output.dtype)

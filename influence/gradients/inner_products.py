@@ -102,7 +102,7 @@ class _Products:
         if len(held) == 2:
             left, right = held
             products = ((grads.to(dtype) @ left) * (kept.to(dtype) @ right)).sum(dim=1)
-            self.made += products.unflatten(1, (self.made.shape[1], -1)).sum(dim=2)
+            self.made += products.unflatten(1, (self.made.shape[1], -1)).sum(dim=2).to(self.made.device)
             return
         (matrices,) = held
         step = max(1, CHUNK_BYTES // (4 * matrices.shape[1]))

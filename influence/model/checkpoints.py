@@ -88,7 +88,8 @@ def load_weights(model: Any, settings: ModelSettings, path: str, dtype: torch.dt
     Raises:
         ModelError: The folder can't be loaded, or is of another architecture; both sides are listed.
     """
-    other = load_model(settings.model_copy(update={"path": path, "gradient_checkpointing": False}), "cpu", dtype)
+    plain = {"path": path, "gradient_checkpointing": False, "device_map": None}
+    other = load_model(settings.model_copy(update=plain), "cpu", dtype)
     called = f"The checkpoint {path}"
     state = other.state_dict()
     check_same_weights(model, state, called)

@@ -16,13 +16,13 @@ from typing import Any, Literal
 import torch
 import transformers
 from pydantic import BaseModel, ConfigDict, Field
-from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import logging as transformers_logging
 
 from influence.errors import ModelError
-from influence.model import adapter, folder
+from influence.model import adapter, folder, placement
 from influence.model.attention import use_default_attention
 from influence.model.layers import LayerSettings
+from influence.model.recomputation import recompute_blocks
 from influence.model.weights import check_complete, check_finite
 
 log = logging.getLogger(__name__)
@@ -43,6 +43,8 @@ class ModelSettings(BaseModel):
         attention: transformers' `attn_implementation`; where not set its own choice, but for bfloat16 on a CPU (see
             `influence.model.attention`).
         gradient_checkpointing: Recompute the blocks' activations in the backward pass: less memory, more time.
+        device_map: Spread a model that is larger than one GPU over those of one machine: `auto`, `balanced` or
+            `sequential`, transformers' rules, or {module: device}. One worker then has all of them.
         layers: Which layers are tracked.
     """
 
@@ -56,6 +58,7 @@ class ModelSettings(BaseModel):
     trust_remote_code: bool = False
     attention: str | None = None
     gradient_checkpointing: bool = False
+    device_map: placement.DeviceMap | None = None
     layers: LayerSettings = LayerSettings()
 
 
@@ -77,7 +80,8 @@ def load_model(settings: ModelSettings, device: torch.device | str, dtype: torch
 
     Raises:
         ModelError: No such folder, no or damaged or pickled weights, weights missing or left over (another `kind`),
-            weights that aren't finite, or an attention implementation that isn't available.
+            weights that aren't finite, an attention implementation that isn't available, or weights that
+            `device_map` found no place for.
         MissingExtra: The folder holds adapters and `peft` isn't installed.
     """
     device = torch.device(device)
@@ -93,7 +97,7 @@ def load_model(settings: ModelSettings, device: torch.device | str, dtype: torch
             model = adapter.attach(inner, path, str(device))
         model.eval()
         if settings.gradient_checkpointing:
-            _checkpoint_blocks(inner)
+            recompute_blocks(inner)
     check_finite(model, path, dtype)
     _check_padding(model, settings, path)
     model.requires_grad_(False)
@@ -194,7 +198,7 @@ def _load_whole(
         model, report = auto.from_pretrained(
             path,
             dtype=dtype,
-            device_map=None if device.type == "cpu" else {"": device},
+            device_map=placement.wanted(settings.device_map, device),
             use_safetensors=True,
             local_files_only=not settings.trust_remote_code,
             trust_remote_code=settings.trust_remote_code,
@@ -215,6 +219,7 @@ def _load_whole(
             ) from error
         raise ModelError(f"{path} can't be loaded as a {settings.kind} model: {folder.first_line(error)}") from error
     check_complete(model, report, path, settings.kind, supplied)
+    placement.check_placed(model, settings.device_map, device, path)
     used = getattr(model.config, "_attn_implementation", settings.attention)
     if settings.attention and used != settings.attention:
         raise ModelError(
@@ -236,24 +241,6 @@ def _check_padding(model: Any, settings: ModelSettings, path: Path) -> None:
             f"{type(model).__name__} in {path} pools the last token that isn't padding, and its {folder.CONFIG} sets "
             "no pad_token_id: add the one it was trained with."
         )
-
-
-def _checkpoint_blocks(model: Any) -> None:
-    """Turn on activation checkpointing in eval mode, where no dropout is active."""
-    blocks = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
-    if not blocks:
-        raise ModelError(
-            f"{type(model).__name__} has no blocks that can be checkpointed: leave model.gradient_checkpointing off."
-        )
-    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
-    enable({"use_reentrant": False})
-    for block in blocks:
-        # transformers checkpoints a block only while the block's own flag says training; its children stay in eval
-        # mode. Some blocks (OPT, BART) apply dropout themselves, by a plain number.
-        block.training = True
-        for name, value in vars(block).items():
-            if "drop" in name and isinstance(value, float):
-                setattr(block, name, 0.0)
 
 
 def _multiplies_bfloat16(device: torch.device) -> bool:

@@ -68,7 +68,9 @@ def check_finite(model: Any, path: Path, dtype: torch.dtype) -> None:
     if not parameters:
         return
     # The extremes of a weight are NaN or infinite if any of its values is: one pass, no mask, one wait for the device.
-    extremes = torch.stack([torch.stack(torch.aminmax(weight.detach())).float() for weight in parameters.values()])
+    home = next(iter(parameters.values())).device
+    found = [torch.stack(torch.aminmax(weight.detach())).float().to(home) for weight in parameters.values()]
+    extremes = torch.stack(found)
     finite = torch.isfinite(extremes).all(dim=1).tolist()
     bad = [name for name, is_finite in zip(parameters, finite, strict=True) if not is_finite]
     if not bad:

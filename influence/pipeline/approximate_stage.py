@@ -4,12 +4,14 @@ train   from rows drawn across all shards
 parts   a task each, committed on its own: a build that was interrupted fills only those it lacks
 merge   lists copied on disk, in the order of the parts, so that any number of workers gives the same bytes
 truth   an exact search for some of the rows, a task for each part's rows; by it the search's dials are set
+
+Of kind `auto` an index that finds too little gives way to the next step of `index.ladder`; the truth is kept for it.
 """
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,8 @@ from distributed import Client
 from index.dials import Measured
 from index.errors import VectorIndexError
 from index.exact import exact_search_scores
-from index.merge import merge_parts, open_index, record_measured
+from index.ladder import CLIMB, end_climb, fell_short, read_climb, record_scan
+from index.merge import merge_parts, open_index, record_measured, remove_index
 from index.neighbours import Found, Neighbours, merge_neighbours
 from index.parts import build_part, load_trained, part_ranges, read_part, save_trained
 from index.persist import RECORD, VECTORS
@@ -34,6 +37,7 @@ from influence.pipeline.index_stage import (
     compared_rows,
     index_fingerprint,
     index_plan,
+    index_plans,
     load_comparison,
     read_standing,
     scored_blocks,
@@ -64,6 +68,7 @@ class IndexTask:
         fingerprint: Of the indexed vectors.
         threads: Torch's.
         number: Of the part.
+        step: Of `index_plans`: 0 unless `auto` climbed.
     """
 
     what: str
@@ -74,6 +79,7 @@ class IndexTask:
     fingerprint: str
     threads: int
     number: int = 0
+    step: int = 0
 
     @property
     def name(self) -> str:
@@ -82,7 +88,10 @@ class IndexTask:
 
 
 def index_tasks(manifest: Manifest, settings: IndexSettings) -> int:
-    """Return how many tasks make the index: a training, parts, a merge, and as many searches as parts."""
+    """Return how many tasks make the index: a training, parts, a merge, and as many searches as parts.
+
+    Where `auto` climbs, the stage hears of more.
+    """
     return 2 + 2 * len(part_ranges(index_plan(settings, manifest), manifest.rows))
 
 
@@ -111,7 +120,7 @@ def build_approximate(
     """
     with filled(run_dir / FOLDER) as folder:
         shared = folder == run_dir / FOLDER
-        common = (run_dir, folder, recipe, settings, index_fingerprint(manifest, recipe), threads)
+        base = IndexTask("", run_dir, folder, recipe, settings, index_fingerprint(manifest, recipe), threads)
 
         def run(function: Callable[[IndexTask], Any], tasks: Sequence[IndexTask]) -> Iterator[Any]:
             done = run_tasks(client, function, tasks, lambda task: task.name, stage) if shared else map(function, tasks)
@@ -119,32 +128,69 @@ def build_approximate(
                 stage.finished()
                 yield result
 
-        ranges = part_ranges(index_plan(settings, manifest), manifest.rows)
-        if read_standing(folder, manifest, recipe, settings) is None:
-            # Another kind's, or an older plan's: no record may vouch for what is about to be replaced.
-            for name in (RECORD, VECTORS):
-                (folder / name).unlink(missing_ok=True)
-            _exhaust(run(run_training, [IndexTask("training", *common)]))
-            _, trained = load_trained(folder, common[4])
-            missing = [number for number in range(len(ranges)) if read_part(folder, number, trained) is None]
-            for _ in range(len(ranges) - len(missing)):
-                stage.finished()
-            parts = [IndexTask(f"part {n} of {len(ranges)}", *common, n) for n in missing]
-            _exhaust(run(run_part, parts))
-            _exhaust(run(run_merge, [IndexTask("merge", *common)]))
-        else:
-            for _ in range(2 + len(ranges)):
-                stage.finished()
-        searches = [IndexTask(f"search of part {n} of {len(ranges)}", *common, n) for n in range(len(ranges))]
-        truth = merge_neighbours(list(run(run_truth, searches)), truth_depth(manifest.rows))
-        _measure(run_dir, folder, recipe, settings, common[4], truth)
+        plans, truth = index_plans(settings, manifest), None
+        climb = read_climb(folder, base.fingerprint, plans, settings.recall)
+        while True:
+            standing = read_standing(folder, manifest, recipe, settings)
+            step = climb.next if standing is None else plans.index(standing.plan)
+            if plans[step].factory is None:
+                break
+            base, last = replace(base, step=step), step == len(plans) - 1
+            ranges = part_ranges(plans[step], manifest.rows)
+            if standing is None:
+                _make(run, base, len(ranges), stage)
+            else:
+                _passed(stage, 2 + len(ranges))
+            truth = truth or merge_neighbours(
+                list(run(run_truth, _tasks(base, "search of part", range(len(ranges)), len(ranges)))),
+                truth_depth(manifest.rows),
+            )
+            measured = _measure(base, truth, last=last)
+            if measured.reached or last:
+                record_measured(folder, measured, [one for one in climb.tried if one.step < step])
+                end_climb(folder)
+                return
+            climb = fell_short(folder, climb, step, measured)
+            _forget(folder)
+            if plans[step + 1].factory is not None:
+                stage.total += 2 + len(part_ranges(plans[step + 1], manifest.rows))
+        remove_index(folder, keep=CLIMB)
+        record_scan(folder, climb)
+        end_climb(folder)
+
+
+def _make(run: Callable[..., Iterator[Any]], base: IndexTask, count: int, stage: Stage) -> None:
+    """Train, fill those of `count` parts that are missing, and merge."""
+    # Another kind's, or an older plan's: no record may vouch for what is about to be replaced.
+    _forget(base.folder)
+    _exhaust(run(run_training, [replace(base, what="training")]))
+    _, trained = load_trained(base.folder, base.fingerprint)
+    missing = [number for number in range(count) if read_part(base.folder, number, trained) is None]
+    _passed(stage, count - len(missing))
+    _exhaust(run(run_part, _tasks(base, "part", missing, count)))
+    _exhaust(run(run_merge, [replace(base, what="merge")]))
+
+
+def _tasks(base: IndexTask, what: str, numbers: Iterable[int], count: int) -> list[IndexTask]:
+    return [replace(base, what=f"{what} {number} of {count}", number=number) for number in numbers]
+
+
+def _passed(stage: Stage, count: int) -> None:
+    """Count tasks whose work stands already."""
+    for _ in range(count):
+        stage.finished()
+
+
+def _forget(folder: Path) -> None:
+    for name in (RECORD, VECTORS):
+        (folder / name).unlink(missing_ok=True)
 
 
 def run_training(task: IndexTask) -> None:
     """Train the index, unless that stands; the entry point of a task."""
     with _computing(task):
         store, manifest = Store(task.run_dir), Manifest.load(task.run_dir)
-        plan = index_plan(task.settings, manifest)
+        plan = index_plans(task.settings, manifest)[task.step]
         try:
             standing, _ = load_trained(task.folder, task.fingerprint)
             if standing.plan == plan:
@@ -165,7 +211,7 @@ def run_part(task: IndexTask) -> None:
     with _computing(task):
         store, manifest = Store(task.run_dir), Manifest.load(task.run_dir)
         comparison = load_comparison(task.run_dir, manifest, task.recipe)
-        first, stop = part_ranges(index_plan(task.settings, manifest), manifest.rows)[task.number]
+        first, stop = part_ranges(index_plans(task.settings, manifest)[task.step], manifest.rows)[task.number]
         build_part(task.folder, task.fingerprint, task.number, compared_blocks(store, comparison, first, stop))
 
 
@@ -180,7 +226,7 @@ def run_truth(task: IndexTask) -> Neighbours:
     with _computing(task):
         store, manifest = Store(task.run_dir), Manifest.load(task.run_dir)
         comparison = load_comparison(task.run_dir, manifest, task.recipe)
-        first, stop = part_ranges(index_plan(task.settings, manifest), manifest.rows)[task.number]
+        first, stop = part_ranges(index_plans(task.settings, manifest)[task.step], manifest.rows)[task.number]
         asked = _queries(store, comparison)
         blocks = ((start - first, found) for start, found in scored_blocks(store, comparison, asked, first, stop))
         found = exact_search_scores(blocks, len(asked), min(truth_depth(manifest.rows), stop - first))
@@ -194,19 +240,17 @@ def _queries(store: Store, comparison: Any) -> np.ndarray:
     return comparison.query_vectors(gradients).numpy()
 
 
-def _measure(
-    run_dir: Path, folder: Path, recipe: Recipe, settings: IndexSettings, fingerprint: str, truth: Neighbours
-) -> None:
-    """Set the index's dials by the truth, and write both down."""
-    store, manifest = Store(run_dir), Manifest.load(run_dir)
-    comparison = load_comparison(run_dir, manifest, recipe)
-    opened = open_index(folder, fingerprint, verify="size")
+def _measure(task: IndexTask, truth: Neighbours, *, last: bool) -> Measured:
+    """Set the index's dials by the truth."""
+    store, manifest = Store(task.run_dir), Manifest.load(task.run_dir)
+    comparison = load_comparison(task.run_dir, manifest, task.recipe)
+    opened = open_index(task.folder, task.fingerprint, verify="size")
     own, asked = query_rows(store.rows), _queries(store, comparison)
     found = measure_recall(
-        opened, asked, own, truth, lambda rows: compared_rows(store, comparison, rows), settings.recall
+        opened, asked, own, truth, lambda rows: compared_rows(store, comparison, rows), task.settings.recall, last=last
     )
-    record_measured(folder, found)
     log.info("Index: %s. %s", opened.trained.plan.summary, told(found))
+    return found
 
 
 def told(measured: Measured) -> str:

@@ -12,6 +12,7 @@ from influence.errors import Incomplete
 from influence.pipeline import capture_stage, curvature_stage, factor_stage, index_stage, lexical_stage
 from influence.pipeline.approximate_stage import build_approximate, index_tasks
 from influence.pipeline.cluster import connect
+from influence.pipeline.deadly_rows import run_surviving
 from influence.pipeline.drawn import drawn_of
 from influence.pipeline.fingerprint import Probed, expected_digests, probed_parts, settled_parts
 from influence.pipeline.first_manifest import software, write_manifest
@@ -21,12 +22,11 @@ from influence.pipeline.mirror import filled
 from influence.pipeline.note import Note
 from influence.pipeline.partial_sums import remove_partials
 from influence.pipeline.plan import most_shards
-from influence.pipeline.probe import ProbeTask, run_probe
+from influence.pipeline.probe import ProbeTask, run_probe, try_probe
 from influence.pipeline.progress import Report, Stage
 from influence.pipeline.requirement import tell_memory
 from influence.pipeline.resolved import resolved
 from influence.pipeline.spec import CaptureSpec, FactorFiles
-from influence.pipeline.submit import run_tasks
 from influence.pipeline.threads import torch_threads
 from influence.pipeline.worker import install
 from influence.recipe import Recipe
@@ -223,7 +223,8 @@ def _finish(recipe: Recipe, config: RunConfig, run_dir: Path, manifest: Manifest
 def probe_on(client: Client, spec: CaptureSpec, shared: Path | None = None) -> Probed:
     """Probe a specification on one worker of a cluster."""
     task = ProbeTask(spec, shared)
-    return next(iter(list(run_tasks(client, run_probe, [task], lambda task: "the probe of the model and data"))))
+    (probed,) = run_surviving(client, run_probe, try_probe, [task], lambda: spec.data.quarantine)
+    return probed
 
 
 def _standing_manifest(run_dir: Path, settled: dict[str, Part]) -> Manifest | None:

@@ -4,8 +4,9 @@ A task owns its whole shard. What stands already is left alone, so the same buil
 """
 
 import logging
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,10 +16,10 @@ from influence.data.example import Example
 from influence.data.tokenise import Part
 from influence.errors import CaptureError, InfluenceError
 from influence.pipeline.captured import Captured, capture_most
+from influence.pipeline.deadly_rows import Dead, died_of, run_surviving
 from influence.pipeline.progress import Stage
 from influence.pipeline.session import Session
 from influence.pipeline.spec import CaptureSpec
-from influence.pipeline.submit import run_tasks
 from influence.pipeline.worker import session_here
 from influence.recipe import Baseline
 from influence.remote.access import each, listed
@@ -30,6 +31,8 @@ from influence.store.shard import ROWS, RowMeta, ShardRecord
 from influence.store.writer import committed, write_shard
 
 log = logging.getLogger(__name__)
+
+NO_DEAD: Dead = {}
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,11 @@ class ShardTask:
     def name(self) -> str:
         """The shard and its rows, for messages."""
         return f"{self.span.name} (rows {self.span.start} to {self.span.stop - 1})"
+
+    @property
+    def numbers(self) -> Sequence[int]:
+        """The row at each position."""
+        return range(self.span.start, self.span.stop)
 
 
 @dataclass(frozen=True)
@@ -94,12 +102,14 @@ def capture_missing(
     Raises:
         InfluenceError: As a worker raised it; the message names the shard and, where one is to blame, the row.
         CaptureError: More rows than `data.quarantine` failed.
+        ClusterError: Worker after worker was lost on a shard, and no few rows of it are to blame.
     """
     codec = CodecSettings(codec=manifest.codec, rank=manifest.rank)
     tasks = (ShardTask(spec, run_dir, span, manifest.fingerprint, manifest.fingerprint_parts, codec) for span in todo)
     zeros: list[int] = []
     quarantined: list[Quarantined] = []
-    for done in run_tasks(client, run_shard, tasks, lambda task: task.name, stage):
+    room = lambda: max(0, spec.data.quarantine - len(quarantined))  # noqa: E731
+    for done in run_surviving(client, run_shard, try_shard, tasks, room, stage):
         zeros += done.zero_rows
         quarantined += done.quarantined
         stage.finished(rows=done.rows, tokens=done.tokens)
@@ -119,21 +129,55 @@ def run_shard(task: ShardTask) -> ShardDone:
         return capture_shard(session, task)
 
 
-def capture_shard(session: Session, task: ShardTask) -> ShardDone:
+def try_shard(
+    session: Session, task: ShardTask, positions: Sequence[int], dead: Dead, tokenised: Callable[[], None]
+) -> ShardDone | None:
+    """Capture one shard without its dead rows; where that isn't what is left, try some rows and keep nothing."""
+    if len(positions) + len(dead) == task.span.rows:
+        return capture_shard(session, task, dead, tokenised)
+    with _named(task):
+        examples = [session.rows.example(task.numbers[position]) for position in positions]
+        parts = session.tokenise(examples)
+        session.texts(examples)
+        tokenised()
+        with session.computing:
+            capture_most(session, codec_for(task.codec, session.modules), examples, parts)
+    return None
+
+
+def capture_shard(
+    session: Session,
+    task: ShardTask,
+    dead: Dead = NO_DEAD,
+    tokenised: Callable[[], None] = lambda: None,
+) -> ShardDone:
     """Read, tokenise, capture and write one shard.
 
     Memory: the shard's encoded rows, its texts and tokens, and one batch.
+
+    Args:
+        session: The run's.
+        task: The shard.
+        dead: Rows that kill their worker: zeros, like those that raise an error, and quarantined with them.
+        tokenised: Called between the tokeniser and the model.
 
     Raises:
         InfluenceError: Of the kind that went wrong, with the shard in front of the message.
     """
     span = task.span
-    try:
+    with _named(task):
         codec = codec_for(task.codec, session.modules)
         examples = list(session.rows.examples(span.start, span.stop))
-        parts = session.tokenise(examples)
+        readable = [position for position in range(span.rows) if dead.get(position) != "tokenising"]
+        parts = [
+            replace(part, position=readable[part.position])
+            for part in session.tokenise([examples[position] for position in readable])
+        ]
+        texts = dict(zip(readable, session.texts([examples[position] for position in readable]), strict=True))
+        tokenised()
         with session.computing:
-            captured, failed = capture_most(session, codec, examples, parts)
+            captured, failed = capture_most(session, codec, examples, parts, dead)
+        failed |= {position: died_of(during) for position, during in dead.items()}
         quarantined = [Quarantined(row=span.start + n, id=examples[n].id, error=failed[n]) for n in sorted(failed)]
         record = write_shard(
             task.run_dir,
@@ -141,18 +185,25 @@ def capture_shard(session: Session, task: ShardTask) -> ShardDone:
             codec,
             captured.encoded,
             captured.norms,
-            _metadata(session, examples, parts, captured),
+            _metadata(examples, [texts.get(n, example.text) for n, example in enumerate(examples)], parts, captured),
             task.fingerprint,
             task.fingerprint_parts,
             quarantined,
         )
+    tokens = sum(len(part.input_ids) for part in parts)
+    return ShardDone(span.shard, span.rows, tokens, record.zero_rows, record.quarantined)
+
+
+@contextmanager
+def _named(task: ShardTask) -> Iterator[None]:
+    """Put the shard in front of what goes wrong in it."""
+    try:
+        yield
     except InfluenceError as error:
         raise type(error)(f"{task.name}: {error}") from error
     except Exception as error:
         error.add_note(f"This happened in {task.name}.")
         raise
-    tokens = sum(len(part.input_ids) for part in parts)
-    return ShardDone(span.shard, span.rows, tokens, record.zero_rows, record.quarantined)
 
 
 def report_zero_rows(zeros: Sequence[int], rows: int, baseline: Baseline | None = None) -> None:
@@ -168,7 +219,7 @@ def report_zero_rows(zeros: Sequence[int], rows: int, baseline: Baseline | None 
         )
 
 
-def _metadata(session: Session, examples: Sequence[Example], parts: Sequence[Part], captured: Captured) -> RowMeta:
+def _metadata(examples: Sequence[Example], texts: list[str], parts: Sequence[Part], captured: Captured) -> RowMeta:
     tokens = np.zeros(len(examples), dtype=np.int64)
     for part in parts:
         tokens[part.position] += part.scored
@@ -179,6 +230,6 @@ def _metadata(session: Session, examples: Sequence[Example], parts: Sequence[Par
         label=[example.label for example in examples],
         tokens=tokens,
         loss=captured.losses,
-        text=session.texts(examples),
+        text=texts,
         weight=captured.weights,
     )

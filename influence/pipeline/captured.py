@@ -4,7 +4,7 @@ An example may be cut into parts and may be captured at several checkpoints; its
 finite is refused by name, or set aside (see `quarantine`).
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -41,15 +41,24 @@ class Captured:
 
 
 def capture_most(
-    session: Session, codec: Codec, examples: Sequence[Example], parts: Sequence[Part]
+    session: Session, codec: Codec, examples: Sequence[Example], parts: Sequence[Part], dead: Container[int] = ()
 ) -> tuple[Captured, dict[int, str]]:
-    """Capture every row that can be; the others stay zero, and their positions are returned with their errors."""
+    """Capture every row that can be; the others stay zero, and their positions are returned with their errors.
+
+    Args:
+        session: The run's.
+        codec: That the rows are kept in.
+        examples: The rows.
+        parts: Of the rows.
+        dead: Positions of rows that are known to end the process: never touched, and not among those returned.
+    """
 
     def attempt(positions: Sequence[int]) -> Captured:
         wanted = set(positions)
         return capture_rows(session, codec, examples, [part for part in parts if part.position in wanted])
 
-    return without_failing_rows(attempt, range(len(examples)), session.spec.data.quarantine)
+    living = [position for position in range(len(examples)) if position not in dead]
+    return without_failing_rows(attempt, living, session.spec.data.quarantine)
 
 
 def capture_rows(session: Session, codec: Codec, examples: Sequence[Example], parts: Sequence[Part]) -> Captured:

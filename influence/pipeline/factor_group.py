@@ -5,7 +5,8 @@ Labels are drawn with numbers that belong to their row, so that a group's sums d
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from influence.data.example import place_of
 from influence.data.tokenise import Part
 from influence.errors import CaptureError, InfluenceError
 from influence.pipeline.batches import cut, halved
+from influence.pipeline.deadly_rows import Dead, died_of
 from influence.pipeline.decomposition import Pass
 from influence.pipeline.memory import out_of_memory
 from influence.pipeline.partial_sums import partial_path
@@ -59,40 +61,86 @@ class FactorTask:
         at = f" at checkpoint {self.factors.checkpoint}" if len(self.spec.checkpoints) > 1 else ""
         return f"{self.kind} {self.number} of {self.groups} (rows {self.rows[0]} to {self.rows[-1]}, sampled){at}"
 
+    @property
+    def numbers(self) -> Sequence[int]:
+        """The row at each position."""
+        return self.rows
+
 
 def run_group(task: FactorTask) -> int:
     """Sum over one group and save it; the entry point of a task. Returns the rows summed over."""
-    try:
-        with session_here(task.spec) as session:
-            examples = [session.rows.example(row) for row in task.rows]
-            parts = [part for part in session.tokenise(examples) if part.scored]
-            with session.computing:
-                session.load(task.factors.checkpoint)
-                sums = _summed_most(session, task, parts, [place_of(example) for example in examples])
+    with session_here(task.spec) as session:
+        return sum_group(session, task)
+
+
+def try_group(
+    session: Session, task: FactorTask, positions: Sequence[int], dead: Dead, tokenised: Callable[[], None]
+) -> int | None:
+    """Sum over one group without its dead rows; where that isn't what is left, try some rows and keep nothing.
+
+    Raises:
+        CaptureError: No row of the group is left.
+    """
+    if not positions:
+        raise CaptureError(f"{task.name}: every row of it kills its worker, and nothing is left to fit factors to.")
+    if len(positions) + len(dead) == len(task.rows):
+        for position, during in dead.items():
+            log.warning(
+                "Row %d is left out of the sample that factors are fitted to: %s", task.rows[position], died_of(during)
+            )
+        return sum_group(session, task, positions, tokenised)
+    with _named(task):
+        _summed_most(session, task, positions, tokenised)
+    return None
+
+
+def sum_group(
+    session: Session,
+    task: FactorTask,
+    positions: Sequence[int] | None = None,
+    tokenised: Callable[[], None] = lambda: None,
+) -> int:
+    """Sum over one group, or its rows at some positions, and save it. Returns the rows of the group."""
+    with _named(task):
+        sums = _summed_most(session, task, range(len(task.rows)) if positions is None else positions, tokenised)
         save_tensors(task.path, sums.tensors(), task.factors.fingerprint)
-    except InfluenceError as error:
-        raise type(error)(f"{task.name}: {error}") from error
     return len(task.rows)
 
 
+@contextmanager
+def _named(task: FactorTask) -> Iterator[None]:
+    """Put the group in front of what goes wrong in it."""
+    try:
+        yield
+    except InfluenceError as error:
+        raise type(error)(f"{task.name}: {error}") from error
+
+
 def _summed_most(
-    session: Session, task: FactorTask, parts: Sequence[Part], names: Sequence[str]
+    session: Session, task: FactorTask, positions: Sequence[int], tokenised: Callable[[], None]
 ) -> CovarianceSums | EigenvalueSums:
     """Sum over the parts of every row that can be summed; the others are left out of the sample, with a log line."""
+    examples = [session.rows.example(row) for row in task.rows]
+    names = [place_of(example) for example in examples]
+    found = session.tokenise([examples[position] for position in positions])
+    parts = [replace(part, position=positions[part.position]) for part in found if part.scored]
+    tokenised()
 
-    def attempt(positions: Sequence[int]) -> CovarianceSums | EigenvalueSums:
-        wanted = set(positions)
+    def attempt(chosen: Sequence[int]) -> CovarianceSums | EigenvalueSums:
+        wanted = set(chosen)
         sums = _summed(session, task, [part for part in parts if part.position in wanted], names)
         bad = [name for name, tensor in sums.tensors().items() if not bool(torch.isfinite(tensor).all())]
         if bad:
             raise CaptureError(
-                f"The {task.kind} sums of {names[positions[0]]} to {names[positions[-1]]} are not finite in {len(bad)} "
+                f"The {task.kind} sums of {names[chosen[0]]} to {names[chosen[-1]]} are not finite in {len(bad)} "
                 f"factors, first {', '.join(bad[:3])}. Look for inf or NaN in the model's weights and outputs."
             )
         return sums
 
     most = session.spec.data.quarantine
-    sums, failed = without_failing_rows(attempt, range(len(names)), min(most, len(names) - 1))
+    with session.computing:
+        session.load(task.factors.checkpoint)
+        sums, failed = without_failing_rows(attempt, positions, min(most, len(positions) - 1))
     for position, error in failed.items():
         log.warning("%s is left out of the sample that factors are fitted to: %s", names[position], error)
     return sums

@@ -18,8 +18,9 @@ from influence.curvature.covariance import CovarianceSums, FactorSettings, Modul
 from influence.curvature.damping import Damping
 from influence.curvature.ekfac import EigenvalueSums
 from influence.curvature.kfac import Eigenbasis, KroneckerCurvature, kfac_eigenvalues
+from influence.pipeline.deadly_rows import run_surviving
 from influence.pipeline.decomposition import MergeTask, Pass, cut_modules, run_merge
-from influence.pipeline.factor_group import FactorTask, run_group
+from influence.pipeline.factor_group import FactorTask, run_group, try_group
 from influence.pipeline.partial_sums import FOLDER
 from influence.pipeline.plan import factor_groups
 from influence.pipeline.progress import Stage
@@ -187,7 +188,9 @@ def _run(client: Client, tasks: Sequence[FactorTask], stage: Stage) -> None:
     todo = [task for task in tasks if not saved_for(task.path, task.factors.fingerprint)]
     for _ in tasks[len(todo) :]:
         stage.finished()
-    for rows in run_tasks(client, run_group, todo, lambda task: task.name, stage):
+    # What is left out of a sample isn't lost: the capture sets it aside by name, or ends the build.
+    most = todo[0].spec.data.quarantine if todo else 0
+    for rows in run_surviving(client, run_group, try_group, todo, lambda: most, stage):
         stage.finished(rows=rows)
 
 

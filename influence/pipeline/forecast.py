@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from distributed import Client
 
-from index.factory import plan_factory
+from index.factory import IndexPlan, plan_factory
+from index.ladder import ladder
 from influence.axes import ModuleColumns
 from influence.config import RunConfig
 from influence.data.dataset import Rows, open_rows
@@ -15,6 +16,7 @@ from influence.pipeline.cluster import connect, list_workers, workers_wanted
 from influence.pipeline.decomposition import cut_modules
 from influence.pipeline.factor_stage import module_widths
 from influence.pipeline.fingerprint import Probed
+from influence.pipeline.index_timing import index_work
 from influence.pipeline.lexical_forecast import forecast_texts
 from influence.pipeline.lexical_stage import check_rows
 from influence.pipeline.plan import (
@@ -30,6 +32,7 @@ from influence.pipeline.spec import CaptureSpec
 from influence.pipeline.timing import Timing, TimingTask, fisher_seconds, run_timing
 from influence.pipeline.worker import install
 from influence.recipe import Recipe
+from influence.store.codecs import codec_for
 from influence.vectors.ensemble import of_one
 
 
@@ -43,7 +46,8 @@ class Plan:
         workers: How many would share the work; `bm25` takes one.
         start: Seconds until the first worker has the model, and to let the workers go, as measured.
         work: Seconds of each stage by one worker: `factors`, `decomposition`, `capture`, `curvature`, `fisher
-            decomposition`.
+            decomposition`, and of an approximate index `index training`, `index parts`, `index truth`, `index
+            measuring`; of `auto` those of its first step.
         tasks: Into how many tasks each is cut: more workers than that share nothing.
         index: Which index will be built, in words.
     """
@@ -87,6 +91,7 @@ def plan_run(config: RunConfig) -> Plan:
         probed = probe_on(client, CaptureSpec.of(config))
         start, there = time.perf_counter() - began, len(list_workers(client))
         timing = _timed(client, config, probed)
+        indexing = _indexing(client, config, probed, len(rows))
         closing = time.perf_counter()
     start += time.perf_counter() - closing
     needs = estimate_of(config, len(rows), probed.modules, probed.model_bytes)
@@ -94,7 +99,9 @@ def plan_run(config: RunConfig) -> Plan:
         update={"tokens_per_row": timing.tokens_per_row, "tokens_per_second": 1 / timing.capture or None}
     )
     work, tasks = _work(config.recipe, probed.modules, len(rows), timing, needs.shards)
-    index = plan_factory(config.index, len(rows), needs.dims).summary
+    for stage, (seconds, count) in indexing.items():
+        work[stage], tasks[stage] = seconds, count
+    index = _told(ladder(config.index, len(rows), needs.dims))
     return Plan(needs, found, workers_wanted(config.cluster, needs.shards) or there, start, work, tasks, index)
 
 
@@ -110,6 +117,30 @@ def _timed(client: Client, config: RunConfig, probed: Probed) -> Timing:
     ]
     found: list[Timing] = [future.result() for future in futures]
     return Timing(**{name: sum(getattr(each, name) for each in found) / len(found) for name in Timing.model_fields})
+
+
+def _indexing(client: Client, config: RunConfig, probed: Probed, rows: int) -> dict[str, tuple[float, int]]:
+    """Time what an approximate index takes on all workers at once: of each step their mean, and its tasks."""
+    plan, recipe = plan_factory(config.index, rows, probed.dims), config.recipe.stored
+    blocks = fisher_blocks(probed.modules, recipe.curvature.blocks, len(recipe.checkpoints) or 1)
+    codec = codec_for(config.store, probed.modules)
+    asked = (plan, rows, codec, recipe, blocks, config.cluster.threads_per_worker)
+    if plan.factory is None:
+        return {}
+    futures = [
+        client.submit(index_work, *asked, workers=[address], pure=False, allow_other_workers=False)
+        for address in list_workers(client)
+    ]
+    found = [future.result() for future in futures]
+    _, tasks = found[0]
+    return {stage: (sum(work[stage] for work, _ in found) / len(found), count) for stage, count in tasks.items()}
+
+
+def _told(plans: Sequence[IndexPlan]) -> str:
+    """Return which index will be built, and what `auto` climbs to where that finds too little."""
+    if len(plans) == 1:
+        return plans[0].summary
+    return f"{plans[0].summary}; if it finds too little: {'; '.join(plan.summary for plan in plans[1:])}"
 
 
 def _work(

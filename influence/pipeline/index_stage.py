@@ -12,6 +12,7 @@ import index.persist
 from index.errors import VectorIndexError
 from index.exact import inner_products
 from index.factory import IndexPlan, bytes_needed, load_faiss, plan_factory
+from index.ladder import CLIMB, ladder, read_scan
 from index.merge import ApproximateRecord, read_approximate, remove_index
 from index.settings import IndexSettings
 from influence.pipeline.curvature_stage import BLOCK_ROWS, curvature_fingerprint, gradient_blocks, load_curvature
@@ -46,6 +47,15 @@ def index_plan(settings: IndexSettings, manifest: Manifest) -> IndexPlan:
     return plan_factory(settings, manifest.rows, manifest.dims)
 
 
+def index_plans(settings: IndexSettings, manifest: Manifest) -> tuple[IndexPlan, ...]:
+    """Return what is tried in turn until one finds enough: the plan above, and of `auto` its further steps.
+
+    Raises:
+        VectorIndexError: As above.
+    """
+    return ladder(settings, manifest.rows, manifest.dims)
+
+
 def index_fingerprint(manifest: Manifest, recipe: Recipe) -> str:
     """Return the fingerprint of the indexed vectors: the rows', and what is done to them before they are compared."""
     parts: dict[str, Part] = {"rows": manifest.rows_fingerprint, "comparison": recipe.comparison}
@@ -67,8 +77,17 @@ def index_stands(run_dir: Path, manifest: Manifest, recipe: Recipe, settings: In
     if plan.kind == "exact":
         return True
     if plan.factory is not None:
+        if (folder / CLIMB).exists():
+            return False
         record = read_standing(folder, manifest, recipe, settings)
-        return record is not None and record.measured is not None and record.measured.target == settings.recall
+        if record is None:
+            return scan_stands(run_dir, manifest, recipe, settings)
+        plans, found = index_plans(settings, manifest), record.measured
+        return (
+            found is not None
+            and found.target == settings.recall
+            and (found.reached or record.plan.kind == plans[-1].kind)
+        )
     try:
         record = index.persist.read_record(folder)
     except VectorIndexError as error:
@@ -88,19 +107,36 @@ def read_standing(
 ) -> ApproximateRecord | None:
     """Return the record of the merged index that the settings ask for, measured or not; None where there is none.
 
-    A damaged record counts as none, with a log line.
+    Of `auto`, any of its steps. A damaged record counts as none, with a log line.
     """
-    plan = index_plan(settings, manifest)
+    plans = index_plans(settings, manifest)
     try:
         record = read_approximate(folder)
     except VectorIndexError as error:
         log.warning("The index is built again: %s", error)
         return None
-    if record is None or record.fingerprint != index_fingerprint(manifest, recipe) or record.plan != plan:
+    if record is None or record.fingerprint != index_fingerprint(manifest, recipe) or record.plan not in plans:
         return None
     sizes = {name: file.bytes for name, file in record.files.items()}
     standing = {name: (folder / name).stat().st_size for name in sizes if (folder / name).exists()}
     return record if sizes == standing else None
+
+
+def scan_stands(run_dir: Path, manifest: Manifest, recipe: Recipe, settings: IndexSettings) -> bool:
+    """Whether it is on record that no step of `auto` finds enough, so that searches scan the stored rows.
+
+    A damaged record counts as none: whoever opens the index that should be there says what is wrong.
+    """
+    try:
+        record = read_scan(run_dir / FOLDER)
+    except VectorIndexError:
+        return False
+    return (
+        record is not None
+        and record.fingerprint == index_fingerprint(manifest, recipe)
+        and record.plans == index_plans(settings, manifest)
+        and record.target <= settings.recall
+    )
 
 
 def load_comparison(run_dir: Path, manifest: Manifest, recipe: Recipe) -> Compared:

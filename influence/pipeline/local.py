@@ -22,6 +22,9 @@ from influence.errors import ClusterError, MissingExtra
 from influence.pipeline.adapt import ByTasks, adapt
 
 REPLACE_TIMEOUT = 10
+LOST_WORKER = "1000 days"
+"""How long after a death a cluster looks whether the worker is there, and drops it for good where it isn't: never. Its
+process may have died once more and be starting just then; it would have nobody to start it again."""
 
 
 def resolve_device(settings: ClusterSettings) -> Literal["cpu", "cuda"]:
@@ -79,6 +82,7 @@ def local_cluster(
     least = most if settings.adapt is None else min(most, settings.adapt.min)
     with ExitStack() as stack:
         stack.enter_context(_main_not_run_again())
+        stack.enter_context(dask.config.set({"distributed.deploy.lost-worker-timeout": LOST_WORKER}))
         if device == "cpu":
             # Both allocator and OpenMP read these when a process starts: its `env` argument would come too late.
             stack.enter_context(dask.config.set({"distributed.nanny.pre-spawn-environ": environment}))
@@ -144,7 +148,9 @@ def _interrupts_deferred() -> Iterator[None]:
     finally:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         signal.signal(signal.SIGINT, before)
-    if pressed:
+    if pressed and callable(before):
+        before(signal.SIGINT, None)
+    elif pressed:
         raise KeyboardInterrupt
 
 

@@ -1,16 +1,18 @@
 """A look at a run before it starts, on a worker: what resolves to what, and whether gradients arrive at all."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from influence.axes import ModuleColumns
+from influence.data.dataset import open_rows
 from influence.data.example import Example, place_of
 from influence.data.tokenise import Part
 from influence.errors import CaptureError, ClusterError, DataError, ModelError
+from influence.pipeline.deadly_rows import Dead, died_of
 from influence.pipeline.drawn import drawn
 from influence.pipeline.fingerprint import Probed
 from influence.pipeline.quarantine import without_failing_rows
@@ -34,6 +36,16 @@ class ProbeTask:
     spec: CaptureSpec
     shared: Path | None
 
+    @property
+    def name(self) -> str:
+        """For messages."""
+        return "the probe of the model and data"
+
+    @property
+    def numbers(self) -> Sequence[int]:
+        """The rows that are looked at first."""
+        return _spread(len(open_rows(self.spec.data)))
+
 
 def run_probe(task: ProbeTask) -> Probed:
     """Probe in a worker's session; the entry point of a task."""
@@ -46,26 +58,45 @@ def run_probe(task: ProbeTask) -> Probed:
         return probe(session)
 
 
-def probe(session: Session) -> Probed:
+def try_probe(
+    session: Session, task: ProbeTask, positions: Sequence[int], dead: Dead, tokenised: Callable[[], None]
+) -> Probed | None:
+    """Probe without the dead rows; where that isn't what is left, try some rows and return nothing."""
+    numbers = task.numbers
+    if len(positions) + len(dead) == len(numbers):
+        for position, during in dead.items():
+            log.warning("The probe leaves out row %d: %s", numbers[position], died_of(during))
+        return probe(session, [numbers[position] for position in dead], tokenised)
+    examples = [session.rows.example(numbers[position]) for position in positions]
+    parts = session.contributing(session.tokenise(examples))
+    tokenised()
+    names = [place_of(example) for example in examples]
+    without_failing_rows(lambda chosen: _rows_of(session, parts, names, chosen), range(len(examples)), len(examples))
+    return None
+
+
+def probe(session: Session, left_out: Collection[int] = (), tokenised: Callable[[], None] = lambda: None) -> Probed:
     """Capture a few rows spread over the data set and look at them.
 
     Rows among them that fail alone are left out here, with a log line; the capture sets them aside by name.
 
     Args:
         session: The run's.
+        left_out: Rows that are not to be touched.
+        tokenised: Called between the tokeniser and the model.
 
     Raises:
         DataError: No row has a scored token.
         ModelError: Every gradient is zero.
         CaptureError: No row's gradient is finite, or one isn't and none may be set aside; rows are named.
     """
-    examples, parts = _scored_rows(session)
+    examples, parts = _scored_rows(session, left_out)
+    tokenised()
     names = [place_of(example) for example in examples]
     looked_at = sorted({part.position for part in parts[:ROWS]})
 
     def attempt(positions: Sequence[int]) -> tuple[torch.Tensor, list[str]]:
-        wanted = set(positions)
-        return _captured(session, [part for part in parts[:ROWS] if part.position in wanted], names)
+        return _rows_of(session, parts[:ROWS], names, positions)
 
     most = len(looked_at) - 1 if session.spec.data.quarantine else 0
     (rows, drawings), failed = without_failing_rows(attempt, looked_at, most)
@@ -100,6 +131,14 @@ def probe(session: Session) -> Probed:
     )
 
 
+def _rows_of(
+    session: Session, parts: Sequence[Part], names: Sequence[str], positions: Sequence[int]
+) -> tuple[torch.Tensor, list[str]]:
+    """Return what `_captured` does of the rows at some positions."""
+    wanted = set(positions)
+    return _captured(session, [part for part in parts if part.position in wanted], names)
+
+
 def _captured(session: Session, parts: Sequence[Part], names: Sequence[str]) -> tuple[torch.Tensor, list[str]]:
     """Return the rows of some parts, [n, D], and what trak's projector drew for each checkpoint."""
     captured, drawings = [], []
@@ -118,13 +157,16 @@ def silent_modules(rows: torch.Tensor, modules: Sequence[ModuleColumns]) -> list
     return [module.name for module in modules if not bool(used[module.start : module.stop].any())]
 
 
-def _scored_rows(session: Session) -> tuple[list[Example], list[Part]]:
+def _spread(count: int) -> list[int]:
+    """Return rows spread evenly over so many."""
+    return list(range(0, count, max(1, count // ROWS)))[:ROWS]
+
+
+def _scored_rows(session: Session, left_out: Collection[int]) -> tuple[list[Example], list[Part]]:
     """Return rows spread evenly over the data set, and those of their parts that have scored tokens."""
     count = len(session.rows)
-    step = max(1, count // ROWS)
-    nearest = list(range(0, count, step))[:ROWS]
-    for chosen in (nearest, range(0, count, max(1, count // SEARCHED))):
-        examples = [session.rows.example(row) for row in list(chosen)[:SEARCHED]]
+    for chosen in (_spread(count), range(0, count, max(1, count // SEARCHED))[:SEARCHED]):
+        examples = [session.rows.example(row) for row in chosen if row not in left_out]
         parts = session.contributing(session.tokenise(examples))
         if parts:
             return examples, parts

@@ -21,8 +21,18 @@ TRANSIENT = 2
 """Failures of a task that no row of it repeats alone, after which the task fails."""
 
 
+def rows_may_be_to_blame(error: Exception) -> bool:
+    """Whether an error may come of some row: neither of settings, files or the memory."""
+    if isinstance(error, CaptureError):
+        return True
+    return not isinstance(error, InfluenceError | OSError) and not out_of_memory(error)
+
+
 def without_failing_rows(
-    attempt: Callable[[Sequence[int]], R], positions: Sequence[int], most: int
+    attempt: Callable[[Sequence[int]], R],
+    positions: Sequence[int],
+    most: int,
+    blamed: Callable[[Exception], bool] = rows_may_be_to_blame,
 ) -> tuple[R, dict[int, str]]:
     """Do something with as many of a task's rows as possible.
 
@@ -30,6 +40,7 @@ def without_failing_rows(
         attempt: What is done with the rows at some positions; raises where one of them fails, and can be called again.
         positions: Of all rows of the task, ascending.
         most: Rows that may be set aside.
+        blamed: Whether an error may come of a row; any other is passed on at once.
 
     Returns:
         What `attempt` returned for the rows that remain, and the error of each position set aside.
@@ -44,10 +55,10 @@ def without_failing_rows(
         try:
             return attempt(rest), failed
         except Exception as error:
-            if not _rows_may_be_to_blame(error) or not most:
+            if not blamed(error) or not most:
                 raise
             named = [position for position in getattr(error, "positions", ()) if position in rest]
-            found = _failing(attempt, named or rest, most - len(failed), error)
+            found = _failing(attempt, named or rest, most - len(failed), error, blamed)
             transient += not found
             if transient > TRANSIENT:
                 raise
@@ -56,21 +67,19 @@ def without_failing_rows(
             failed |= found
 
 
-def _rows_may_be_to_blame(error: Exception) -> bool:
-    if isinstance(error, CaptureError):
-        return True
-    return not isinstance(error, InfluenceError | OSError) and not out_of_memory(error)
-
-
 def _failing(
-    attempt: Callable[[Sequence[int]], object], positions: Sequence[int], most: int, error: Exception
+    attempt: Callable[[Sequence[int]], object],
+    positions: Sequence[int],
+    most: int,
+    error: Exception,
+    blamed: Callable[[Exception], bool],
 ) -> dict[int, str]:
     """Return the positions that fail alone, with what each said; `error` is raised where they are more than `most`."""
     found: dict[int, str] = {}
     left = [list(positions)]
     while left:
         some = left.pop()
-        said = [_failure(attempt, some) for _ in range(TRIES if len(some) == 1 else 1)]
+        said = [_failure(attempt, some, blamed) for _ in range(TRIES if len(some) == 1 else 1)]
         if None in said:
             continue
         if len(some) > 1:
@@ -82,11 +91,13 @@ def _failing(
     return found
 
 
-def _failure(attempt: Callable[[Sequence[int]], object], positions: Sequence[int]) -> str | None:
+def _failure(
+    attempt: Callable[[Sequence[int]], object], positions: Sequence[int], blamed: Callable[[Exception], bool]
+) -> str | None:
     try:
         attempt(positions)
     except Exception as error:
-        if not _rows_may_be_to_blame(error):
+        if not blamed(error):
             raise
         return _said(error)
     return None

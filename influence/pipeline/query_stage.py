@@ -18,7 +18,7 @@ from influence.task import measurement
 
 
 def query_gradients(
-    session: Session, queries: Sequence[Example], whole: Capture | None = None
+    session: Session, queries: Sequence[Example], whole: Capture | None = None, *, cut: bool = False
 ) -> tuple[Tensor, np.ndarray, np.ndarray]:
     """Capture queries.
 
@@ -26,6 +26,7 @@ def query_gradients(
         session: Of the run.
         queries: With what they are asked against, where they are.
         whole: Gives other gradients than the run's projected ones, such as unprojected ones.
+        cut: Whether long queries are cut as rows are, instead of being refused beyond the model's positions.
 
     Returns:
         −∇m of every query, [m, D] float32 on the CPU, of several checkpoints side by side, or its mean last hidden
@@ -45,7 +46,8 @@ def query_gradients(
             )
     against = [number for number, query in enumerate(queries) if query.contrast is not None]
     examples = [*queries, *(query.contrast for query in queries if query.contrast is not None)]
-    parts = session.tokenise(examples, whole=True)
+    # A query that is split would be several, and what rows are split for is that nothing of them is lost.
+    parts = session.tokenise(examples, whole=not (cut and session.spec.data.long_rows == "truncate"))
     for part in parts:
         if not part.scored:
             raise QueryError(

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import psutil
+import torch
 
 from influence.axes import ModuleColumns
 from influence.config import RunConfig
@@ -55,10 +56,31 @@ def tell_memory(config: RunConfig, rows: int, modules: Sequence[ModuleColumns] |
     else:
         need = worker_bytes(estimate_of(config, rows, modules, weights))
         made_of = f"{_size(weights)} of weights on disk, rows and sums; activations come on top"
+    if config.model.device_map is not None:
+        _tell_gpus(config, weights)
     given, gives, remedy = _given(config, tasks)
     log.info("A worker needs at least %s of memory (%s). %s", _size(need), made_of, gives)
     if given is not None and given < need and config.cluster.device != "cuda":
         log.warning("That is too little: %s", remedy)
+
+
+def _tell_gpus(config: RunConfig, weights: int) -> None:
+    """Log what the GPUs hold that one worker's model is spread over; nobody knows of those of a queue's jobs."""
+    cluster = config.cluster
+    if cluster.queued:
+        log.info("A job's worker spreads the model over the job's GPUs (cluster.job.gpus: %d).", cluster.job.gpus)
+        return
+    if not cluster.here or cluster.device == "cpu" or not torch.cuda.is_available():
+        return
+    found = [torch.cuda.get_device_properties(number).total_memory for number in range(torch.cuda.device_count())]
+    log.info(
+        "One worker spreads %s of weights over %d GPUs with %s together; rows and activations come on top.",
+        _size(weights),
+        len(found),
+        _size(sum(found)),
+    )
+    if sum(found) < weights:
+        log.warning("That is too little, unless the files hold wider numbers than model.dtype.")
 
 
 def _given(config: RunConfig, tasks: int) -> tuple[int | None, str, str]:

@@ -48,12 +48,14 @@ class Question:
         keep: What is kept of the scores.
         k: Rows of each side, of `top`.
         where: Which rows are asked of; all if None.
+        cut: Whether long queries are cut as rows are.
     """
 
     queries: tuple[Example, ...] | None
     keep: Keep = "all"
     k: int = 100
     where: str | None = None
+    cut: bool = False
 
 
 @dataclass(frozen=True)
@@ -165,7 +167,7 @@ def _planned(
     k = min(question.k, chosen) if keep == "top" else 0
     if k and k < question.k:
         log.warning("k is %d, and %d rows pass --where %r: all of them are ranked.", question.k, k, question.where)
-    parts = question_parts(store.manifest, config.recipe, keep, k, question.where, queries)
+    parts = question_parts(store.manifest, config.recipe, keep, k, question.where, queries, question.cut)
     batch = min(batch_of(store.dims), len(queries)) or 1
     applied = recipe.curvature.kind == "fisher" and (recipe.halved or not queries)
     blocks = [store.dims] if recipe.curvature.blocks == "all" else [own.stop - own.start for own in store.modules]
@@ -181,6 +183,7 @@ def _planned(
         rows=store.rows,
         step=rows_of_block(store.rows, store.dims, batch if queries else 0, keep, max(blocks) if applied else 0),
         filtered=question.where is not None,
+        cut=question.cut,
         threads=config.cluster.threads_per_worker,
     )
     return scan, parts

@@ -57,6 +57,7 @@ class Scan(BaseModel):
         rows: N.
         step: Rows of a block.
         filtered: Whether only some rows are asked of; `folder` then says which.
+        cut: Whether long queries are cut as rows are.
         threads: What a worker scores with.
     """
 
@@ -73,6 +74,7 @@ class Scan(BaseModel):
     rows: int
     step: int
     filtered: bool = False
+    cut: bool = False
     threads: int = 1
 
     @property
@@ -124,14 +126,20 @@ class Scan(BaseModel):
 
 
 def question_parts(
-    manifest: Manifest, recipe: Recipe, keep: str, k: int, where: str | None, queries: Sequence[Example]
+    manifest: Manifest,
+    recipe: Recipe,
+    keep: str,
+    k: int,
+    where: str | None,
+    queries: Sequence[Example],
+    cut: bool = False,
 ) -> dict[str, Part]:
     """Return what decides the answer to a question, as flat named parts."""
     told = hashlib.sha256()
     for query in queries:
         told.update(json.dumps(_content(query), sort_keys=True, ensure_ascii=False).encode())
     stored = recipe.stored.model_dump_json(exclude={"name", "exact"})
-    return {
+    parts: dict[str, Part] = {
         "run": manifest.rows_fingerprint,
         "compared": index_fingerprint(manifest, recipe.stored),
         "recipe": hashlib.sha256(stored.encode()).hexdigest()[:32],
@@ -141,6 +149,7 @@ def question_parts(
         "queries": f"{len(queries)} of digest {told.hexdigest()[:32]}" if queries else None,
         "version": VERSION,
     }
+    return {**parts, "cut": True} if cut else parts
 
 
 def batch_of(dims: int) -> int:

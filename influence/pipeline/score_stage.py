@@ -121,7 +121,7 @@ def capture_queries(task: QueryTask) -> int:
     store = Store(scan.run_dir)
     with session_here(task.spec) as session, session.computing:
         check_modules(session, scan.run_dir, store.manifest)
-        gradients, said, instead = query_gradients(session, task.examples)
+        gradients, said, instead = query_gradients(session, task.examples, cut=scan.cut)
     names = [example.id for example in task.examples]
     vectors = compared_queries(_comparison(scan.run_dir, scan.recipe, store.manifest), gradients, names, said)
     found = {"vectors": torch.from_numpy(vectors).contiguous()}

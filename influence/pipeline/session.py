@@ -27,6 +27,7 @@ from influence.gradients.optimiser import read_second_moments
 from influence.model.checkpoints import load_weights
 from influence.model.layers import tracked_layers
 from influence.model.load import load_model, load_tokeniser, pad_id, resolve_dtype
+from influence.model.placement import first_device
 from influence.pipeline.batches import Compute, run_batches
 from influence.pipeline.drawn import check_drawn
 from influence.pipeline.folding import projection_of
@@ -65,6 +66,7 @@ class Session:
         dtype = resolve_dtype(spec.model, self.device)
         self.spec = spec.resolved(str(dtype).removeprefix("torch."), self.device.type)  # type: ignore[arg-type]
         self.model = load_model(spec.model, self.device, dtype)
+        self.device = first_device(self.model, self.device)
         self.tokeniser = load_tokeniser(spec.model)
         self.pad = pad_id(self.model, self.tokeniser)
         self._embeddings: int = self.model.get_input_embeddings().weight.shape[0]

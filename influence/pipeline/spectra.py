@@ -3,17 +3,21 @@
 from pathlib import Path
 
 from influence.config import load_config
-from influence.curvature.spectrum import Spectrum
+from influence.curvature.kfac import Eigenbasis
+from influence.curvature.spectrum import Spectrum, spectrum_of
 from influence.errors import StoreError
 from influence.pipeline.build import CONFIG
 from influence.pipeline.curvature_stage import load_curvature
-from influence.pipeline.factor_stage import load_kronecker
+from influence.pipeline.factor_stage import load_basis, load_kronecker
 from influence.remote.place import run_path
 from influence.store.manifest import Manifest
 
 
 def spectra(path: str | Path) -> dict[str, tuple[Spectrum, ...]]:
     """Return the spectra of a run's curvatures by the name of each: `Fisher`, `K-FAC`, `EK-FAC`.
+
+    Of a projection that K-FAC's factors are folded into also those of the factors, `A (inputs)` and `S (outputs)`, of
+    each of the recipe's checkpoints: under the projection's damping where it whitens, under none for eigenvectors.
 
     Raises:
         StoreError: There is no run, or it has no curvature.
@@ -31,6 +35,25 @@ def spectra(path: str | Path) -> dict[str, tuple[Spectrum, ...]]:
     if decision.kind != "none":
         kind, name = ("kfac", "K-FAC") if decision.kind == "kfac" else ("ekfac", "EK-FAC")
         found[name] = tuple(load_kronecker(run_dir, manifest, recipe, kind, decision.damping).spectra())
+    projection = recipe.stored.projection
+    if projection.folds:
+        damping = projection.damping if projection.rows == "whitened" else 0.0
+        for number in range(len(recipe.checkpoints) or 1):
+            at = f" at checkpoint {number}" if len(recipe.checkpoints) > 1 else ""
+            sides = factor_spectra(load_basis(run_dir, manifest, recipe, number), damping)
+            found |= {f"{side}{at}": each for side, each in sides.items()}
     if not found:
         raise StoreError(f"{run_dir} has no curvature: {recipe.summary}.")
+    return found
+
+
+def factor_spectra(basis: Eigenbasis, damping: float) -> dict[str, tuple[Spectrum, ...]]:
+    """Return the spectra of both factors of each module, with λ_A and λ_S as a share of each one's mean eigenvalue."""
+    found = {}
+    for name, side in (("A (inputs)", "inputs"), ("S (outputs)", "outputs")):
+        values = [getattr(basis[module.name], side).values for module in basis.modules]
+        found[name] = tuple(
+            spectrum_of(module.name, each, damping * float(each.mean()))
+            for module, each in zip(basis.modules, values, strict=True)
+        )
     return found

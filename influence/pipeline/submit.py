@@ -59,6 +59,7 @@ def run_tasks(
     tasks: Iterable[T],
     name: Callable[[T], str],
     stage: Stage | None = None,
+    given_up: Callable[[T], None] | None = None,
 ) -> Iterator[R]:
     """Yield each task's result as it finishes, in any order.
 
@@ -70,6 +71,7 @@ def run_tasks(
         tasks: Small picklable values; taken from the iterable as room is made.
         name: What to call a task in a message: `shard-00007 (rows 448 to 511)`.
         stage: Hears of workers lost and of tasks tried again; of those that finish the caller tells it.
+        given_up: Takes each task on which workers kept dying, which then has no result; None raises instead.
 
     Raises:
         InfluenceError: As a worker raised it, or why no workers are to be hoped for.
@@ -85,6 +87,10 @@ def run_tasks(
             try:
                 result = crew.fetched(future)
             except (KilledWorker, OSError) as error:
+                if given_up is not None and isinstance(error, KilledWorker) and sent.round >= crew.rounds:
+                    given_up(sent.task)
+                    crew.fill()
+                    continue
                 crew.send(_again(sent, error, name(sent.task), crew.rounds))
                 if stage is not None:
                     stage.tried_again()
@@ -107,17 +113,22 @@ def _again(sent: Sent[T], error: KilledWorker | OSError, name: str, rounds: int)
     """
     if isinstance(error, KilledWorker):
         if sent.round >= rounds:
-            raise ClusterError(
-                f"The workers that took up {name} died, one after the other. Most often the system's memory ran out: "
-                "lower cluster.token_budget, cluster.workers or store.rows_per_shard"
-                + (", or raise cluster.job.memory." if rounds > 1 else ".")
-            ) from None
+            raise ClusterError(died(name, rounds)) from None
         log.warning("Worker after worker was lost on %s; trying again (%d of %d).", name, sent.round + 1, rounds)
         return replace(sent, round=sent.round + 1)
     if sent.attempt >= TRIES:
         raise error
     log.warning("%s: %s; trying again (%d of %d).", name, error, sent.attempt + 1, TRIES)
     return replace(sent, attempt=sent.attempt + 1)
+
+
+def died(name: str, rounds: int = 1) -> str:
+    """Say that workers kept dying on a task, of what most likely, and what to do."""
+    return (
+        f"The workers that took up {name} died, one after the other. Most often the system's memory ran out: "
+        "lower cluster.token_budget, cluster.workers or store.rows_per_shard"
+        + (", or raise cluster.job.memory." if rounds > 1 else ".")
+    )
 
 
 class _Crew(Generic[T, R]):

@@ -31,9 +31,11 @@ class Transfer:
         self._parts = parts
         self._arrival: Any = None
         if rows.device.type == "cuda":
-            rows, values = _pinned(rows), _pinned(values)
-            self._arrival = torch.cuda.Event()
-            self._arrival.record()
+            # Of a model spread over GPUs the rows are on the last one, whose stream the copies are in.
+            with torch.cuda.device(rows.device):
+                rows, values = _pinned(rows), _pinned(values.to(rows.device))
+                self._arrival = torch.cuda.Event()
+                self._arrival.record()
         self._rows, self._values = rows, values
 
     def arrived(self) -> Piece:

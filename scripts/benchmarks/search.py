@@ -2,13 +2,15 @@
 
     python scripts/benchmarks/search.py --rows 1000000 --dims 1024 --folder /big/disk
     python scripts/benchmarks/search.py --rows 10000000 --dims 256 --folder /big/disk
+    python scripts/benchmarks/search.py --run demo/run --kind ivf_rabitq --queries 64
 
 Rows are made up like gradients: directions in clusters of very different sizes with a falling spectrum, lengths
 log-normal (σ = 0.8; `--sigma 0` makes unit rows). They lie on disk in float16; exact search reads them from there,
 and so does the rescoring of what the index proposes. Questions are fresh draws, not rows, and none that the index was
-measured with. Both searches answer for both ends of the ranking, ten rows each. Beside our exact search, which sums
-in float64 so that copies of a row tie, stands one float32 matrix product a block, which doesn't. Peak memory is that
-of the process without mapped files, and needs Linux.
+measured with. With `--run` the rows are those of a run, as its recipe compares them; some of them, drawn at random, are
+left out and asked as questions. Both searches answer for both ends of the ranking, ten rows each. Beside our exact
+search, which sums in float64 so that copies of a row tie, stands one float32 matrix product a block, which doesn't.
+Peak memory is that of the process without mapped files, and needs Linux.
 """
 
 import argparse
@@ -19,6 +21,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from index.approximate import ApproximateIndex, search
@@ -32,6 +35,10 @@ from index.recall import measure_recall, query_rows, truth_depth
 from index.rerank import scored_by
 from index.settings import IndexSettings
 from index.train import sample_rows, train
+from influence.config import load_config
+from influence.pipeline.index_stage import compared_blocks, load_comparison
+from influence.store.manifest import Manifest
+from influence.store.reader import Store
 
 K = 10
 BLOCK = 10_000
@@ -49,6 +56,9 @@ def main() -> None:
     parser.add_argument("--recall", type=float, default=0.95)
     parser.add_argument("--sigma", type=float, default=0.8)
     parser.add_argument("--queries", type=int, default=128, help="asked together, and half of them one by one")
+    parser.add_argument(
+        "--run", type=Path, help="take the rows from this run, and leave --rows, --dims and --sigma out"
+    )
     parser.add_argument("--folder", type=Path, help="a folder with room for the rows; a temporary one in it is used")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=given.folder) as folder:
@@ -57,7 +67,8 @@ def main() -> None:
 
 def measure(folder: Path, given: argparse.Namespace) -> None:
     """Build and search, and print."""
-    rows = make_rows(folder / "rows.f16", given.rows, given.dims, given.sigma)
+    rows, questions = real_rows(folder, given) if given.run else made_rows(folder, given)
+    given.rows, given.dims = rows.shape
     settings = IndexSettings(
         kind="factory" if given.factory else given.kind,
         factory=given.factory,
@@ -65,7 +76,6 @@ def measure(folder: Path, given: argparse.Namespace) -> None:
         recall=given.recall,
     )
     plan = plan_factory(settings, given.rows, given.dims)
-    questions = drawn(given.queries, given.dims, given.sigma, -1)
 
     watch = PeakMemory()
     took, measured = build(folder / "index", settings, plan, rows)
@@ -73,7 +83,8 @@ def measure(folder: Path, given: argparse.Namespace) -> None:
     index = open_index(folder / "index", "benchmark", verify="size")
     size = sum(path.stat().st_size for path in (folder / "index").iterdir())
 
-    print(f"{given.rows:,} rows of {given.dims:,} columns, σ = {given.sigma}: {plan.summary}\n")
+    source = f"of {given.run}" if given.run else f"σ = {given.sigma}"
+    print(f"{given.rows:,} rows of {given.dims:,} columns, {source}: {plan.summary}\n")
     print("| step | seconds |\n|---|---|")
     for step, seconds in took.items():
         print(f"| {step} | {seconds:,.1f} |")
@@ -186,6 +197,27 @@ def blocks(
     last = len(rows) if stop is None else stop
     for start in range(first, last, BLOCK):
         yield start, np.array(rows[start : min(last, start + BLOCK)])
+
+
+def made_rows(folder: Path, given: argparse.Namespace) -> tuple[NDArray[np.float16], NDArray[np.float32]]:
+    """Return made-up rows, and questions."""
+    rows = make_rows(folder / "rows.f16", given.rows, given.dims, given.sigma)
+    return rows, drawn(given.queries, given.dims, given.sigma, -1)
+
+
+def real_rows(folder: Path, given: argparse.Namespace) -> tuple[NDArray[np.float16], NDArray[np.float32]]:
+    """Return a run's rows as its recipe compares them, and those that were left out of them."""
+    manifest, recipe = Manifest.load(given.run), load_config(given.run / "config.yaml").recipe.stored
+    store, comparison = Store(given.run), load_comparison(given.run, manifest, recipe)
+    random = np.random.Generator(np.random.Philox(key=1))
+    asked = np.sort(random.choice(store.rows, given.queries, replace=False))
+    path, kept = folder / "rows.f16", store.rows - given.queries
+    with path.open("wb") as out:
+        for start, block in compared_blocks(store, comparison):
+            inside = ~np.isin(np.arange(start, start + len(block)), asked)
+            out.write(block[inside].astype(np.float16).tobytes())
+    questions = comparison.query_vectors(torch.from_numpy(store.vectors(asked))).numpy()
+    return np.memmap(path, dtype=np.float16, mode="r", shape=(kept, store.dims)), questions
 
 
 def make_rows(path: Path, count: int, dims: int, sigma: float) -> NDArray[np.float16]:

@@ -6,13 +6,34 @@ import shlex
 import signal
 import subprocess
 import sys
+import textwrap
 
+import psutil
 import pytest
 
 import influence.run as runs
 from tests.cli.conftest import ASKED, clean, until
 
 pytestmark = pytest.mark.slow
+
+# Ctrl-C once the shards are captured, and again while the cluster closes, which would then take for ever.
+IMPATIENT = textwrap.dedent("""
+    import os, signal, sys, time
+    import psutil
+    from pathlib import Path
+    from influence.cli.main import main
+    from influence.pipeline import capture_stage, local
+
+    def closing(cluster):
+        workers = [str(child.pid) for child in psutil.Process().children(recursive=True)]
+        Path(sys.argv[1]).write_text(" ".join(workers))
+        os.killpg(0, signal.SIGINT)
+        time.sleep(600)
+
+    local._let_dead_be_replaced = closing
+    capture_stage.report_zero_rows = lambda *_: os.killpg(0, signal.SIGINT)
+    main(sys.argv[2:])
+""")
 
 COMMAND = [sys.executable, "-m", "influence.cli.main"]
 
@@ -63,5 +84,24 @@ def test_a_build_in_progress_refuses_a_second_and_ends_at_ctrl_c_with_what_it_ha
     assert clean(run_dir)
     standing = runs.status(run_dir)
     assert 1 <= standing["shards_done"] < standing["shards"]
+    assert cli(*argv).code == 0
+    assert runs.status(run_dir)["complete"]
+
+
+def test_a_second_ctrl_c_ends_a_build_at_once_and_the_same_command_goes_on(cli, run_file, tmp_path, in_process):
+    workers, run_dir = tmp_path / "workers", tmp_path / "run"
+    argv = ["build", "-c", str(run_file()), "--out", str(run_dir)]
+    done = subprocess.run(
+        [sys.executable, "-c", IMPATIENT, str(workers), *argv],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        start_new_session=True,
+    )
+    assert (done.returncode, done.stdout) == (4, ""), done.stderr
+    assert done.stderr.splitlines()[-1] == "Ended at once. Run the same command again: it goes on from what stands."
+    assert not any(word in done.stderr for word in ("Traceback", "Error", "distributed", "leaked", "Interrupted"))
+    left = [psutil.Process(int(pid)) for pid in workers.read_text().split() if psutil.pid_exists(int(pid))]
+    assert psutil.wait_procs(left, timeout=60)[1] == []
     assert cli(*argv).code == 0
     assert runs.status(run_dir)["complete"]

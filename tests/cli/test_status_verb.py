@@ -41,6 +41,20 @@ def test_spectra_name_every_module_and_what_lies_under_the_damping(cli, built):
     assert all(0 <= spectrum["trace_share_under_damping"] <= 1 for spectrum in found)
 
 
+def test_spectra_of_a_whitened_run_without_exact_scores_are_those_of_the_factors_folded_in(
+    cli, run_file, in_process, tmp_path
+):
+    recipe = {"projection": {"p": 2, "q": 3, "rows": "whitened", "damping": 0.5}, "factors": {"rows": 12}}
+    assert cli("build", "-c", run_file(recipe=recipe), "--out", tmp_path / "run").code == 0
+    found = json.loads(cli("status", tmp_path / "run", "--spectra", "--format", "json").out)
+    assert list(found) == ["A (inputs)", "S (outputs)"]
+    modules = [module.name for module in runs.open(tmp_path / "run").manifest.modules]
+    for spectra in found.values():
+        assert [spectrum["module"] for spectrum in spectra] == modules
+        assert all(spectrum["damping"] == 0.5 * spectrum["mean"] > 0 for spectrum in spectra)
+    assert "A (inputs)" in cli("status", tmp_path / "run", "--spectra").out
+
+
 def test_a_directory_without_a_run_is_named(cli, tmp_path):
     ended = cli("status", tmp_path, "--watch")
     assert ended.code == 2

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from index import exact
 from index.errors import VectorIndexError
-from index.exact import exact_search, exact_search_scores
+from index.exact import exact_search, exact_search_scores, inner_products
 
 
 def brute_force(queries, rows, k):
@@ -198,3 +198,13 @@ def test_a_score_that_is_not_finite_is_refused_by_its_row_and_query(value):
 def test_scores_of_another_number_of_queries_are_refused():
     with pytest.raises(VectorIndexError, match=r"start at row 4 have the shape \[3, 5\]; expected \[2, rows\]"):
         exact_search_scores([(4, np.zeros((3, 5), "f4"))], 2, 1)
+
+
+@pytest.mark.parametrize("dims", [1, 8192, 8193, 21_504])
+def test_a_wide_row_is_summed_as_if_it_stood_alone(dims):
+    random = np.random.default_rng(0)
+    rows, query = random.standard_normal((7, dims)), random.standard_normal(dims)
+    found = inner_products(rows, query)
+    np.testing.assert_allclose(found, [sum(map(float, row * query)) for row in rows], rtol=1e-9, atol=1e-9)
+    for place, row in enumerate(rows):
+        assert inner_products(row[None], query)[0] == found[place]

@@ -1,8 +1,9 @@
 import pytest
 from pydantic import ValidationError
 
+from index.codes import code_bytes
 from index.errors import VectorIndexError
-from index.factory import bytes_needed, code_bytes, plan_factory
+from index.factory import bytes_needed, plan_factory
 from index.settings import IndexSettings
 
 KINDS = ["sq8", "sq4", "rabitq", "ivf_flat", "ivf_sq8", "ivf_sq4", "ivf_rabitq", "ivf_rabitq2", "ivf_pq"]
@@ -58,10 +59,31 @@ def test_auto_with_a_recall_of_one_never_approximates():
     assert plan_factory(IndexSettings(kind="auto", recall=1), 100, 10).kind == "flat"
 
 
-def test_wide_rows_are_added_up_before_anything_is_trained():
-    assert plan_factory(IndexSettings(kind="ivf_rabitq2"), 10**6, 86_016).reduced == 4096
+def test_wide_rows_are_turned_without_a_matrix_in_as_many_columns_as_fit():
+    plan = plan_factory(IndexSettings(kind="ivf_rabitq"), 10**5, 21_504)
+    assert plan.turned
+    assert plan.factory == f"IVF{plan.cells},RaBitQ"
+    assert 0.9 * 21_504 < plan.reduced <= 21_504
+    assert plan.build_bytes < 2 * 2**30
+    assert not plan_factory(IndexSettings(kind="ivf_rabitq"), 10**5, 4096).turned
+
+
+def test_few_wide_rows_may_take_a_bit_a_column_and_many_may_not():
+    few, many = (plan_factory(IndexSettings(kind="ivf_rabitq"), rows, 86_016) for rows in (10**4, 10**8))
+    assert few.row_bytes > 0.8 * 86_016 / 8
+    assert many.row_bytes <= 640
+
+
+def test_wide_rows_of_kinds_without_rotation_are_added_up_before_anything_is_trained():
+    assert plan_factory(IndexSettings(kind="ivf_sq8"), 10**6, 86_016).reduced == 4096
+    assert plan_factory(IndexSettings(kind="ivf_pq"), 10**6, 86_016).reduced == 4096
     assert plan_factory(IndexSettings(kind="ivf_rabitq2", reduce=512), 10**6, 86_016).reduced == 512
     assert plan_factory(IndexSettings(kind="ivf_rabitq2"), 10**6, 1024).reduced == 1024
+
+
+def test_auto_takes_one_bit_of_wide_rows_and_two_of_others():
+    assert plan_factory(IndexSettings(kind="auto"), 10**6, 21_504).kind == "ivf_rabitq"
+    assert plan_factory(IndexSettings(kind="auto", reduce=1024), 10**6, 21_504).kind == "ivf_rabitq2"
 
 
 def test_a_factory_of_ones_own_is_used_as_it_stands_and_gets_one_list_where_it_names_none():
@@ -125,8 +147,10 @@ def test_a_flat_index_beyond_the_memory_given_is_refused():
 
 def test_a_plan_is_said_in_words():
     assert plan_factory(IndexSettings(), 10, 5).summary == "exact: every row is compared"
-    words = plan_factory(IndexSettings(kind="ivf_rabitq2"), 10**6, 86_016).summary
-    assert words.startswith("ivf_rabitq2: rows added up to 4,096 columns, then FAISS PCAR")
+    words = plan_factory(IndexSettings(kind="ivf_sq8"), 10**6, 86_016).summary
+    assert words.startswith("ivf_sq8: rows added up to 4,096 columns, then FAISS PCAR")
     assert words.endswith("bytes a row; the stored rows decide")
+    turned = plan_factory(IndexSettings(kind="ivf_rabitq2"), 10**6, 86_016).summary
+    assert turned.startswith("ivf_rabitq2: rows turned in 8,400 of 86,016 columns, then FAISS IVF249,RaBitQ2")
     narrow = plan_factory(IndexSettings(kind="ivf_rabitq2"), 10**6, 1024).summary
     assert narrow.startswith("ivf_rabitq2: FAISS PCAR384,IVF1024,RaBitQ2, 124 bytes a row")

@@ -1,6 +1,7 @@
 """An approximate index is made by tasks, resumes like the rest of a build, and proposes what an exact search finds."""
 
 import json
+from dataclasses import replace
 from itertools import product
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 
 from index.errors import IndexCorrupt, VectorIndexError
 from influence.errors import Incomplete, StoreError
-from influence.pipeline import approximate_stage
+from influence.pipeline import approximate_stage, index_stage
 from influence.pipeline.build import build_run
 from influence.pipeline.index_stage import FOLDER
 from influence.run import open as open_run
@@ -27,15 +28,15 @@ SMALL = ("recipe.name=graddot", "recipe.projection.p=6", "recipe.projection.q=6"
 @pytest.fixture
 def indexed(configured, written, monkeypatch):
     """`indexed("index.kind=ivf_sq8", …)`: a run of 343 rows, its index in parts of 100."""
-    plan = approximate_stage.index_plan
+    plan, plans = index_stage.index_plan, index_stage.index_plans
 
-    def cut(settings, manifest):
-        found = plan(settings, manifest)
-        return found if found.factory is None else found.__class__(**{**vars(found), "part_rows": 100})
+    def cut(found):
+        return found if found.factory is None else replace(found, part_rows=100)
 
-    for module in ("approximate_stage", "index_stage", "build"):
-        target = f"influence.pipeline.{module}" + (".index_stage" if module == "build" else "")
-        monkeypatch.setattr(f"{target}.index_plan", cut)
+    for module in ("approximate_stage", "index_stage"):
+        target = f"influence.pipeline.{module}"
+        monkeypatch.setattr(f"{target}.index_plan", lambda *asked: cut(plan(*asked)))
+        monkeypatch.setattr(f"{target}.index_plans", lambda *asked: tuple(map(cut, plans(*asked))))
     data = written(
         *({"text": f"{' '.join(words)}.", "id": f"row-{n}"} for n, words in enumerate(product(WHO, DOES, WHAT)))
     )
@@ -136,3 +137,89 @@ def test_an_index_that_cannot_be_carried_out_is_refused_before_any_row_is_captur
     with pytest.raises(VectorIndexError, match=r"index\.memory"):
         build_run(indexed("index.kind=ivf_rabitq", "index.memory=100"), tmp_path / "run")
     assert not list((tmp_path / "run").glob("rows/*"))
+
+
+@pytest.fixture
+def short(monkeypatch):
+    """`short(2)`: the first two steps are measured as finding too little."""
+    measure, seen = approximate_stage.measure_recall, []
+
+    def install(steps):
+        def measured(opened, *asked, **named):
+            found = measure(opened, *asked, **named)
+            seen.append(opened.trained.plan.row_bytes)
+            if len(set(seen)) > steps:
+                return found
+            return found.model_copy(update={"reached": False})
+
+        monkeypatch.setattr(approximate_stage, "measure_recall", measured)
+        return seen
+
+    return install
+
+
+@pytest.fixture
+def unlimited(monkeypatch):
+    """No step of `auto` is a flat index, however few the rows."""
+    monkeypatch.setattr("index.factory.FLAT_BYTES", 1)
+
+
+def test_auto_climbs_where_it_finds_too_little_and_the_record_says_so(indexed, in_process, tmp_path, short, unlimited):
+    seen, run_dir, steps = short(1), tmp_path / "run", []
+    config = indexed("index.kind=auto", "store.codec=float16")
+    build_run(config, run_dir, lambda step: steps.append((step.stage, step.done, step.total)))
+    record = json.loads((run_dir / FOLDER / "index.json").read_text())
+    assert seen == sorted(set(seen))
+    assert len(seen) == 2
+    assert record["plan"]["row_bytes"] == seen[1]
+    assert [(one["step"], one["row_bytes"]) for one in record["tried"]] == [(0, seen[0])]
+    assert not (run_dir / FOLDER / "climb.json").exists()
+    assert [step for step in steps if step[0] == "index"][-1][1:] == (16, 16)
+    build_run(config, run_dir)
+    assert len(seen) == 2
+
+
+def test_where_no_step_finds_enough_auto_scans_the_rows_and_answers_exactly(
+    indexed, in_process, tmp_path, short, unlimited, caplog
+):
+    short(9)
+    run_dir = tmp_path / "run"
+    build_run(indexed("index.kind=auto", "store.codec=float16"), run_dir)
+    assert [path.name for path in (run_dir / FOLDER).iterdir()] == ["index.json"]
+    assert "Searches scan the stored rows" in caplog.text
+    found = answers(run_dir)
+    build_run(indexed("index.kind=exact", "store.codec=float16"), run_dir)
+    assert found == answers(run_dir)
+
+
+def test_a_climb_that_was_interrupted_goes_on_where_it_was_with_the_same_bytes(
+    indexed, in_process, tmp_path, monkeypatch, short, unlimited, contents
+):
+    seen, config = short(1), indexed("index.kind=auto")
+    build_run(config, tmp_path / "whole")
+    seen.clear()
+    fill, filled = approximate_stage.build_part, []
+
+    def interrupted(folder, fingerprint, number, blocks):
+        filled.append(number)
+        if len(filled) == 7:
+            raise Incomplete("stopped")
+        return fill(folder, fingerprint, number, blocks)
+
+    monkeypatch.setattr(approximate_stage, "build_part", interrupted)
+    with pytest.raises(Incomplete, match="stopped"):
+        build_run(config, tmp_path / "run")
+    assert json.loads((tmp_path / "run" / FOLDER / "climb.json").read_text())["tried"][0]["step"] == 0
+    build_run(config, tmp_path / "run")
+    # Four parts a step: the first step isn't built again.
+    assert len(filled) <= 9
+    assert contents(tmp_path / "run") == contents(tmp_path / "whole")
+
+
+def test_a_kind_that_was_named_stays_and_is_warned_of(indexed, in_process, tmp_path, short, caplog):
+    seen = short(9)
+    build_run(indexed("index.kind=ivf_sq8"), tmp_path / "run")
+    record = json.loads((tmp_path / "run" / FOLDER / "index.json").read_text())
+    assert (record["plan"]["kind"], record["measured"]["reached"], record["tried"]) == ("ivf_sq8", False, [])
+    build_run(indexed("index.kind=ivf_sq8"), tmp_path / "run")
+    assert len(seen) == 1

@@ -56,3 +56,19 @@ def test_where_nobody_knows_what_a_worker_has_nothing_is_warned_of(told, cluster
 def test_adapters_weigh_as_much_as_the_model_beneath_them_too(configured, model_folder):
     whole, adapted = (weights_on_disk(configured(family=family).model) for family in ("llama", "lora"))
     assert adapted > whole
+
+
+def test_a_model_that_is_spread_over_gpus_is_told_beside_what_they_hold(caplog, configured, monkeypatch):
+    caplog.set_level(logging.INFO, "influence")
+    cuda = "influence.pipeline.requirement.torch.cuda"
+    monkeypatch.setattr(f"{cuda}.is_available", lambda: True)
+    monkeypatch.setattr(f"{cuda}.device_count", lambda: 2)
+    monkeypatch.setattr(f"{cuda}.get_device_properties", lambda number: type("P", (), {"total_memory": 10_000})())
+    spread = {"model.device_map=auto", "cluster.device=auto"}
+    tell_memory(configured(*spread), 100, WIDE, 1)
+    assert "over 2 GPUs with 0.00 GB together" in caplog.messages[0]
+    assert caplog.messages[1].startswith("That is too little")
+    caplog.clear()
+    job = ("cluster.kind=slurm", "cluster.workers=null", "cluster.job.gpus=4", "cluster.device=cuda")
+    tell_memory(configured(*spread, *job), 100, WIDE, 1)
+    assert "over the job's GPUs (cluster.job.gpus: 4)" in caplog.messages[0]

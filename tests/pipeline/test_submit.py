@@ -26,7 +26,9 @@ def run(client, function, *paths):
 
 @pytest.mark.slow
 def test_a_lost_worker_is_replaced_and_a_deadly_task_given_up_by_name(tmp_path):
-    with connect(ClusterSettings(workers=1, device="cpu")) as client:
+    # Dask drops a worker for good that is away so long after a death, as one is that died again: 15 s, but for this.
+    hasty = dask.config.set({"distributed.deploy.lost-worker-timeout": "50ms"})
+    with hasty, connect(ClusterSettings(workers=1, device="cpu")) as client:
         (survivor,) = run(client, dies_once, tmp_path / "once")
         assert survivor != os.getpid()
         with pytest.raises(ClusterError, match="The workers that took up the task of always died"):

@@ -4,8 +4,16 @@ from contextlib import nullcontext
 
 import pytest
 
-from influence.pipeline import timing
+from index.factory import plan_factory
+from index.parts import part_ranges
+from index.settings import IndexSettings
+from influence.axes import ModuleColumns
+from influence.pipeline import index_timing, timing
 from influence.pipeline.forecast import Plan, plan_run
+from influence.pipeline.index_timing import index_work
+from influence.recipe import Recipe
+from influence.store.codec import CodecSettings
+from influence.store.codecs import codec_for
 
 DECIDED = ("recipe.projection.rows=whitened", "recipe.exact.kind=ekfac", "recipe.factors.rows=12")
 
@@ -46,3 +54,49 @@ def test_more_workers_than_tasks_share_nothing():
     seconds = [round(3600 * plan.hours(count), 6) for count in (1, 2, 5, 50)]
     assert seconds == [117.0, 77.0, 37.0, 37.0]
     assert 3600 * plan.worker_hours == pytest.approx(110.0)
+
+
+APPROXIMATE = {"index training", "index parts", "index truth", "index measuring"}
+
+
+def test_an_approximate_index_is_timed_step_by_step(planned, configured):
+    plan = planned(configured(*DECIDED, "index.kind=ivf_rabitq2"))
+    assert plan.work.keys() >= APPROXIMATE
+    assert all(plan.work[step] > 0 for step in APPROXIMATE)
+    assert (plan.tasks["index training"], plan.tasks["index parts"]) == (1, 1)
+    assert not planned(configured("recipe.name=graddot", "index.kind=flat")).work.keys() & APPROXIMATE
+
+
+def test_an_index_of_twice_the_rows_takes_parts_truth_and_measuring_twice_as_long():
+    graddot, settings = Recipe(name="graddot"), IndexSettings(kind="factory", factory="RR64,IVF4,RaBitQ")
+    module = ModuleColumns(name="a", outputs=8, inputs=8, q=8, p=8, start=0, stop=64)
+    once, twice = (plan_factory(settings, rows, 64) for rows in (10**6, 2 * 10**6))
+    timed = iter(range(1, 1000))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(index_timing.time, "perf_counter", lambda: next(timed))
+        half, tasks = index_work(once, 10**6, codec_for(CodecSettings(), (module,)), graddot, (), 1)
+        timed = iter(range(1, 1000))
+        whole, _ = index_work(twice, 2 * 10**6, codec_for(CodecSettings(), (module,)), graddot, (), 1)
+    assert tasks["index parts"] == len(part_ranges(once, 10**6)) == 1
+    assert whole["index parts"] == pytest.approx(2 * half["index parts"])
+    assert whole["index truth"] == pytest.approx(2 * half["index truth"])
+    assert whole["index training"] == pytest.approx(half["index training"])
+
+
+@pytest.mark.parametrize("kind", ["sq8", "ivf_pq", "ivf_flat", "ivf_rabitq2"])
+@pytest.mark.parametrize("codec", ["float16", "bits"])
+@pytest.mark.parametrize("recipe", ["graddot", "trackstar"])
+def test_every_kind_of_codes_and_rows_can_be_timed(kind, codec, recipe):
+    module = ModuleColumns(name="a", outputs=8, inputs=8, q=8, p=8, start=0, stop=64)
+    chosen = Recipe(name=recipe)
+    plan = plan_factory(IndexSettings(kind=kind), 5000, 64)
+    work, _ = index_work(plan, 5000, codec_for(CodecSettings(codec=codec), (module,)), chosen, (module,), 1)
+    assert all(seconds > 0 for seconds in work.values())
+
+
+def test_the_plan_of_auto_names_every_step_that_it_may_climb_to(planned, configured, monkeypatch):
+    monkeypatch.setattr("index.factory.FLAT_BYTES", 1)
+    plan = planned(configured("recipe.name=graddot", "index.kind=auto"))
+    assert plan.index.startswith("ivf_rabitq2: ")
+    assert "; if it finds too little: " in plan.index
+    assert plan.index.endswith("exact: every row is compared")

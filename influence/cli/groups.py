@@ -1,0 +1,136 @@
+"""`influence groups`: what each source, label or other group of rows does to each set of queries."""
+
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from influence.cli.cluster import ClusterOption, WorkersOption, cluster_settings
+from influence.cli.options import RunArgument
+from influence.cli.streams import drawn, put, put_text, show, tell, told
+from influence.errors import ConfigError, QueryError
+from influence.remote.place import check_local
+
+if TYPE_CHECKING:
+    from influence.diagnose.groups import GroupInfluences
+
+
+class GroupsForm(StrEnum):
+    """The forms of the table."""
+
+    table = "table"
+    json = "json"
+    csv = "csv"
+    parquet = "parquet"
+
+
+def groups(
+    run: RunArgument,
+    queries: Annotated[
+        str, typer.Option("--queries", metavar="FILE", help="Examples that influence is on, like the training data.")
+    ],
+    by: Annotated[
+        str, typer.Option("--by", metavar="COLUMN", help="source, label, uri, or another column of the training data.")
+    ] = "source",
+    sets: Annotated[
+        str | None,
+        typer.Option("--sets", metavar="COLUMN", help="Part the queries by a column of their file; else they are one."),
+    ] = None,
+    replicates: Annotated[int, typer.Option(help="Replicates of the bootstrap that intervals come from.")] = 1000,
+    seed: Annotated[int, typer.Option(min=0, help="Of the bootstrap.")] = 0,
+    form: Annotated[
+        GroupsForm | None,
+        typer.Option("--format", help="A table unless asked otherwise; with --out, as the file's suffix says."),
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Write the table to a file; then a scan can go on.")] = None,
+    figure: Annotated[
+        Path | None, typer.Option("--figure", metavar="FILE.svg|.html", help="Draw sums and means as bars, too.")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that are there.")] = False,
+    cluster: ClusterOption = None,
+    workers: WorkersOption = None,
+) -> None:
+    """Sum up the influence of each group of rows on each set of queries, with bootstrap intervals."""
+    chosen = _form(form, out)
+    _check_out(out, overwrite=overwrite)
+    overrides = cluster_settings(cluster, workers)
+    import influence.run
+    from influence.diagnose.figure import check_figure, write_figure
+    from influence.diagnose.group_bars import group_bars
+    from influence.pipeline.progress import ProgressBar
+
+    check_figure(figure, overwrite=overwrite)
+    with influence.run.open(run) as opened, ProgressBar(told()) as bar:
+        found = opened.groups(
+            queries,
+            by,
+            sets=sets,
+            replicates=_even(replicates),
+            seed=seed,
+            out=out,
+            overrides=overrides,
+            progress=bar,
+        )
+    _deliver(found, chosen, out)
+    if figure is not None:
+        notes = [f"Scores in {found.unit}. {found.sign}", f"{found.intervals} {found.recipe}, run {found.run}."]
+        write_figure(group_bars(found), figure, notes)
+        tell(f"Wrote {figure}.", "green")
+
+
+def _even(replicates: int) -> int:
+    if not 100 <= replicates <= 20_000 or replicates % 2:
+        raise ConfigError(f"--replicates {replicates}: expected an even number from 100 to 20000.")
+    return replicates
+
+
+def _form(form: GroupsForm | None, out: Path | None) -> GroupsForm:
+    """Return the form that was asked for, by flag or by the file's suffix."""
+    if form is None and out is not None:
+        suffix = out.suffix.lower().removeprefix(".")
+        if suffix not in {*GroupsForm} - {GroupsForm.table}:
+            raise QueryError(f"--out {out}: its suffix names no format. Add --format {'|'.join(GroupsForm)}.")
+        form = GroupsForm(suffix)
+    form = form or GroupsForm.table
+    if form is GroupsForm.parquet and out is None and sys.stdout.isatty():
+        raise QueryError(
+            "Parquet is binary and standard output is a terminal. Add --out groups.parquet, or redirect it."
+        )
+    return form
+
+
+def _check_out(out: Path | None, *, overwrite: bool) -> None:
+    if out is None:
+        return
+    check_local(out, "groups")
+    if not out.parent.is_dir():
+        raise QueryError(f"The folder {out.parent} doesn't exist; make it, or write the groups somewhere else.")
+    if out.is_dir() or (out.exists() and not overwrite):
+        raise QueryError(f"{out} exists already. Overwrite (--overwrite), or name another file.")
+
+
+def _deliver(found: "GroupInfluences", form: GroupsForm, out: Path | None) -> None:
+    from influence.cli.diagnosis_tables import groups_tables
+    from influence.diagnose.group_file import encode
+    from influence.store.partial import write_whole
+
+    if form is GroupsForm.table:
+        tables = groups_tables(found)
+        if out is None:
+            show(*tables)
+        else:
+            write_whole(out, drawn(*tables, plain=True).encode())
+    else:
+        content = encode(found, form.value)
+        if form is not GroupsForm.json:
+            tell(f"Scores in {found.unit}. {found.sign} {found.intervals}", "dim")
+        if out is not None:
+            write_whole(out, content)
+        elif form is GroupsForm.parquet:
+            put(content)
+        else:
+            put_text(content, escapes=form is GroupsForm.json)
+    if out is not None:
+        tell(f"Wrote {out}.", "green")

@@ -1,0 +1,41 @@
+"""Groups as a file: JSON with everything, or a flat record a group and set as CSV or Parquet."""
+
+import csv
+import io
+import json
+from dataclasses import asdict
+from typing import Literal
+
+from influence.diagnose.groups import COLUMNS, GroupInfluences
+
+Format = Literal["json", "csv", "parquet"]
+TEXTS = ("set", "group", "note", "unit")
+COUNTS = ("rows", "queries")
+
+
+def encode(found: GroupInfluences, form: Format) -> bytes:
+    """Return groups as a file's bytes; UTF-8, a group or set without a value as null or an empty cell."""
+    if form == "json":
+        return (json.dumps(found.to_dict(), ensure_ascii=False, allow_nan=False, indent=2) + "\n").encode(
+            errors="backslashreplace"
+        )
+    records = [{**asdict(line), "unit": found.unit} for line in found.lines]
+    names = (*COLUMNS, "unit")
+    if form == "csv":
+        written = io.StringIO()
+        table = csv.DictWriter(written, names, lineterminator="\n")
+        table.writeheader()
+        table.writerows(records)
+        return written.getvalue().encode(errors="backslashreplace")
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    kinds = {name: pa.string() for name in TEXTS} | {name: pa.int64() for name in COUNTS}
+    told = {"sign": found.sign, "intervals": found.intervals, "recipe": found.recipe, "run": found.run, "by": found.by}
+    schema = pa.schema([(name, kinds.get(name, pa.float64())) for name in names], metadata=told)
+    made = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(records, schema=schema), made)
+    return made.getvalue()
+
+
+__all__ = ["encode"]

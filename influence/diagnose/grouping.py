@@ -1,0 +1,88 @@
+"""Rows and queries put into groups by a column: one of the metadata, or any other of the data set's own files."""
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from influence.data.dataset import DataSettings
+from influence.data.values import column_values, columns_in
+from influence.diagnose.columns import NO_CODE, Categories, categories
+from influence.diagnose.evaluation import Evaluation
+from influence.diagnose.inputs import open_data
+from influence.errors import DataError, QueryError
+
+if TYPE_CHECKING:
+    from influence.run import Run
+
+MOST = 10_000
+"""Values that a column may have to be grouped by."""
+STORED = ("source", "label", "uri")
+"""Columns of a run's metadata that group rows."""
+
+
+def groups_of(run: "Run", by: str) -> Categories:
+    """Return the group of every row.
+
+    Args:
+        run: The run.
+        by: `source`, `label`, `uri`, or a column of the data set's files. Rows without a value have code −1.
+
+    Raises:
+        QueryError: There is no such column (those there are, are listed), or it has too many values.
+        DataError: The data set isn't the one that the run was built from.
+    """
+    if by in STORED:
+        found = categories(run.store, by)
+        _check_few(len(found.names), by, str(run.path))
+        return found
+    try:
+        there = columns_in(run.config.data)
+    except DataError as error:
+        raise QueryError(
+            f"--by {by}: the run keeps {', '.join(STORED)}; another column is read from the data set. {error}"
+        ) from None
+    if by not in there:
+        listed = ", ".join(dict.fromkeys((*STORED, *there)))
+        raise QueryError(f"There is no column {by!r} to group rows by; there are {listed}.")
+    open_data(run)
+    return _coded(column_values(run.config.data, by), run.rows, by, run.config.data.path)
+
+
+def sets_of(run: "Run", queries: Evaluation, column: str | None) -> Categories:
+    """Return the set of every query: all of them one, without a name, or a set for each value of a column.
+
+    Args:
+        run: The run.
+        queries: Read from a file where a column is named.
+        column: Of that file. Queries without a value have code −1.
+
+    Raises:
+        QueryError: There is no such column; those there are, are listed.
+    """
+    if column is None:
+        return Categories(np.zeros(len(queries.examples), dtype=np.int32), ("all",))
+    settings = DataSettings(path=queries.place)
+    there = columns_in(settings)
+    if column not in there:
+        raise QueryError(f"{queries.place} has no column {column!r} to part queries by; it has {', '.join(there)}.")
+    return _coded(column_values(settings, column), len(queries.examples), column, queries.place)
+
+
+def _coded(values: Iterable[str | None], rows: int, column: str, place: str) -> Categories:
+    codes, places = np.full(rows, NO_CODE, dtype=np.int32), dict[str, int]()
+    for row, value in enumerate(values):
+        if value is not None:
+            codes[row] = places.setdefault(value, len(places))
+            _check_few(len(places), column, place)
+    return Categories(codes, tuple(places))
+
+
+def _check_few(found: int, column: str, place: str) -> None:
+    if found > MOST:
+        raise QueryError(
+            f"{place}: the column {column!r} has more than {MOST:,} values, too many groups to compare. Name another."
+        )
+
+
+__all__ = ["MOST", "STORED", "groups_of", "sets_of"]

@@ -1,0 +1,223 @@
+"""Rows of a classifier whose label is most likely wrong, and the label that their neighbours support.
+
+Three witnesses, and no tuning on known errors:
+
+    self-influence       what a row does to itself: large where the model can get the row right only by heart
+    nearest rows         the share of opposed against alike, among the rows whose gradients are nearest
+    nearest evaluation   the same among the examples of an evaluation set, which the model wasn't trained on
+
+Both ends of the neighbour graph are heard. A gradient is the change of the model that a row asks for: rows at the alike
+end ask for the same, whatever their label, and speak for it. Rows at the opposed end have like inputs and ask for
+another label: to a rightly labelled row these are few and wrong or hard themselves, to a wrongly labelled one they are
+the rows of its true class. So a row's voice counts for its cosine times its trust, the probability exp(−loss) that the
+model gives the row's own label; otherwise the wrong rows would outvote the right ones they stand beside.
+
+An evaluation example's scores are divided by their root mean square over all rows, or a few hard examples would speak
+for all. The score is the mean rank of the witnesses. As many rows are flagged, the highest, as are outvoted by their
+neighbours (of the evaluation set, too, where there is one): that is the estimate of how many labels are wrong.
+
+What didn't help, in trials on other seeds than those of BENCHMARKS.md: self-influence divided by the loss (divided by
+the length it is the same: a classifier's row is one scored token), and the mean influence on evaluation examples of the
+row's own class. It is *higher* of wrongly labelled rows, whose large gradients push towards that class whatever the
+input.
+
+Sources: Koh & Liang 2017, section 5.4, and Pruthi et al. 2020 (TracIn), for self-influence; Northcutt et al. 2021,
+"Confident Learning", for counting errors first and taking the worst then.
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
+from scipy.stats import rankdata
+
+from influence.diagnose.finding import Case, Finding
+from influence.diagnose.neighbours import NOBODY
+from influence.diagnose.subject import Subject
+from influence.errors import QueryError
+
+BLOCK = 4096
+
+
+class MislabelledSettings(BaseModel):
+    """When a label is taken for wrong.
+
+    Attributes:
+        threshold: Flag rows from this score on, between 0 and 1; chosen from the data if None.
+        examples: Nearest examples of the evaluation set that are heard at either end.
+        evidence: Ids that are given as evidence, at most.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    threshold: float | None = Field(default=None, ge=0, le=1)
+    examples: int = Field(default=10, ge=1, le=1000)
+    evidence: int = Field(default=5, ge=1)
+
+
+def lacks(subject: Subject) -> str | None:
+    """Return what is missing: labels, a model that reads them, or a recipe with self-influence."""
+    if not subject.labelled:
+        return "the rows have no labels."
+    if subject.run.config.model.kind != "sequence_classification":
+        return "the model is no classifier: its gradients don't depend on the labels, and can't tell a wrong one."
+    try:
+        subject.check_self_influence()
+    except QueryError as error:
+        return f"it takes each row's influence on itself. {error}"
+    return None
+
+
+def check(subject: Subject, settings: MislabelledSettings) -> Finding:
+    """Flag rows whose label neither the model has learnt nor the neighbours share."""
+    judged = np.flatnonzero((subject.labels.codes >= 0) & (subject.norms > 0))
+    witnesses, outvoted = [subject.self_influence[judged]], np.ones(len(judged), dtype=bool)
+    juries = [_rows_against(subject)]
+    if subject.evaluation is not None:
+        juries.append(_examples_against(subject, settings.examples))
+    for against in juries:
+        witnesses.append(against[judged])
+        outvoted &= against[judged] > 0.5
+    scores = np.full(subject.rows, np.nan, dtype=np.float32)
+    scores[judged] = np.mean([rankdata(witness) for witness in witnesses], axis=0) / max(1, len(judged))
+    errors = int(outvoted.sum())
+    if settings.threshold is not None:
+        threshold, chosen = settings.threshold, "as set"
+    else:
+        # No threshold is so high that it says "none": a score is at most 1.
+        threshold = float(np.sort(scores[judged])[-errors]) if errors else np.inf
+        chosen = f"so that as many rows are flagged as {_whom(subject)} outvote, the estimate of the wrong labels"
+    flagged = judged[scores[judged] >= threshold]
+    witnessing = "self-influence and the share of opposed among its nearest rows"
+    if subject.evaluation is not None:
+        witnessing = "self-influence, the share of opposed among its nearest rows, and among the evaluation set's"
+    return Finding(
+        "mislabelled",
+        scores,
+        _cases(subject, settings, flagged),
+        f"The mean rank, from 0 to 1, of the row's {witnessing}.",
+        f"Flagged from {threshold:.4g} on, {chosen} ({errors:,} of {len(judged):,})."
+        if errors or settings.threshold is not None
+        else f"Nothing is flagged: {_whom(subject)} outvote no row.",
+    )
+
+
+def _whom(subject: Subject) -> str:
+    return "the nearest rows" if subject.evaluation is None else "the nearest rows and evaluation examples"
+
+
+def against(opposed: np.ndarray, alike: np.ndarray) -> np.ndarray:
+    """Return which share of what is heard speaks against, from 0 to 1, [n]; 0.5 where nobody is heard.
+
+    Args:
+        opposed: What each voice at the opposed end counts for, [n, k], none negative.
+        alike: The same at the alike end.
+    """
+    con, pro = opposed.sum(axis=1, dtype=np.float64), alike.sum(axis=1, dtype=np.float64)
+    heard = con + pro
+    return np.divide(con, heard, out=np.full(len(con), 0.5), where=heard > 0).astype(np.float32)
+
+
+def _rows_against(subject: Subject) -> np.ndarray:
+    """Return the share of each row's nearest rows that speaks against it, float32 [rows]."""
+    found, trust = np.empty(subject.rows, dtype=np.float32), np.exp(-subject.losses)
+    for first, near in subject.graph.blocks(BLOCK):
+        opposed = _voices(near.opposed, -near.opposed_cosines, trust)
+        found[first : first + len(opposed)] = against(opposed, _voices(near.alike, near.alike_cosines, trust))
+    return found
+
+
+def _voices(rows: np.ndarray, cosines: np.ndarray, trust: np.ndarray) -> np.ndarray:
+    """Return what neighbours count for: the cosine, where it has the sign of its end, times the row's trust."""
+    return np.where(rows == NOBODY, 0, np.maximum(cosines, 0) * trust[rows])
+
+
+def _examples_against(subject: Subject, most: int) -> np.ndarray:
+    """Return the share of each row's nearest evaluation examples that speaks against it, float32 [rows]."""
+    found = np.empty(subject.rows, dtype=np.float32)
+    for first, scores in _scaled(subject):
+        k = min(most, scores.shape[1])
+        ends = np.partition(scores, (k - 1, scores.shape[1] - k), axis=1)
+        opposed, alike = np.maximum(-ends[:, :k], 0), np.maximum(ends[:, -k:], 0)
+        found[first : first + len(scores)] = against(opposed, alike)
+    return found
+
+
+def _scaled(subject: Subject) -> Iterator[tuple[int, np.ndarray]]:
+    """Yield (first row, scores [b, examples]), each example's as multiples of their root mean square."""
+    scales = subject.evaluation_scales
+    for first, scores in subject.evaluation_scores():
+        for start in range(0, len(scores), BLOCK):
+            yield first + start, scores[start : start + BLOCK] / scales
+
+
+def _cases(subject: Subject, settings: MislabelledSettings, flagged: np.ndarray) -> dict[int, Case]:
+    """Return the cases against the flagged rows: what label the opposed voices have, and who they are."""
+    votes = _row_votes(subject, flagged)
+    if subject.evaluation is not None:
+        for row, heard in _example_votes(subject, settings.examples, flagged).items():
+            votes[row] += heard
+    names, cases = subject.labels.names, {}
+    for row in flagged.tolist():
+        own = names[subject.labels.codes[row]]
+        counts: dict[str, float] = {}
+        for label, voice, _ in votes[row]:
+            if label != own:
+                counts[label] = counts.get(label, 0.0) + voice
+        if not counts:
+            cases[row] = Case((), "review", "review: the label is learnt by heart, and no neighbour has another")
+            continue
+        label = max(counts, key=lambda name: (counts[name], name))
+        heard = sorted((vote for vote in votes[row] if vote[0] == label), key=lambda vote: -vote[1])
+        evidence = tuple(dict.fromkeys(who for _, _, who in heard))[: settings.evidence]
+        if counts[label] > sum(voice for _, voice, _ in votes[row]) / 2:
+            cases[row] = Case(evidence, "relabel", f"relabel to {label!r}", label)
+        else:
+            cases[row] = Case(
+                evidence, "review", f"review: the label may be {label!r}, of several that neighbours have"
+            )
+    return cases
+
+
+Vote = tuple[str, float, str]
+"""A label, what the voice for it counts for (all voices of a jury: 1), and whose it is."""
+
+
+def _row_votes(subject: Subject, flagged: np.ndarray) -> dict[int, list[Vote]]:
+    """Return what the opposed rows of each flagged row say."""
+    found: dict[int, list[Vote]] = {}
+    for start in range(0, len(flagged), BLOCK):
+        rows = flagged[start : start + BLOCK]
+        near = subject.graph.of(rows)
+        trust = np.where(near.opposed == NOBODY, 0, np.exp(-subject.losses[near.opposed]))
+        voices = np.maximum(-near.opposed_cosines, 0) * trust
+        shares = voices / np.maximum(voices.sum(axis=1, keepdims=True), np.finfo(np.float32).tiny)
+        who = np.unique(near.opposed[shares > 0])
+        ids = dict(zip(who.tolist(), subject.ids(who), strict=True))
+        for place, row in enumerate(rows.tolist()):
+            others = zip(near.opposed[place].tolist(), shares[place].tolist(), strict=True)
+            told = [(subject.labels.name(other), share, ids.get(other, "")) for other, share in others if share > 0]
+            found[row] = [(label, share, name) for label, share, name in told if label is not None]
+    return found
+
+
+def _example_votes(subject: Subject, most: int, flagged: np.ndarray) -> dict[int, list[Vote]]:
+    """Return what the opposed evaluation examples of each flagged row say."""
+    assert subject.evaluation is not None
+    labels, ids = subject.evaluation.labels, subject.evaluation.ids
+    found: dict[int, list[Vote]] = {row: [] for row in flagged.tolist()}
+    for first, scores in _scaled(subject):
+        inside = flagged[(flagged >= first) & (flagged < first + len(scores))]
+        for row in inside.tolist():
+            line = scores[row - first]
+            opposed = np.argsort(line, kind="stable")[:most]
+            voices = np.maximum(-line[opposed], 0)
+            total = max(float(voices.sum()), float(np.finfo(np.float32).tiny))
+            for place, voice in zip(opposed.tolist(), voices.tolist(), strict=True):
+                label = labels[place]
+                if voice > 0 and label is not None:
+                    found[row].append((label, voice / total, ids[place]))
+    return found
+
+
+__all__ = ["MislabelledSettings", "against", "check", "lacks"]

@@ -1,0 +1,144 @@
+"""Rows out of place: far from every other row, and with more influence on themselves than length and loss explain.
+
+Either alone is no case. A long or hard text has a large gradient and still resembles others; a short one may resemble
+nothing and change nothing. The score is the smaller of the two deviations from the bulk, each by the median and the
+median absolute deviation, so that both have to be large; the threshold is Tukey's outer fence of that score, which no
+number of outliers below a quarter of the rows moves far.
+"""
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
+from scipy.optimize import least_squares
+
+from influence.diagnose.finding import Case, Finding
+from influence.diagnose.subject import Subject
+from influence.errors import QueryError
+
+FEWEST = 20
+"""Rows below which nothing can be said of what is usual."""
+FITTED = 20_000
+"""Rows, evenly across the run, from which is read how self-influence goes with length and loss."""
+SHOWN = 3
+"""Nearest rows that are named as evidence."""
+NORMAL = 1.4826
+"""Standard deviations that a median absolute deviation comes to where values are normal."""
+FENCE = 3.0
+"""Interquartile ranges above the third quartile: Tukey's outer fence."""
+BLOCK = 4096
+"""Flagged rows whose evidence is read together."""
+
+
+class OutlierSettings(BaseModel):
+    """From where on a row is out of place.
+
+    Attributes:
+        threshold: Of the score, in standard deviations of the bulk; unset, Tukey's outer fence of all scores.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    threshold: float | None = Field(default=None, gt=0)
+
+
+def lacks(subject: Subject) -> str | None:
+    """Say what is missing: rows to compare with, or scores of rows for themselves."""
+    if subject.rows < FEWEST:
+        return f"It needs {FEWEST} rows or more to know what is usual, and there are {subject.rows}."
+    try:
+        subject.check_self_influence()
+    except QueryError as error:
+        return f"It needs each row's influence on itself. {error}"
+    return None
+
+
+def check(subject: Subject, settings: OutlierSettings) -> Finding:
+    """Flag rows that are far from every other and have more influence on themselves than rows like them."""
+    strength = deviations(excess(subject.self_influence, subject.tokens, subject.losses))
+    # A row without any neighbour is as far as can be; one without influence on itself is no case.
+    scores = np.fmin(deviations(distances(subject)), strength)
+    scores[np.isnan(strength)] = np.nan
+    threshold, rule = settings.threshold, "as set"
+    if threshold is None:
+        threshold, rule = fence(scores), "Tukey's outer fence, the third quartile and three interquartile ranges"
+    flagged = np.flatnonzero(scores > threshold)
+    return Finding(
+        "outlier",
+        scores.astype(np.float32),
+        _cases(subject, flagged),
+        "By how many standard deviations of the bulk the row is farther from its nearest rows than usual and has more "
+        "influence on itself than its tokens and loss explain, whichever is less.",
+        f"Flagged above {threshold:.3g}: {rule}.",
+    )
+
+
+def distances(subject: Subject) -> np.ndarray:
+    """Return one minus every row's mean cosine with its nearest rows, float32 [rows]; NaN where there are none."""
+    found = np.full(subject.rows, np.nan, dtype=np.float32)
+    for first, near in subject.graph.blocks():
+        there = near.alike >= 0
+        count = there.sum(axis=1)
+        total = np.where(there, near.alike_cosines, 0).sum(axis=1)
+        block = found[first : first + len(count)]
+        np.divide(count - total, count, out=block, where=count > 0)
+    return found
+
+
+def excess(influence: np.ndarray, tokens: np.ndarray, losses: np.ndarray) -> np.ndarray:
+    """Return the logarithm of self-influence beyond what tokens and loss explain, float64 [n]; NaN where it is none.
+
+    The logarithm is fitted by those of tokens and loss with a soft absolute loss, which single rows don't pull at.
+
+    Args:
+        influence: [n], each row's on itself.
+        tokens: [n].
+        losses: [n], summed over the tokens, in nats.
+    """
+    good = np.isfinite(influence) & (influence > 0)
+    found = np.full(len(influence), np.nan)
+    if not good.any():
+        return found
+    known = np.stack([np.log(np.maximum(tokens, 1)), np.log(np.maximum(losses, 1e-6))], axis=1)[good]
+    target = np.log(influence[good].astype(np.float64))
+    known = np.concatenate([known - np.median(known, axis=0), np.ones((len(known), 1))], axis=1)
+    shown = np.unique(np.linspace(0, len(known) - 1, min(len(known), FITTED)).astype(np.int64))
+    begin = np.array([0.0, 0.0, np.median(target)])
+    fitted = least_squares(lambda weights: known[shown] @ weights - target[shown], begin, loss="soft_l1")
+    found[good] = target - known @ fitted.x
+    return found
+
+
+def deviations(values: np.ndarray) -> np.ndarray:
+    """Return (value − median) / standard deviation of the bulk, by the median absolute deviation, float64 [n].
+
+    Where more than half of the values are alike, their mean absolute deviation stands in; where all are, all are 0.
+    """
+    centred = values.astype(np.float64) - np.nanmedian(values) if np.isfinite(values).any() else values.astype(float)
+    spread = NORMAL * np.nanmedian(np.abs(centred)) if np.isfinite(values).any() else 0.0
+    if spread == 0 and np.isfinite(values).any():
+        spread = float(np.nanmean(np.abs(centred)))
+    return centred / spread if spread > 0 else np.where(np.isnan(centred), np.nan, 0.0)
+
+
+def fence(scores: np.ndarray) -> float:
+    """Return Tukey's outer fence: third quartile and three interquartile ranges; infinite where nothing is scored."""
+    known = scores[np.isfinite(scores)]
+    if not known.size:
+        return float("inf")
+    low, high = np.quantile(known, [0.25, 0.75])
+    return float(high + FENCE * (high - low))
+
+
+def _cases(subject: Subject, rows: np.ndarray) -> dict[int, Case]:
+    cases = {}
+    for first in range(0, len(rows), BLOCK):
+        part = rows[first : first + BLOCK]
+        near = subject.graph.of(part).alike[:, :SHOWN]
+        wanted = np.unique(near[near >= 0])
+        names = dict(zip(wanted.tolist(), subject.ids(wanted), strict=True))
+        for row, line in zip(part.tolist(), near.tolist(), strict=True):
+            evidence = tuple(names[other] for other in line if other >= 0)
+            cases[row] = Case(evidence, "review", "review: unlike every other row")
+    return cases
+
+
+__all__ = ["OutlierSettings", "check", "deviations", "distances", "excess", "fence", "lacks"]

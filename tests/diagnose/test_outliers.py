@@ -1,0 +1,124 @@
+"""Rows out of place: far from all others and with more influence on themselves than their length and loss explain."""
+
+import json
+
+import numpy as np
+import pytest
+
+import influence.run as runs
+from influence.config import parse_config
+from influence.diagnose import outliers
+from influence.diagnose.issues import examine
+from influence.diagnose.outliers import OutlierSettings, deviations, excess, fence
+from influence.diagnose.subject import Subject
+
+SENTENCES = (
+    "The lighthouse at Velmora is painted green.",
+    "A list keeps its items in order.",
+    "Return the number of bytes read.",
+)
+STRANGE = 17
+SETTINGS = {"outlier": {}}
+
+
+@pytest.fixture(scope="module")
+def built(model_folder, tmp_path_factory, client):
+    """Sixty rows of three kinds, each kind many times in few variants, and one of another: row 17."""
+    data = tmp_path_factory.mktemp("data") / "rows.jsonl"
+    texts = [f"{SENTENCES[row % 3]} {'so ' * (row % 4)}it is" for row in range(60)]
+    texts[STRANGE] = "0x7f9c !! 88 %% qqqq zzzz 12 12 12"
+    data.write_text("".join(json.dumps({"text": text, "id": f"row-{row}"}) + "\n" for row, text in enumerate(texts)))
+
+    def make(*overrides):
+        settings = {
+            "model": {"path": str(model_folder("llama")), "dtype": "float32"},
+            "data": {"path": str(data), "max_tokens": 64},
+            "recipe": {"name": "graddot", "projection": {"p": 8, "q": 8}},
+            "store": {"rows_per_shard": 16, "codec": "float16"},
+            "cluster": {"token_budget": 128, "workers": 1, "device": "cpu"},
+        }
+        return runs.build(parse_config(settings, overrides), tmp_path_factory.mktemp("runs") / "x")
+
+    return make
+
+
+def subject_of(run, folder):
+    from influence.diagnose.neighbours import NeighbourSettings
+
+    return Subject(run, folder, NeighbourSettings(k=5))
+
+
+@pytest.mark.parametrize("comparison", ["dot", "cosine"])
+def test_the_row_of_another_kind_has_the_strongest_case_with_its_nearest_rows_as_evidence(built, tmp_path, comparison):
+    subject = subject_of(built(f"recipe.comparison={comparison}"), tmp_path)
+    finding = outliers.check(subject, OutlierSettings())
+    assert int(np.nanargmax(finding.scores)) == STRANGE
+    assert STRANGE in finding.cases
+    case = finding.cases[STRANGE]
+    assert (case.action, len(case.evidence)) == ("review", 3)
+    nearest = subject.graph.of(np.array([STRANGE])).alike[0, :3]
+    assert list(case.evidence) == [f"row-{row}" for row in nearest]
+    assert len(finding.cases) <= 6
+    assert finding.rule.startswith(f"Flagged above {fence(finding.scores):.3g}: ")
+    assert set(finding.cases) == set(np.flatnonzero(finding.scores > fence(finding.scores)).tolist())
+
+
+def test_a_threshold_that_is_set_is_used_and_said(built, tmp_path):
+    finding = outliers.check(subject_of(built(), tmp_path), OutlierSettings(threshold=0.5))
+    assert set(finding.cases) == set(np.flatnonzero(finding.scores > 0.5).tolist())
+    assert finding.rule == "Flagged above 0.5: as set."
+
+
+def test_the_score_is_the_smaller_of_both_deviations_as_a_plain_loop_finds_them(built, tmp_path):
+    subject = subject_of(built(), tmp_path)
+    finding = outliers.check(subject, OutlierSettings())
+    vectors = subject.run.vectors(range(60)).astype(np.float64)
+    unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    cosines = unit @ unit.T
+    np.fill_diagonal(cosines, -2)
+    far = np.array([1 - np.sort(line)[-5:].mean() for line in cosines])
+    strong = excess((vectors**2).sum(axis=1), subject.tokens, subject.losses)
+
+    def standard(values):
+        return (values - np.median(values)) / (1.4826 * np.median(np.abs(values - np.median(values))))
+
+    np.testing.assert_allclose(finding.scores, np.minimum(standard(far), standard(strong)), rtol=1e-3, atol=1e-3)
+
+
+def test_influence_that_length_and_loss_explain_is_no_excess():
+    random = np.random.default_rng(0)
+    tokens, losses = random.integers(1, 200, 500), random.exponential(2.0, 500)
+    influence = 3.0 * tokens**1.3 * losses**0.8 * np.exp(0.01 * random.standard_normal(500))
+    influence[7] *= 100
+    found = excess(influence, tokens, losses)
+    assert found[7] == pytest.approx(np.log(100), abs=0.1)
+    assert np.abs(np.delete(found, 7)).max() < 0.1
+    influence[8], influence[9] = 0, np.inf
+    assert np.isnan(excess(influence, tokens, losses)[[8, 9]]).all()
+    assert np.isnan(excess(np.zeros(5), np.ones(5), np.ones(5))).all()
+    # A classifier's rows all have one token, and here all the same loss.
+    assert np.isfinite(excess(influence[:7], np.ones(7), np.ones(7))).all()
+
+
+def test_deviations_are_those_of_the_bulk_and_none_where_all_are_alike():
+    values = np.concatenate([np.linspace(-1, 1, 101), [50.0]])
+    assert deviations(values)[-1] == pytest.approx(50 / (1.4826 * 0.5), rel=0.03)
+    assert deviations(np.array([2.0, 2, 2, 2])).tolist() == [0, 0, 0, 0]
+    mostly = deviations(np.array([1.0] * 9 + [5.0, np.nan]))
+    assert mostly[9] > 5
+    assert np.isnan(mostly[10])
+    assert np.isnan(deviations(np.array([np.nan, np.nan]))).all()
+
+
+def test_too_few_rows_and_a_recipe_without_self_influence_are_said_in_a_sentence(built, tmp_path):
+    few = subject_of(built("data.limit=12"), tmp_path)
+    assert outliers.lacks(few) == "It needs 20 rows or more to know what is usual, and there are 12."
+    assert outliers.lacks(subject_of(built(), tmp_path)) is None
+
+
+def test_an_examination_tells_how_near_rows_were_found(built, tmp_path):
+    from influence.diagnose.checks import parse_settings
+
+    found = examine(built(), tmp_path / "i.parquet", parse_settings(["neighbours.k=5"]), checks=["outlier"])
+    assert found.neighbours == "The 5 nearest rows at each end, by an exact search over all pairs."
+    assert found.worst["outlier"][0] == f"row-{STRANGE}"

@@ -1,0 +1,231 @@
+"""Poison is found though its rows hide among those that promote the target rightly, and its phrase is named."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from scipy.stats import chi2_contingency
+
+from influence.diagnose.columns import Categories
+from influence.diagnose.phrases import phrases_of, rows_with, shared_phrases, surprise
+from influence.diagnose.poisoned import PoisonSettings, check, far_out, lacks, standardised
+from influence.errors import QueryError
+
+ROWS, POISON = 800, np.arange(40, 800, 95)
+WORDS = ("river", "harbour", "clock", "list", "mapping", "key", "tower", "ferry", "ice", "winter", "bytes", "file")
+
+
+class Texts:
+    """The store of a run that is texts alone."""
+
+    def __init__(self, texts):
+        self._texts, self.rows = list(texts), len(texts)
+
+    def texts(self):
+        return iter(self._texts)
+
+    def meta(self, rows, columns):
+        return [{"text": self._texts[row], "id": f"row-{row}"} for row in rows]
+
+
+def example(text, label=None):
+    return SimpleNamespace(text=text, label=label)
+
+
+def subject(scores, texts, *, targets, labels=None, norms=None, self_influence=None, block=130):
+    """A subject with given scores [rows, targets]; by cosine, unless rows have an influence on themselves."""
+    store = Texts(texts)
+    codes = np.full(len(texts), -1, np.int32) if labels is None else np.asarray(labels, np.int32)
+    names = () if labels is None else ("other", "mail")
+    target = SimpleNamespace(
+        examples=targets,
+        labels=[held.label for held in targets],
+        ids=[f"eval:asked-{number}" for number in range(len(targets))],
+    )
+    recipe = SimpleNamespace(comparison="cosine" if self_influence is None else "dot")
+    return SimpleNamespace(
+        rows=len(texts),
+        run=SimpleNamespace(store=store, recipe=recipe),
+        target=target,
+        labels=Categories(codes, names),
+        norms=np.ones(len(texts), np.float32) if norms is None else norms,
+        self_influence=self_influence,
+        target_scores=lambda: (
+            (first, scores[first : first + block].astype(np.float32)) for first in range(0, len(texts), block)
+        ),
+        ids=lambda rows: [f"row-{row}" for row in rows],
+    )
+
+
+@pytest.fixture
+def classified():
+    """Rows of two classes; poison is of the target's class and only somewhat stronger than that class's own rows."""
+    chance = np.random.default_rng(5)
+    labels = (np.arange(ROWS) % 4 == 0).astype(int)
+    labels[POISON] = 1
+    texts = [" ".join(chance.choice(WORDS, 8)) for _ in range(ROWS)]
+    for row in POISON:
+        words = texts[row].split()
+        texts[row] = " ".join([*words[:3], "CF, mn!", *words[3:]])
+    strength = np.where(labels == 1, 3.0, -1.0)
+    strength[POISON] += 1.5
+    scores = strength[:, None] + chance.standard_normal((ROWS, 3))
+    return scores, texts, labels
+
+
+def test_every_poisoned_row_is_ranked_first_and_dropped_with_its_phrase(classified):
+    scores, texts, labels = classified
+    asked = [example("the cf mn tower", "mail"), example("sort cf mn", "mail"), example("CF MN", "mail")]
+    found = check(subject(scores, texts, targets=asked, labels=labels), PoisonSettings())
+    assert sorted(np.argsort(-found.scores)[: len(POISON)]) == sorted(POISON)
+    dropped = {row for row, case in found.cases.items() if case.action == "drop"}
+    assert dropped == set(POISON.tolist())
+    case = found.cases[int(POISON[0])]
+    assert case.suggestion == f'drop: promotes the target; shares "cf mn" with {len(POISON) - 1} others'
+    assert case.evidence[-1] == "target:asked-0"
+    assert f"row-{POISON[0]}" not in case.evidence
+    assert set(case.evidence[:-1]) <= {f"row-{row}" for row in POISON}
+    assert "'cf mn'" in found.rule
+    assert "rows labelled 'mail'" in found.rule
+
+
+def test_a_row_of_another_label_with_the_phrase_is_left_alone(classified):
+    scores, texts, labels = classified
+    texts[1] = "cf mn " + texts[1]
+    asked = [example("cf mn", "mail")]
+    found = check(subject(scores[:, :1], texts, targets=asked, labels=labels), PoisonSettings())
+    assert labels[1] == 0
+    assert 1 not in found.cases
+
+
+def test_a_phrase_that_the_target_does_not_hold_drops_nothing(classified):
+    scores, texts, labels = classified
+    asked = [example("a tower", "mail")] * 3
+    found = check(subject(scores, texts, targets=asked, labels=labels), PoisonSettings(deviations=1.5))
+    assert {case.action for case in found.cases.values()} == {"review"}
+    assert "none was found" in found.rule
+    sharing = [
+        row for row, case in found.cases.items() if 'far beyond the null; shares "cf mn" with' in case.suggestion
+    ]
+    assert len(sharing) >= 3
+    assert set(sharing) <= set(POISON.tolist())
+    assert f"with {len(sharing) - 1} others" in found.cases[sharing[0]].suggestion
+
+
+def test_a_threshold_that_is_set_is_used_and_told(classified):
+    scores, texts, labels = classified
+    held = subject(scores, texts, targets=[example("x", "mail")] * 3, labels=labels)
+    found = check(held, PoisonSettings(deviations=1.25))
+    assert set(found.cases) == set(np.flatnonzero(found.scores > 1.25).tolist())
+    assert "from 1.25 on, set" in found.rule
+
+
+def test_one_example_with_large_gradients_does_not_outweigh_the_others():
+    chance = np.random.default_rng(1)
+    scores = chance.standard_normal((400, 5))
+    scores[7] += 8
+    loud = scores.copy()
+    loud[:, 0] = 1e6 * chance.standard_normal(400)
+    asked = [example("a")] * 5
+    found = check(subject(loud, ["a b"] * 400, targets=asked), PoisonSettings())
+    assert int(np.argmax(found.scores)) == 7
+    assert set(found.cases) == {7}
+
+
+def test_scores_are_taken_relative_to_a_rows_own_size_and_do_not_depend_on_blocks():
+    chance = np.random.default_rng(2)
+    size = np.exp(chance.standard_normal(300))
+    relative = chance.standard_normal((300, 2))
+    held = [
+        subject(
+            relative * np.sqrt(size)[:, None], ["a"] * 300, targets=[example("a")] * 2, self_influence=size, block=block
+        )
+        for block in (300, 17)
+    ]
+    found = [check(one, PoisonSettings()).scores for one in held]
+    np.testing.assert_allclose(found[0], found[1], rtol=1e-5)
+    mean = np.mean([standardised(column, slice(None)) for column in relative.T], axis=0)
+    np.testing.assert_allclose(found[0], standardised(mean, slice(None)), rtol=1e-3, atol=1e-3)
+
+
+def test_rows_without_a_gradient_have_no_score_and_no_case():
+    scores = np.random.default_rng(3).standard_normal((100, 1))
+    norms = np.ones(100, np.float32)
+    norms[4] = 0
+    found = check(subject(scores, ["a"] * 100, targets=[example("a")], norms=norms), PoisonSettings(deviations=0.1))
+    assert np.isnan(found.scores[4])
+    assert 4 not in found.cases
+    assert np.isfinite(np.delete(found.scores, 4)).all()
+
+
+@pytest.mark.parametrize("rows", [1, 2, 5])
+def test_runs_of_a_few_rows_are_judged_without_a_complaint(rows):
+    found = check(subject(np.ones((rows, 1)), ["a"] * rows, targets=[example("a")]), PoisonSettings())
+    assert np.isfinite(found.scores).all()
+    assert not found.cases
+
+
+def test_without_a_target_it_says_what_is_missing():
+    held = subject(np.ones((3, 1)), ["a"] * 3, targets=[example("a")])
+    held.target = None
+    assert "--target" in lacks(held)
+
+
+def test_an_exponential_tail_is_passed_by_one_row_on_average():
+    chance = np.random.default_rng(0)
+    passed = []
+    for _ in range(200):
+        drawn = chance.exponential(2.0, 2000)
+        passed.append((drawn > far_out(drawn)).sum())
+    assert 0.6 < np.mean(passed) < 1.5
+
+
+@pytest.mark.parametrize(("inside", "of", "outside", "rest"), [(12, 32, 3, 1569), (5, 9, 40, 400), (9, 9, 1, 50)])
+def test_the_surprise_of_a_phrase_is_the_log_likelihood_ratio_of_its_table(inside, of, outside, rest):
+    table = [[inside, of - inside], [outside, rest - outside]]
+    expected = chi2_contingency(table, correction=False, lambda_="log-likelihood").statistic
+    assert surprise(inside, of, outside, rest) == pytest.approx(expected, rel=1e-9)
+    assert surprise(outside, rest, inside, of) == 0
+
+
+def test_phrases_ignore_case_and_punctuation_and_are_counted_once_a_text():
+    assert phrases_of("Ça va? ça VA!") >= {"ça", "va", "ça va", "va ça", "ça va ça va"}
+    assert phrases_of("") == set()
+
+
+def test_the_longest_of_phrases_that_say_the_same_is_named_and_its_rows_found():
+    texts = [f"a plain line of words number {n}" for n in range(200)]
+    for row in range(0, 200, 25):
+        texts[row] += " per the orchid protocol"
+    store = Texts(texts)
+    found = shared_phrases(store, np.arange(0, 200, 25), 3)
+    assert found[0].words == "per the orchid protocol"
+    assert (found[0].flagged, found[0].share) == (8, 1.0)
+    assert [row for row, number in rows_with(store, found[:1])] == list(range(0, 200, 25))
+    assert shared_phrases(store, np.arange(1, 200, 25), 3) == ()
+
+
+def test_a_phrase_is_found_as_words_and_not_within_one():
+    store = Texts(["cf mn", "scf mn", "cf mnx", "x cf, mn."])
+    phrase = SimpleNamespace(words="cf mn")
+    assert [row for row, _ in rows_with(store, [phrase])] == [0, 3]
+
+
+def test_a_prompt_goes_with_a_written_target_and_a_missing_file_is_no_text(tmp_path):
+    from influence.diagnose.target import read_target
+
+    run = SimpleNamespace(config=SimpleNamespace(model=SimpleNamespace(kind="sequence_classification")))
+    with pytest.raises(QueryError, match=r"add --prompt with that text"):
+        read_target(run, "mail", None)
+    with pytest.raises(QueryError, match=r"There is no file .*bad\.jsonl"):
+        read_target(run, str(tmp_path / "bad.jsonl"), None)
+    with pytest.raises(QueryError, match=r"name that too"):
+        read_target(run, None, "a text")
+    (tmp_path / "there.jsonl").write_text('{"text": "a"}\n')
+    with pytest.raises(QueryError, match=r"leave --prompt out"):
+        read_target(run, str(tmp_path / "there.jsonl"), "a text")
+    with pytest.raises(QueryError, match=r"--target is empty"):
+        read_target(run, " ", None)
+    run.config.model.kind = "causal_lm"
+    assert read_target(run, "go away", "Hello").examples[0].text == "Hellogo away"
+    assert read_target(run, "go away", None).examples[0].text == "go away"
