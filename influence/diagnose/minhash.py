@@ -175,9 +175,7 @@ def _signed(blocks: Iterator[Sequence[str]], bands: Bands) -> dict[str, torch.Te
 
 def as_tensors(arrays: Mapping[str, np.ndarray]) -> dict[str, torch.Tensor]:
     """Return arrays as tensors to be saved."""
-    # Numpy's arrays without an element have strides of 0, of which torch makes no bytes.
-    whole = torch.contiguous_format
-    return {name: torch.from_numpy(array).clone(memory_format=whole) for name, array in arrays.items()}
+    return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
 
 def band_keys(shingles: np.ndarray, ends: np.ndarray, bands: Bands) -> np.ndarray:

@@ -172,7 +172,9 @@ def _some(path: Path, fingerprint: str, names: set[str]) -> dict[str, Tensor]:
 
 def _digest(tensor: Tensor) -> str:
     """Return the SHA-256 of a tensor's bytes, in hex."""
-    return sha256(tensor.detach().contiguous().flatten().view(torch.uint8).numpy().data).hexdigest()
+    # One without elements may have a stride of 0, which no other type can be viewed through.
+    flat = tensor.detach().contiguous().flatten() if tensor.numel() else torch.empty(0)
+    return sha256(flat.view(torch.uint8).numpy().data).hexdigest()
 
 
 def _record(path: Path) -> dict[str, Any] | None:

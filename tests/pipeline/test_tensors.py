@@ -1,5 +1,6 @@
 """What is saved and loaded computes to the same bits as what was saved."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -64,3 +65,10 @@ def test_some_tensors_are_read_against_their_own_digests_and_the_others_not_at_a
         load_tensors(path, "f", ["a", "c"])
     with pytest.raises(DigestMismatch, match="was made for f, expected g"):
         load_tensors(path, "g", ["a"])
+
+
+def test_a_tensor_without_elements_is_saved_and_loaded(tmp_path):
+    nobody = torch.from_numpy(np.zeros(5, dtype=np.int64)[:0].copy())
+    save_tensors(tmp_path / "rows.safetensors", {"rows": nobody}, "f")
+    found = load_tensors(tmp_path / "rows.safetensors", "f", ["rows"])["rows"]
+    assert (found.shape, found.dtype) == ((0,), torch.int64)
