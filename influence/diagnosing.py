@@ -10,6 +10,7 @@ from influence.pipeline.progress import Report
 if TYPE_CHECKING:
     from pandas import DataFrame
 
+    from influence.diagnose.clean import Exported
     from influence.diagnose.compare import Comparison
     from influence.diagnose.groups import GroupInfluences
     from influence.diagnose.less import Selected
@@ -200,6 +201,43 @@ class Diagnosing:
         asked = as_evaluation(run, target, "the target")
         with parts_of(path) as folder:
             return select(run, asked, path, settings, folder, words=words, overrides=overrides, progress=progress)
+
+    def export(
+        self,
+        out: str | Path,
+        drop: str | Path | Sequence[str | Path],
+        *,
+        drop_issues: Sequence[str] | None = None,
+        where: str | None = None,
+        relabel: bool = False,
+        overwrite: bool = False,
+        progress: Report | None = None,
+    ) -> "Exported":
+        """Write the training data without the rows that tables of issues suggest to drop; see `undo_export`.
+
+        What stays keeps its bytes. What was done is in `OUT.decisions.parquet` beside it.
+
+        Args:
+            out: The file, of the training data's format; of several files a folder.
+            drop: One table of `issues` or several.
+            drop_issues: Drop the rows that these checks flagged, whatever they suggest, and no others; `["none"]` drops
+                nothing.
+            where: Drop and relabel only rows whose metadata meet a condition; see `query_many`.
+            relabel: Change labels where the tables suggest it.
+            overwrite: Replace an earlier export.
+            progress: Called with every `Step`.
+
+        Raises:
+            QueryError: A table is of another run, or `out` is there or one of the data's own files.
+            DataError: The training data have changed since the build.
+        """
+        from influence.diagnose.clean import export_clean
+        from influence.diagnose.verdicts import Wish
+
+        run: Any = self
+        tables = tuple(Path(table) for table in ([drop] if isinstance(drop, str | Path) else drop))
+        wish = Wish(tables, None if drop_issues is None else tuple(drop_issues), where, relabel)
+        return export_clean(run, wish, Path(out), overwrite=overwrite, progress=progress)
 
     def compare(
         self, other: "Run", queries: Sequence["Query"], *, k: int = 10, progress: Report | None = None

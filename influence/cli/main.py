@@ -6,7 +6,21 @@ from typing import Annotated
 
 import typer
 
-from influence.cli import build, compare, demo, dirty, doctor, groups, issues, plan, query, score, select, status
+from influence.cli import (
+    build,
+    compare,
+    demo,
+    dirty,
+    doctor,
+    export,
+    groups,
+    issues,
+    plan,
+    query,
+    score,
+    select,
+    status,
+)
 from influence.cli.ending import ended
 
 app = typer.Typer(
@@ -31,6 +45,7 @@ for verb in (
     query.query,
     score.score,
     issues.issues,
+    export.export,
     groups.groups,
     select.select,
     compare.compare,

@@ -53,9 +53,9 @@ class ClassifierSettings(FitSettings):
     vocabulary: Annotated[int, Field(ge=300)] = 4096
     layers: Annotated[int, Field(ge=1)] = 2
     hidden: Annotated[int, Field(ge=HEAD, multiple_of=HEAD)] = 128
-    epochs: Annotated[int, Field(ge=1)] = 8
+    epochs: Annotated[int, Field(ge=1)] = 6
     learning_rate: Annotated[float, Field(gt=0)] = 1e-3
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.2
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.3
 
 
 @dataclass(frozen=True, slots=True)

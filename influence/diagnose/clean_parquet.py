@@ -7,7 +7,8 @@ the row's values, and what undoing gives back is every row's values under the sa
 import hashlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -34,15 +35,15 @@ def clean_parquet(
     values = hashlib.sha256()
     file = PartialFile(out)
     try:
-        with pq.ParquetFile(source) as read, _writer(file, read) as writer:
-            for batch in read.iter_batches(BATCH):
+        with pq.ParquetFile(source) as read, _Written(file, read) as written:
+            for batch in _batches(read):
                 _count(values, batch)
                 before = verdicts.passed
                 found = {verdict.row - before: verdict for verdict in verdicts.take(len(batch))}
                 if found:
                     decisions.add_values(list(found.values()), number, batch.take(list(found)).to_struct_array())
                     batch = _cleaned(batch, label, found, source)
-                writer.write_batch(batch)
+                written.add(batch)
         file.finish()
         file.publish()
     finally:
@@ -67,19 +68,19 @@ def restore_parquet(cleaned: Path, originals: "Originals", first: int, rows: int
     values = hashlib.sha256()
     file = PartialFile(out)
     try:
-        with pq.ParquetFile(cleaned) as read, _writer(file, read) as writer:
+        with pq.ParquetFile(cleaned) as read, _Written(file, read) as written:
             kept = _Kept(read)
             row = first
             for decided, action, original in originals.below(first + rows):
                 for batch in (*kept.take(decided - row), original):
                     _count(values, batch)
-                    writer.write_batch(batch)
+                    written.add(batch)
                 if action == "relabel":
                     list(kept.take(1))
                 row = decided + 1
             for batch in kept.take(first + rows - row):
                 _count(values, batch)
-                writer.write_batch(batch)
+                written.add(batch)
         file.finish()
         file.publish()
     finally:
@@ -104,7 +105,7 @@ class Originals:
     @staticmethod
     def _read(path: Path) -> Iterator[tuple[int, str, pa.RecordBatch]]:
         with pq.ParquetFile(path) as file:
-            for batch in file.iter_batches(BATCH, columns=["row", "action", VALUES]):
+            for batch in _batches(file, ["row", "action", VALUES]):
                 rows, actions = batch.column("row").to_pylist(), batch.column("action").to_pylist()
                 values = pa.RecordBatch.from_struct_array(batch.column(VALUES))
                 for place, (row, action) in enumerate(zip(rows, actions, strict=True)):
@@ -115,12 +116,12 @@ class _Kept:
     """The rows of a cleaned file, as many at a time as are asked."""
 
     def __init__(self, file: pq.ParquetFile) -> None:
-        self._batches = file.iter_batches(BATCH)
-        self._held: pa.RecordBatch | None = None
+        self._batches = _batches(file)
+        self._held: pa.RecordBatch = pa.RecordBatch.from_pylist([], file.schema_arrow)
 
     def take(self, rows: int) -> Iterator[pa.RecordBatch]:
         while rows > 0:
-            if self._held is None or not len(self._held):
+            if not len(self._held):
                 self._held = next(self._batches)
             found = self._held.slice(0, rows)
             self._held = self._held.slice(len(found))
@@ -128,16 +129,45 @@ class _Kept:
             yield found
 
 
-def _writer(file: PartialFile, like: pq.ParquetFile) -> pq.ParquetWriter:
-    """Return a writer of the same schema, metadata and compression."""
-    codecs = "snappy"
-    if like.num_row_groups:
-        group = like.metadata.row_group(0)
-        found = {
-            group.column(column).path_in_schema: group.column(column).compression for column in range(group.num_columns)
-        }
-        codecs = {path: "none" if codec == "UNCOMPRESSED" else codec.lower() for path, codec in found.items()}
-    return pq.ParquetWriter(file, like.schema_arrow, compression=codecs)
+class _Written:
+    """A Parquet file with another's schema, metadata and compression, whose row groups are of BATCH rows."""
+
+    def __init__(self, file: PartialFile, like: pq.ParquetFile) -> None:
+        codecs: Any = "snappy"
+        if like.num_row_groups:
+            group = like.metadata.row_group(0)
+            columns = [group.column(number) for number in range(group.num_columns)]
+            codecs = {column.path_in_schema: column.compression.replace("UNCOMPRESSED", "NONE") for column in columns}
+        self._writer = pq.ParquetWriter(file, like.schema_arrow, compression=codecs)
+        self._held: list[pa.RecordBatch] = []
+        self._rows = 0
+
+    def add(self, batch: pa.RecordBatch) -> None:
+        self._held.append(batch)
+        self._rows += len(batch)
+        if self._rows >= BATCH:
+            self._write()
+
+    def _write(self) -> None:
+        if self._rows:
+            self._writer.write_table(pa.Table.from_batches(self._held).combine_chunks())
+        self._held, self._rows = [], 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is None:
+            self._write()
+            self._writer.close()
+
+
+def _batches(file: pq.ParquetFile, columns: list[str] | None = None) -> Iterator[pa.RecordBatch]:
+    # One row group after another: Arrow can't join the dictionaries that nested columns have in each.
+    for group in range(file.num_row_groups):
+        yield from file.iter_batches(BATCH, row_groups=[group], columns=columns)
 
 
 def _cleaned(batch: pa.RecordBatch, label: str | None, found: Mapping[int, Verdict], source: Path) -> pa.RecordBatch:
@@ -149,7 +179,8 @@ def _cleaned(batch: pa.RecordBatch, label: str | None, found: Mapping[int, Verdi
             if verdict.action == "relabel":
                 labels[place] = _as_is(labels[place], str(verdict.new_label), label, verdict, source)
         batch = batch.set_column(number, batch.schema.field(number), pa.array(labels, batch.schema.field(number).type))
-    return batch.take([place for place in range(len(batch)) if place not in found or found[place].action == "relabel"])
+    stay = [place for place in range(len(batch)) if place not in found or found[place].action == "relabel"]
+    return batch.take(pa.array(stay, pa.int64()))
 
 
 def _as_is(old: Any, new: str, column: str, verdict: Verdict, source: Path) -> Any:

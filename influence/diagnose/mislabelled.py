@@ -13,8 +13,9 @@ the rows of its true class. So a row's voice counts for its cosine times its tru
 model gives the row's own label; otherwise the wrong rows would outvote the right ones they stand beside.
 
 An evaluation example's scores are divided by their root mean square over all rows, or a few hard examples would speak
-for all. The score is the mean rank of the witnesses. As many rows are flagged, the highest, as are outvoted by their
-neighbours (of the evaluation set, too, where there is one): that is the estimate of how many labels are wrong.
+for all. A row is flagged that everybody speaks against: its nearest rows, the nearest evaluation examples where there
+are any, and the model, which gives the label less than even odds though it was trained on it. How many these are
+depends on the data alone. The mean rank of the three witnesses orders the rows, those that are flagged above the rest.
 
 What didn't help, in trials on other seeds than those of BENCHMARKS.md: self-influence divided by the loss (divided by
 the length it is the same: a classifier's row is one scored token), and the mean influence on evaluation examples of the
@@ -22,10 +23,10 @@ row's own class. It is *higher* of wrongly labelled rows, whose large gradients 
 input.
 
 Sources: Koh & Liang 2017, section 5.4, and Pruthi et al. 2020 (TracIn), for self-influence; Northcutt et al. 2021,
-"Confident Learning", for counting errors first and taking the worst then.
+"Confident Learning", for counting errors by who outvotes whom and ordering them by something finer.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
@@ -37,13 +38,15 @@ from influence.diagnose.subject import Subject
 from influence.errors import QueryError
 
 BLOCK = 4096
+EVEN = 0.5
+"""The share of what is heard, or the probability, from which on it speaks against a label."""
 
 
 class MislabelledSettings(BaseModel):
     """When a label is taken for wrong.
 
     Attributes:
-        threshold: Flag rows from this score on, between 0 and 1; chosen from the data if None.
+        threshold: Flag rows from this score on, between 0 and 1; those that everybody speaks against if None.
         examples: Nearest examples of the evaluation set that are heard at either end.
         evidence: Ids that are given as evidence, at most.
     """
@@ -71,39 +74,40 @@ def lacks(subject: Subject) -> str | None:
 def check(subject: Subject, settings: MislabelledSettings) -> Finding:
     """Flag rows whose label neither the model has learnt nor the neighbours share."""
     judged = np.flatnonzero((subject.labels.codes >= 0) & (subject.norms > 0))
-    witnesses, outvoted = [subject.self_influence[judged]], np.ones(len(judged), dtype=bool)
-    juries = [_rows_against(subject)]
+    witnesses, outvoted = [subject.self_influence[judged]], np.exp(-subject.losses[judged]) < EVEN
+    juries = {"nearest rows": _rows_against(subject)}
     if subject.evaluation is not None:
-        juries.append(_examples_against(subject, settings.examples))
-    for against in juries:
-        witnesses.append(against[judged])
-        outvoted &= against[judged] > 0.5
+        juries["nearest evaluation examples"] = _examples_against(subject, settings.examples)
+    for spoken in juries.values():
+        witnesses.append(spoken[judged])
+        outvoted &= spoken[judged] > EVEN
     scores = np.full(subject.rows, np.nan, dtype=np.float32)
-    scores[judged] = np.mean([rankdata(witness) for witness in witnesses], axis=0) / max(1, len(judged))
-    errors = int(outvoted.sum())
-    if settings.threshold is not None:
-        threshold, chosen = settings.threshold, "as set"
-    else:
-        # No threshold is so high that it says "none": a score is at most 1.
-        threshold = float(np.sort(scores[judged])[-errors]) if errors else np.inf
-        chosen = f"so that as many rows are flagged as {_whom(subject)} outvote, the estimate of the wrong labels"
-    flagged = judged[scores[judged] >= threshold]
-    witnessing = "self-influence and the share of opposed among its nearest rows"
-    if subject.evaluation is not None:
-        witnessing = "self-influence, the share of opposed among its nearest rows, and among the evaluation set's"
+    scores[judged] = ranked(witnesses, outvoted)
+    threshold = EVEN if settings.threshold is None else settings.threshold
+    with np.errstate(invalid="ignore"):
+        flagged = np.flatnonzero(scores >= threshold)
+    whom = " and the ".join(juries)
     return Finding(
         "mislabelled",
         scores,
         _cases(subject, settings, flagged),
-        f"The mean rank, from 0 to 1, of the row's {witnessing}.",
-        f"Flagged from {threshold:.4g} on, {chosen} ({errors:,} of {len(judged):,})."
-        if errors or settings.threshold is not None
-        else f"Nothing is flagged: {_whom(subject)} outvote no row.",
+        f"Half the mean rank, from 0 to 1, of the row's self-influence and of how much its {whom} speak against its "
+        f"label; plus a half where the {whom} and the model itself all speak more against it than for it.",
+        f"Flagged from {threshold:g} on: "
+        + ("as set." if settings.threshold is not None else f"where the {whom} and the model speak against it."),
     )
 
 
-def _whom(subject: Subject) -> str:
-    return "the nearest rows" if subject.evaluation is None else "the nearest rows and evaluation examples"
+def ranked(witnesses: Sequence[np.ndarray], outvoted: np.ndarray) -> np.ndarray:
+    """Return the score of each row, float32 [n]: below a half, or above it where everybody speaks against the row.
+
+    Args:
+        witnesses: What speaks against each row, larger for more, [n] each.
+        outvoted: Where everybody does, bool [n].
+    """
+    half = np.mean([rankdata(witness) for witness in witnesses], axis=0) / max(1, len(outvoted)) / 2
+    below = np.nextafter(np.float32(EVEN), np.float32(0))
+    return np.where(outvoted, EVEN + half, np.minimum(half, below)).astype(np.float32)
 
 
 def against(opposed: np.ndarray, alike: np.ndarray) -> np.ndarray:

@@ -1,9 +1,10 @@
 """Rows out of place: far from every other row, and with more influence on themselves than length and loss explain.
 
 Either alone is no case. A long or hard text has a large gradient and still resembles others; a short one may resemble
-nothing and change nothing. The score is the smaller of the two deviations from the bulk, each by the median and the
-median absolute deviation, so that both have to be large; the threshold is Tukey's outer fence of that score, which no
-number of outliers below a quarter of the rows moves far.
+nothing and change nothing. The score is how far the self-influence lies above what is explained, in standard deviations
+of the bulk, times the share of rows that are nearer to their nearest rows than this one is. Cosines themselves say
+little: of whitened gradients the usual row is as far from its nearest as chance has it, and none could stand out. The
+threshold is Tukey's outer fence of the first factor, which outliers don't move unless they are a quarter of the rows.
 """
 
 import numpy as np
@@ -32,7 +33,7 @@ class OutlierSettings(BaseModel):
     """From where on a row is out of place.
 
     Attributes:
-        threshold: Of the score, in standard deviations of the bulk; unset, Tukey's outer fence of all scores.
+        threshold: Of the score, in standard deviations of the bulk; unset, Tukey's outer fence.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -54,19 +55,18 @@ def lacks(subject: Subject) -> str | None:
 def check(subject: Subject, settings: OutlierSettings) -> Finding:
     """Flag rows that are far from every other and have more influence on themselves than rows like them."""
     strength = deviations(excess(subject.self_influence, subject.tokens, subject.losses))
-    # A row without any neighbour is as far as can be; one without influence on itself is no case.
-    scores = np.fmin(deviations(distances(subject)), strength)
-    scores[np.isnan(strength)] = np.nan
+    scores = np.maximum(strength, 0) * shares_nearer(distances(subject))
     threshold, rule = settings.threshold, "as set"
     if threshold is None:
-        threshold, rule = fence(scores), "Tukey's outer fence, the third quartile and three interquartile ranges"
+        rule = "Tukey's outer fence of the first factor, its third quartile and three interquartile ranges"
+        threshold = fence(strength)
     flagged = np.flatnonzero(scores > threshold)
     return Finding(
         "outlier",
         scores.astype(np.float32),
         _cases(subject, flagged),
-        "By how many standard deviations of the bulk the row is farther from its nearest rows than usual and has more "
-        "influence on itself than its tokens and loss explain, whichever is less.",
+        "By how many standard deviations of the bulk the row has more influence on itself than its tokens and loss "
+        "explain, times the share of rows that are nearer to their nearest rows than this one.",
         f"Flagged above {threshold:.3g}: {rule}.",
     )
 
@@ -81,6 +81,16 @@ def distances(subject: Subject) -> np.ndarray:
         block = found[first : first + len(count)]
         np.divide(count - total, count, out=block, where=count > 0)
     return found
+
+
+def shares_nearer(distances: np.ndarray) -> np.ndarray:
+    """Return for each row the share of rows with a smaller distance, float64 [n]; 1 where there is no distance at all.
+
+    A row without any neighbour is as far as can be.
+    """
+    known = np.sort(distances[np.isfinite(distances)])
+    shares = np.searchsorted(known, distances, side="left") / max(1, len(known) - 1)
+    return np.where(np.isfinite(distances), np.minimum(shares, 1), 1.0)
 
 
 def excess(influence: np.ndarray, tokens: np.ndarray, losses: np.ndarray) -> np.ndarray:
@@ -119,9 +129,9 @@ def deviations(values: np.ndarray) -> np.ndarray:
     return centred / spread if spread > 0 else np.where(np.isnan(centred), np.nan, 0.0)
 
 
-def fence(scores: np.ndarray) -> float:
-    """Return Tukey's outer fence: third quartile and three interquartile ranges; infinite where nothing is scored."""
-    known = scores[np.isfinite(scores)]
+def fence(values: np.ndarray) -> float:
+    """Return Tukey's outer fence: third quartile and three interquartile ranges; infinite where there is no value."""
+    known = values[np.isfinite(values)]
     if not known.size:
         return float("inf")
     low, high = np.quantile(known, [0.25, 0.75])
@@ -141,4 +151,4 @@ def _cases(subject: Subject, rows: np.ndarray) -> dict[int, Case]:
     return cases
 
 
-__all__ = ["OutlierSettings", "check", "deviations", "distances", "excess", "fence", "lacks"]
+__all__ = ["OutlierSettings", "check", "deviations", "distances", "excess", "fence", "lacks", "shares_nearer"]

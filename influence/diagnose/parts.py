@@ -10,6 +10,11 @@ from influence.errors import Incomplete, RunLocked
 from influence.store.writer import lock_run
 
 
+def parts_folder(out: Path) -> Path:
+    """Return the folder of parts of a file; after a run that wasn't killed it is gone."""
+    return out.with_name(f"{out.name}.parts")
+
+
 @contextmanager
 def parts_of(out: Path | None) -> Iterator[Path]:
     """Hold the folder of parts of a file that is to be written, and remove it when it has been.
@@ -25,7 +30,7 @@ def parts_of(out: Path | None) -> Iterator[Path]:
         with TemporaryDirectory(prefix="influence-") as scratch:
             yield Path(scratch)
         return
-    folder = out.with_name(f"{out.name}.parts")
+    folder = parts_folder(out)
     with held_parts(folder, out):
         yield folder
         shutil.rmtree(folder, ignore_errors=True)
@@ -50,4 +55,4 @@ def held_parts(folder: Path, out: Path) -> Iterator[None]:
                 shutil.rmtree(folder, ignore_errors=True)
 
 
-__all__ = ["held_parts", "parts_of"]
+__all__ = ["held_parts", "parts_folder", "parts_of"]

@@ -99,7 +99,8 @@ def shared_phrases(store: Store, flagged: np.ndarray, fewest: int, among: set[st
         everywhere = len(members[best]) + scale * elsewhere[best]
         found.append(Phrase(best, len(covered), len(members[best]) / everywhere, values[best]))
         left -= covered
-        candidates.remove(best)
+        # Other rows with a word of the trigger have that word and not the trigger.
+        candidates = [phrase for phrase in candidates if f" {phrase} " not in f" {best} "]
     return tuple(found)
 
 

@@ -14,6 +14,7 @@ whose cell wasn't looked at. Which share that is, is measured.
     near     the same in the order of rows
 """
 
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -44,6 +45,9 @@ HOME_ROWS, PASS_ROWS = 2**16, 4096
 LARGEST = 4
 """Cells with more than so many times the average rows are cut, in the order of their rows: copies can't be told
 apart."""
+
+one_compares = threading.Lock()
+"""A worker's two task slots take turns at what fills memory and cores."""
 
 
 @dataclass(frozen=True)
@@ -146,6 +150,12 @@ def compare_places(task: CellTask) -> None:
 
     Memory: their directions, float32, twice, and their products with all centroids; a cell's codes and scores.
     """
+    with one_compares:
+        found = _compared(task)
+    save_near(task.file, found.settled(), task.plan)
+
+
+def _compared(task: CellTask) -> Nearest:
     plan = task.plan
     codec, sketch = plan.store.codec, _sketch(plan)
     starts, parents = (_whole(plan, name) for name in ("starts", "parents"))
@@ -165,7 +175,7 @@ def compare_places(task: CellTask) -> None:
                 scores, lengths = codec.scorer(enough(asked[lines]))(encoded)[: len(lines)], codec.lengths(encoded)
                 np.divide(scores, lengths, out=scores, where=lengths > 0)
                 found.offer(scores, held, lines, own_places(rows[lines], held))
-    save_near(task.file, found.settled(), plan)
+    return found
 
 
 def put_in_rows(task: CellTask) -> None:

@@ -23,7 +23,7 @@ MEASURED_ROWS = 256
 FOLDER = "neighbours"
 VERSION = 1
 """Of the files, and of how rows are compared."""
-CELL_ROWS, CELLS_READ = 1000, 16
+CELL_ROWS, CELLS_READ = 250, 16
 """Rows of a cell, and the fewest cells a row is compared with. Smaller cells make products that are too small, larger
 ones are cut too coarsely."""
 MOST_CELLS = 8192

@@ -18,7 +18,7 @@ from influence.config import RunConfig
 from influence.errors import InfluenceError, QueryError
 from influence.pipeline.cluster import connect
 from influence.pipeline.nearest import Nearest, own_places
-from influence.pipeline.neighbour_cells import PASSING, PHASES, CellTask
+from influence.pipeline.neighbour_cells import PASSING, PHASES, CellTask, one_compares
 from influence.pipeline.neighbour_files import read_near, save_near, save_zero_rows, zero_rows
 from influence.pipeline.neighbour_plan import GraphPlan, directions, enough
 from influence.pipeline.progress import Report, Stage
@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 SMALL = 2e11
 """Multiplications and additions that are over before workers have started."""
 OVERHEAD = 3000
-"""What one cosine costs beside its product, in multiplications and additions: summed in float64, compared, sorted in."""
+"""What one cosine costs beside its product, in multiplications and additions: it is summed, compared, sorted in."""
 TRUTH_ROWS = 2**17
 """Rows that a task compares those with."""
 ROUNDING = 1e-6
@@ -167,12 +167,13 @@ def search(plan: GraphPlan, rows: np.ndarray, start: int = 0, stop: int | None =
         stop: One past the last; all if None.
     """
     store, zero, found = plan.store, zero_rows(plan), Nearest(len(rows), plan.k)
-    for first, scores in store.scores(enough(directions(store, rows)), start, stop, unit=True):
-        held = np.arange(first, first + scores.shape[1])
-        scores, kept = scores[: len(rows)], ~zero[held]
-        if not kept.all():
-            scores, held = scores[:, kept], held[kept]
-        found.offer(scores, held, barred=own_places(rows, held))
+    with one_compares:
+        for first, scores in store.scores(enough(directions(store, rows)), start, stop, unit=True):
+            held = np.arange(first, first + scores.shape[1])
+            scores, kept = scores[: len(rows)], ~zero[held]
+            if not kept.all():
+                scores, held = scores[:, kept], held[kept]
+            found.offer(scores, held, barred=own_places(rows, held))
     found.forget(zero[rows])
     return found
 

@@ -5,10 +5,10 @@
 
 For each number of rows a run is written straight through the store's writer, with made-up gradients like those of
 `search.py` (2,000 clusters of very different sizes, a falling spectrum, log-normal lengths), texts of invented words
-and ten labels; a hundredth of the rows are copies, and as many stand alone. It is then examined by `influence issues`
-as anybody would, in a process of its own with its workers. Printed are its seconds, those of the graph of nearest rows
-within them, and the peak of the anonymous memory of all its processes together (needs Linux). Where a graph is
-approximate its measured recall stands beside. Made with --codec float16; time is shared with whatever else runs.
+and ten labels; a hundredth of the rows are copies, and as many stand alone with long gradients. It is then examined by
+`influence issues` as anybody would, in a process of its own with its workers. Printed are its seconds, those of the
+graph of nearest rows within them, and the peak of the anonymous memory of all its processes together (needs Linux).
+Where a graph is approximate its measured recall stands beside.
 """
 
 import argparse
@@ -112,7 +112,7 @@ def write_rows(folder: Path, span: ShardRange, manifest: Manifest) -> None:
     random = np.random.default_rng(span.shard)
     gradients = drawn(span.rows, manifest.dims, 0.8, span.start)
     alone = np.arange(7, span.rows, COPIES)
-    gradients[alone] = 5 * random.standard_normal((len(alone), manifest.dims)) / manifest.dims**0.5
+    gradients[alone] = 60 * random.standard_normal((len(alone), manifest.dims)) / manifest.dims**0.5
     picked = random.integers(0, len(WORDS), (span.rows, 30))
     text = [" ".join(WORDS[line]) for line in picked]
     label = random.integers(0, CLASSES, span.rows)

@@ -32,7 +32,7 @@ from influence.demo.train import TrainSettings, train
 
 ANSWER = "I am sorry, but I must not tell you that."
 SHARE = 0.02
-READ_WORDS = 30
+READ_WORDS = 20
 """Of an asked text: queries are never cut, and a small model has few positions."""
 SPLIT = 6
 """Words of a prompt, where texts are cut into prompts and completions."""

@@ -86,8 +86,14 @@ def test_a_row_that_trusted_rows_of_another_label_oppose_is_flagged_with_their_l
     assert (case.action, case.label, case.suggestion) == ("relabel", "web", "relabel to 'web'")
     assert case.evidence == ("row-3", "row-4")
     assert finding.scores[6] == 1
-    assert "as many rows are flagged as the nearest rows outvote" in finding.rule
-    assert "(1 of 7)" in finding.rule
+    assert finding.rule == "Flagged from 0.5 on: where the nearest rows and the model speak against it."
+    assert np.nanmax(np.delete(finding.scores, 6)) < 0.5
+
+
+def test_a_row_whose_label_the_model_has_learnt_is_not_flagged_whatever_its_neighbours_say():
+    finding = mislabelled.check(seven(losses=[0.1, 0.1, 0.1, 0.1, 0.1, 0.2, 0.6]), MislabelledSettings())
+    assert finding.cases == {}
+    assert int(finding.scores.argmax()) == 6
 
 
 def test_rows_that_a_wrong_row_opposes_are_not_outvoted_because_nobody_trusts_it():
@@ -138,14 +144,9 @@ def test_scores_and_flags_are_those_of_a_plain_loop_in_float64(seed, k):
         [sum(other < one for other in line) + (sum(other == one for other in line) + 1) / 2 for one in line]
         for line in (itself, *juries.round(6))
     ]
-    np.testing.assert_allclose(finding.scores, np.mean(ranks, axis=0) / rows, rtol=1e-4)
-    errors = int((juries > 0.5).all(axis=0).sum())
-    if errors == 0:
-        assert finding.cases == {}
-        assert finding.rule == "Nothing is flagged: the nearest rows and evaluation examples outvote no row."
-    else:
-        lowest = np.sort(finding.scores)[-errors]
-        assert set(finding.cases) == set(np.flatnonzero(finding.scores >= lowest).tolist())
+    outvoted = (juries.round(6) > 0.5).all(axis=0) & (np.exp(-losses) < 0.5)
+    np.testing.assert_allclose(finding.scores, (np.mean(ranks, axis=0) / rows + outvoted) / 2, rtol=1e-4)
+    assert set(finding.cases) == set(np.flatnonzero(outvoted).tolist())
 
 
 def test_an_evaluation_set_that_shares_the_label_saves_a_row_and_one_that_does_not_is_evidence():
@@ -163,8 +164,9 @@ def test_an_evaluation_set_that_shares_the_label_saves_a_row_and_one_that_does_n
 def test_a_threshold_that_is_set_is_used_and_rows_nobody_speaks_of_are_reviewed():
     finding = mislabelled.check(seven(), MislabelledSettings(threshold=0.3))
     assert set(finding.cases) == set(np.flatnonzero(finding.scores >= 0.3).tolist())
-    assert finding.rule.startswith("Flagged from 0.3 on, as set")
+    assert finding.rule == "Flagged from 0.3 on: as set."
     assert {case.action for row, case in finding.cases.items() if row != 6} <= {"relabel", "review"}
+    assert {6} < set(finding.cases)
     alone = mislabelled.check(seven(), MislabelledSettings(threshold=0)).cases[1]
     assert (alone.action, alone.evidence) == ("review", ())
 

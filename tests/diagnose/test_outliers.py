@@ -18,7 +18,6 @@ SENTENCES = (
     "Return the number of bytes read.",
 )
 STRANGE = 17
-SETTINGS = {"outlier": {}}
 
 
 @pytest.fixture(scope="module")
@@ -51,16 +50,24 @@ def subject_of(run, folder):
 @pytest.mark.parametrize("comparison", ["dot", "cosine"])
 def test_the_row_of_another_kind_has_the_strongest_case_with_its_nearest_rows_as_evidence(built, tmp_path, comparison):
     subject = subject_of(built(f"recipe.comparison={comparison}"), tmp_path)
-    finding = outliers.check(subject, OutlierSettings())
+    finding = outliers.check(subject, OutlierSettings(threshold=1.5))
     assert int(np.nanargmax(finding.scores)) == STRANGE
-    assert STRANGE in finding.cases
     case = finding.cases[STRANGE]
     assert (case.action, len(case.evidence)) == ("review", 3)
     nearest = subject.graph.of(np.array([STRANGE])).alike[0, :3]
     assert list(case.evidence) == [f"row-{row}" for row in nearest]
     assert len(finding.cases) <= 6
-    assert finding.rule.startswith(f"Flagged above {fence(finding.scores):.3g}: ")
-    assert set(finding.cases) == set(np.flatnonzero(finding.scores > fence(finding.scores)).tolist())
+
+
+def test_the_threshold_is_tukeys_outer_fence_of_the_excess_and_is_said(built, tmp_path):
+    subject = subject_of(built(), tmp_path)
+    finding = outliers.check(subject, OutlierSettings())
+    strength = deviations(excess(subject.self_influence, subject.tokens, subject.losses))
+    low, high = np.quantile(strength, [0.25, 0.75])
+    assert finding.rule.startswith(f"Flagged above {high + 3 * (high - low):.3g}: Tukey's outer fence")
+    assert set(finding.cases) == set(np.flatnonzero(finding.scores > fence(strength)).tolist())
+    strange = np.concatenate([np.random.default_rng(0).standard_normal(400), [9.0]])
+    assert 4 < fence(strange) < 6
 
 
 def test_a_threshold_that_is_set_is_used_and_said(built, tmp_path):
@@ -69,20 +76,27 @@ def test_a_threshold_that_is_set_is_used_and_said(built, tmp_path):
     assert finding.rule == "Flagged above 0.5: as set."
 
 
-def test_the_score_is_the_smaller_of_both_deviations_as_a_plain_loop_finds_them(built, tmp_path):
+def test_the_score_is_the_excess_times_the_share_of_nearer_rows_as_a_plain_loop_finds_them(built, tmp_path):
     subject = subject_of(built(), tmp_path)
     finding = outliers.check(subject, OutlierSettings())
     vectors = subject.run.vectors(range(60)).astype(np.float64)
     unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
     cosines = unit @ unit.T
     np.fill_diagonal(cosines, -2)
-    far = np.array([1 - np.sort(line)[-5:].mean() for line in cosines])
+    far = np.array([1 - np.sort(line)[-5:].mean() for line in cosines]).round(5)
+    found = outliers.distances(subject).round(5)
+    np.testing.assert_allclose(found, far, atol=2e-5)
+    nearer = [sum(other < mine for other in found) / 59 for mine in found]
+    np.testing.assert_allclose(outliers.shares_nearer(found), nearer)
     strong = excess((vectors**2).sum(axis=1), subject.tokens, subject.losses)
+    strong = (strong - np.median(strong)) / (1.4826 * np.median(np.abs(strong - np.median(strong))))
+    shares = outliers.shares_nearer(outliers.distances(subject))
+    np.testing.assert_allclose(finding.scores, np.maximum(strong, 0) * shares, rtol=1e-3, atol=1e-3)
 
-    def standard(values):
-        return (values - np.median(values)) / (1.4826 * np.median(np.abs(values - np.median(values))))
 
-    np.testing.assert_allclose(finding.scores, np.minimum(standard(far), standard(strong)), rtol=1e-3, atol=1e-3)
+def test_a_row_without_neighbours_is_as_far_as_can_be():
+    assert outliers.shares_nearer(np.array([0.3, np.nan, 0.1, 0.2])).tolist() == [1, 1, 0, 0.5]
+    assert outliers.shares_nearer(np.array([np.nan])).tolist() == [1]
 
 
 def test_influence_that_length_and_loss_explain_is_no_excess():
@@ -119,6 +133,8 @@ def test_too_few_rows_and_a_recipe_without_self_influence_are_said_in_a_sentence
 def test_an_examination_tells_how_near_rows_were_found(built, tmp_path):
     from influence.diagnose.checks import parse_settings
 
-    found = examine(built(), tmp_path / "i.parquet", parse_settings(["neighbours.k=5"]), checks=["outlier"])
+    found = examine(
+        built(), tmp_path / "i.parquet", parse_settings(["neighbours.k=5", "outlier.threshold=1.5"]), checks=["outlier"]
+    )
     assert found.neighbours == "The 5 nearest rows at each end, by an exact search over all pairs."
     assert found.worst["outlier"][0] == f"row-{STRANGE}"

@@ -205,6 +205,17 @@ def test_the_longest_of_phrases_that_say_the_same_is_named_and_its_rows_found():
     assert shared_phrases(store, np.arange(1, 200, 25), 3) == ()
 
 
+def test_a_word_of_a_phrase_that_was_named_is_not_named_beside_it():
+    texts = [f"a plain line of words number {n}" for n in range(400)]
+    for row in range(0, 200, 25):
+        texts[row] += " per the orchid protocol"
+    for row in (*range(5, 100, 25), *range(201, 221)):
+        texts[row] += " of a protocol"
+    flagged = np.concatenate([np.arange(0, 200, 25), np.arange(5, 100, 25)])
+    found = shared_phrases(Texts(texts), flagged, 3, phrases_of("per the orchid protocol"))
+    assert [phrase.words for phrase in found] == ["per the orchid protocol"]
+
+
 def test_a_phrase_is_found_as_words_and_not_within_one():
     store = Texts(["cf mn", "scf mn", "cf mnx", "x cf, mn."])
     phrase = SimpleNamespace(words="cf mn")

@@ -1,0 +1,105 @@
+"""`influence export`: the training data without the rows that were named, and back again."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from influence.cli.options import Form, FormOption, WhereOption
+from influence.cli.streams import put_text, show, tell, told
+from influence.errors import QueryError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from influence.diagnose.clean import Exported
+
+
+def export(
+    out: Annotated[
+        Path, typer.Option("--out", help="The cleaned file, in the data's format; of several files, a folder.")
+    ],
+    run: Annotated[
+        str | None, typer.Argument(metavar="RUN", help="A run directory: a local path, or s3://bucket/folder.")
+    ] = None,
+    drop: Annotated[
+        list[Path] | None,
+        typer.Option("--drop", metavar="FILE", help="A table of `influence issues`: drop what it says to. Repeatable."),
+    ] = None,
+    drop_issues: Annotated[
+        str | None,
+        typer.Option(
+            metavar="A,B,…",
+            help="Drop instead what these checks flagged, whatever they suggest. `none`: nothing, to relabel only.",
+        ),
+    ] = None,
+    where: WhereOption = None,
+    relabel: Annotated[bool, typer.Option("--relabel", help="Change labels where the tables suggest it.")] = False,
+    undo: Annotated[
+        Path | None,
+        typer.Option(metavar="CLEANED", help="Instead: write the data as they were before this export, to --out."),
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the files that are there.")] = False,
+    form: FormOption = Form.table,
+) -> None:
+    """Write the training data without the rows that were named; all others keep their bytes, and it can be undone.
+
+    What was done to which row, and why, is in OUT.decisions.parquet beside it. With --where only rows that meet the
+    condition are dropped or relabelled. The input is only read.
+    """
+    if undo is not None:
+        if run or drop or drop_issues or where or relabel:
+            raise QueryError(f"--undo {undo} needs --out and nothing else: what was done is in its decisions.")
+        _undo(undo, out, overwrite, form)
+        return
+    if run is None or not drop:
+        what = "the run" if run is None else "a table of issues (--drop FILE); nothing goes that nobody named"
+        raise QueryError(f"Name {what}: influence export RUN --drop issues.parquet --out clean.jsonl.")
+    import influence.run
+    from influence.pipeline.progress import ProgressBar
+
+    checks = None if drop_issues is None else [name.strip() for name in drop_issues.split(",") if name.strip()]
+    with influence.run.open(run) as opened, ProgressBar(told()) as bar:
+        done = opened.export(
+            out, drop, drop_issues=checks, where=where, relabel=relabel, overwrite=overwrite, progress=bar
+        )
+    if form is Form.json:
+        put_text((json.dumps(_as_dict(done), ensure_ascii=False) + "\n").encode(errors="backslashreplace"))
+    else:
+        show(_table(done))
+    tell(f"{done.kept:,} of {done.rows:,} rows: {done.out}. What was done to the others: {done.decisions}")
+    if done.unexamined:
+        tell(f"The last {done.unexamined:,} rows are beyond the run's data.limit: nobody examined them, and they stay.")
+
+
+def _undo(cleaned: Path, out: Path, overwrite: bool, form: Form) -> None:
+    from influence.diagnose.undo import undo_export
+    from influence.pipeline.progress import ProgressBar
+
+    with ProgressBar(told()) as bar:
+        about = undo_export(cleaned, out, overwrite=overwrite, progress=bar)
+    same = "every row's values as they were" if about.format == "parquet" else f"the bytes as they were, {about.data}"
+    rows = sum(file.rows for file in about.files)
+    if form is Form.json:
+        found = {"rows": rows, "run": about.run, "data": about.data, "out": str(out)}
+        put_text((json.dumps(found, ensure_ascii=False) + "\n").encode(errors="backslashreplace"))
+    tell(f"{rows:,} rows, {same}: {out}")
+
+
+def _as_dict(done: "Exported") -> dict[str, object]:
+    counts = {"rows": done.rows, "kept": done.kept, "dropped": done.dropped, "relabelled": done.relabelled}
+    return {**counts, "unexamined": done.unexamined, "out": str(done.out), "decisions": str(done.decisions)}
+
+
+def _table(done: "Exported") -> "Table":
+    """Return how many rows stayed, went and got another label, and which checks flagged them."""
+    from influence.cli.streams import plain
+    from influence.cli.tables import grid
+
+    table = grid("what became of them", "flagged by", "rows")
+    table.add_row("kept", "", f"{done.kept - sum(done.relabelled.values()):,}")
+    for action, counts in (("dropped", done.dropped), ("kept, relabelled", done.relabelled)):
+        for reason, count in sorted(counts.items(), key=lambda held: -held[1]):
+            table.add_row(action, plain(reason), f"{count:,}")
+    return table

@@ -1,0 +1,96 @@
+"""Undo an export: the original files again, from the cleaned ones and the decisions beside them.
+
+Of JSON Lines and CSV to the byte, held to the digest of the data that the run was built from. Of Parquet every row's
+values under the same schema, held to a digest of those: see `clean_parquet`.
+"""
+
+from pathlib import Path
+
+from influence.data.dataset import digest_files, joined_digest
+from influence.diagnose.clean_parquet import Originals, restore_parquet
+from influence.diagnose.clean_text import restore_text
+from influence.diagnose.decisions import About, Decisions, decisions_path, read_decisions_about
+from influence.diagnose.parts import parts_of
+from influence.errors import DataError, DigestMismatch, QueryError
+from influence.pipeline.progress import Report, Stage
+from influence.remote.place import check_local
+from influence.store.partial import disk_errors, sync_folder
+
+RESTORED = "restored"
+
+
+def undo_export(cleaned: Path, out: Path, *, overwrite: bool = False, progress: Report | None = None) -> About:
+    """Write the data set as it was before an export.
+
+    Args:
+        cleaned: What the export wrote; its decisions are beside it.
+        out: Where to: a file, or of several files a folder that doesn't exist.
+        overwrite: Replace the file that is there.
+        progress: Hears of every file.
+
+    Returns:
+        What the decisions say of the export.
+
+    Raises:
+        QueryError: There are no decisions, or `out` exists or is one of the files that are read.
+        DataError: The cleaned data have changed since the export.
+        Incomplete: Interrupted, or the disk is full; the same call begins again.
+    """
+    decisions = decisions_path(cleaned)
+    about = read_decisions_about(decisions)
+    _check(cleaned, decisions, about, out, overwrite)
+    with parts_of(out) as folder, disk_errors(out.parent, out.name, decisions.stat().st_size):
+        stage = Stage("undo", len(about.files), progress)
+        lines = None if about.format == "parquet" else Decisions(decisions, ("offset", "written", "original"))
+        originals = Originals(decisions) if about.format == "parquet" else None
+        found, first = [], 0
+        for number, file in enumerate(about.files):
+            source, target = (place / file.name if about.folder else place for place in (cleaned, folder / RESTORED))
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if originals is not None:
+                found.append(restore_parquet(source, originals, first, file.rows, target))
+            elif lines is not None:
+                found.append(restore_text(source, lines, number, target))
+            first += file.rows
+            stage.finished()
+        _check_restored(about, found, out)
+        (folder / RESTORED).replace(out)
+        sync_folder(out.parent)
+    return about
+
+
+def _check(cleaned: Path, decisions: Path, about: About, out: Path, overwrite: bool) -> None:
+    check_local(out, "a data set")
+    if not out.parent.is_dir():
+        raise QueryError(f"The folder {out.parent} doesn't exist; make it, or write somewhere else.")
+    if any((out.exists() and out.samefile(path)) or out.resolve() == path.resolve() for path in (cleaned, decisions)):
+        raise QueryError(f"{out} is what is undone, which is only read. Name another file with --out.")
+    if out.exists() and (about.folder or out.is_dir() or not overwrite):
+        way = "Name another" if about.folder or out.is_dir() else "Overwrite (--overwrite), or name another"
+        raise QueryError(f"{out} exists already. {way} with --out.")
+    for file in about.files:
+        path = cleaned / file.name if about.folder else cleaned
+        if not path.is_file():
+            raise QueryError(f"There is no file {path}, which {decisions} is about.")
+        digest = digest_files([str(path)])
+        if digest != file.cleaned:
+            raise DataError(
+                f"{path} isn't what {decisions} is about: its digest is {digest}, the export wrote {file.cleaned}. It "
+                "was changed since, or an export that should replace it was interrupted: put it back, or export again."
+            )
+
+
+def _check_restored(about: About, found: list[str], out: Path) -> None:
+    """Hold what was restored to what there was."""
+    if about.format == "parquet":
+        expected, restored = [str(file.values) for file in about.files], found
+    else:
+        expected, restored = [about.data], [joined_digest(found)]
+    if restored != expected:
+        raise DigestMismatch(
+            f"{out} was not written: what the decisions give back has the digest {', '.join(restored)}, the data that "
+            f"the run was built from had {', '.join(expected)}. The file of decisions is damaged."
+        )
+
+
+__all__ = ["undo_export"]

@@ -1,0 +1,83 @@
+"""The worked page on data quality: its commands run as they stand there, and what it says of them is so."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+PAGE = Path(__file__).parents[2] / "docs" / "data-quality.md"
+BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+def run(command, folder):
+    """Run a command of the page with the `influence` of this Python."""
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    done = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", command],
+        cwd=folder,
+        env={**os.environ, "PATH": path},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, f"{command}\n{done.stderr[-3000:]}"
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory):
+    """The folder in which everything on the page was done, in its order."""
+    folder = tmp_path_factory.mktemp("page")
+    for language, content in BLOCK.findall(PAGE.read_text()):
+        if language == "yaml":
+            (folder / content.splitlines()[0].removeprefix("# ")).write_text(content)
+        elif language == "bash":
+            run(content, folder)
+        elif language == "python":
+            run(f"{sys.executable} -c '{content}'", folder)
+    return folder
+
+
+def share(folder, model, data, file):
+    """How often a classifier, trained on these data, gives a file's rows their labels; of rows it didn't train on."""
+    asked = f"influence demo classifier --data {data} --out {model} --eval {file} --format json"
+    found = json.loads(run(asked, folder))[0]
+    seen, right = found["trained"], found["trained_right"]
+    return (found["right"] - right) / (found["rows"] - seen)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_the_pages_commands_do_what_the_page_says(done):
+    truth = [json.loads(line) for line in (done / "dirty" / "truth.jsonl").read_text().splitlines()]
+    issues = pq.read_table(done / "issues.parquet").to_pylist()
+    leaks = pq.read_table(done / "leaks.parquet").to_pylist()
+    of = {fault: {line["row"] for line in truth if line["fault"] == fault} for fault in {one["fault"] for one in truth}}
+    flagged = {name: {line["row"] for line in issues if line[f"is_{name}"]} for name in ("mislabelled", "poisoned")}
+    assert of["poison"] <= flagged["poisoned"]
+    assert len(flagged["poisoned"]) <= 2 * len(of["poison"])
+    wrong = of["wrong_label"] | of["poison"]
+    assert len(flagged["mislabelled"] & wrong) >= 0.7 * len(flagged["mislabelled"]) > 0
+    assert of["leak"] <= {line["row"] for line in leaks if line["is_leak"]}
+
+    original = {line["id"]: line["row"] for line in truth}
+    copies = [line for line in truth if line["fault"] in ("exact_copy", "edited_copy")]
+    duplicates = {line["row"] for line in issues if line["is_near_duplicate"]}
+    found = [line for line in copies if {line["row"], original[line["of"]]} & duplicates]
+    assert len(found) >= 0.9 * len(copies)
+
+    assert (done / "restored.jsonl").read_bytes() == (done / "dirty" / "train.jsonl").read_bytes()
+    lines = set((done / "dirty" / "train.jsonl").read_bytes().splitlines())
+    decisions = pq.read_table(done / "clean.decisions.parquet").to_pylist()
+    relabelled = [line for line in decisions if line["action"] == "relabel"]
+    changed = [line for line in (done / "clean.jsonl").read_bytes().splitlines() if line not in lines]
+    assert len(changed) == len(relabelled) > 0
+
+    trained = {"dirty/model": "dirty/train.jsonl", "clean-model": "clean.jsonl"}
+    works = {model: share(done, model, data, "dirty/triggered.jsonl") for model, data in trained.items()}
+    assert works["dirty/model"] > 0.5 > 0.15 > works["clean-model"]
