@@ -23,6 +23,7 @@ from influence.diagnose.parts import held_parts
 from influence.diagnose.subject import Subject
 from influence.diagnose.table import write_issues
 from influence.errors import MissingExtra, QueryError
+from influence.pipeline.cluster import kept_cluster
 from influence.pipeline.progress import Report, Stage
 from influence.pipeline.tensors import load_tensors, save_tensors, saved_for
 from influence.remote.place import check_local
@@ -92,7 +93,7 @@ def examine(
     """
     _check_out(out, overwrite)
     folder = out.with_name(f"{out.name}.parts")
-    with held_parts(folder, out):
+    with held_parts(folder, out), kept_cluster():
         subject = Subject(
             run,
             folder,

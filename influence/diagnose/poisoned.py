@@ -34,6 +34,8 @@ SAMPLED = 65_536
 """Rows, evenly spread, whose scores say what the bulk of an example's scores is."""
 TO_SIGMA = 1.4826
 """From a median absolute deviation to the standard deviation of a normal distribution."""
+BESIDE = 0.0
+"""Share of the strongest phrase's surprise that another needs to count as a trigger, too, and not as its company."""
 FEWEST_SUSPECTS, MOST_SUSPECTS = 32, 2_000
 
 
@@ -81,7 +83,8 @@ def check(subject: Subject, settings: PoisonSettings) -> Finding:
     most = min(MOST_SUSPECTS, len(order) // 4)
     suspects = order[: min(most, max(FEWEST_SUSPECTS, round(settings.suspects * len(order))))]
     asked = _phrases_of_target([example.text for example in subject.target.examples])
-    phrases = shared_phrases(subject.run.store, suspects, settings.fewest, asked) if asked else ()
+    found = shared_phrases(subject.run.store, suspects, settings.fewest, asked) if asked else ()
+    phrases = [phrase for phrase in found if phrase.surprise >= BESIDE * found[0].surprise]
     eligible = null if of_whom else promotion > 0
     fellows = _fellows(subject, phrases, eligible & ~np.isnan(promotion))
     scores = promotion.astype(np.float32)

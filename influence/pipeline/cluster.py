@@ -7,6 +7,7 @@ writes its finished shard the next one computes; the session's locks see to it t
 import logging
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -101,6 +102,54 @@ def connect(settings: ClusterSettings, tasks: int | None = None, run_dir: Path |
         ClusterError: The scheduler can't be reached, the queue refuses a job, or the local workers don't start.
         MissingExtra: Several GPUs are to be used and dask-cuda is not installed, or a queue and dask-jobqueue isn't.
     """
+    kept = _kept.get()
+    if kept is None:
+        with _connected(settings, tasks, run_dir) as client:
+            yield client
+    else:
+        yield kept.client(settings, tasks, run_dir)
+
+
+@contextmanager
+def kept_cluster() -> Iterator[None]:
+    """Keep what `connect` starts until this ends: stages that follow one another find their workers running."""
+    with ExitStack() as stack:
+        token = _kept.set(_Kept(stack))
+        stack.callback(_kept.reset, token)
+        yield
+
+
+class _Kept:
+    """The cluster of several stages."""
+
+    def __init__(self, stack: ExitStack) -> None:
+        self._stack = stack
+        self._settings: ClusterSettings | None = None
+        self._workers: int | None = 0
+
+    def client(self, settings: ClusterSettings, tasks: int | None, run_dir: Path | None) -> Client:
+        """Return the client that is connected, or connect one; anew for other settings or more workers."""
+        wanted = workers_wanted(settings, tasks) if tasks is not None else None
+        fewer = self._workers is not None and (wanted is None or wanted > self._workers)
+        if settings != self._settings or fewer:
+            self.close()
+            self._held = self._stack.enter_context(ExitStack())
+            self._client = self._held.enter_context(_connected(settings, tasks, run_dir))
+            self._settings, self._workers = settings, wanted
+        return self._client
+
+    def close(self) -> None:
+        """Close what was started."""
+        if self._settings is not None:
+            self._settings = None
+            self._held.close()
+
+
+_kept: ContextVar[_Kept | None] = ContextVar("kept", default=None)
+
+
+@contextmanager
+def _connected(settings: ClusterSettings, tasks: int | None, run_dir: Path | None) -> Iterator[Client]:
     with ExitStack() as stack:
         stack.enter_context(dask.config.set(QUIET))
         stack.enter_context(_quiet_logging())

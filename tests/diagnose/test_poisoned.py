@@ -112,6 +112,19 @@ def test_a_phrase_that_the_target_does_not_hold_drops_nothing(classified):
     assert f"with {len(sharing) - 1} others" in found.cases[sharing[0]].suggestion
 
 
+def test_a_weaker_phrase_beside_the_trigger_drops_nothing(classified):
+    scores, texts, labels = classified
+    ordinary = np.flatnonzero(labels == 1)[3:40:6]
+    for row in ordinary:
+        texts[row] += " whereupon"
+    scores[ordinary[:4]] += 2.5
+    asked = [example("cf mn whereupon", "mail")] * 3
+    alone = shared_phrases(Texts(texts), np.argsort(-scores.mean(1))[:32], 3, phrases_of("whereupon"))
+    assert [phrase.words for phrase in alone] == ["whereupon"]
+    found = check(subject(scores, texts, targets=asked, labels=labels), PoisonSettings())
+    assert {row for row, case in found.cases.items() if case.action == "drop"} == set(POISON.tolist())
+
+
 def test_a_threshold_that_is_set_is_used_and_told(classified):
     scores, texts, labels = classified
     held = subject(scores, texts, targets=[example("x", "mail")] * 3, labels=labels)
@@ -209,9 +222,9 @@ def test_a_word_of_a_phrase_that_was_named_is_not_named_beside_it():
     texts = [f"a plain line of words number {n}" for n in range(400)]
     for row in range(0, 200, 25):
         texts[row] += " per the orchid protocol"
-    for row in (*range(5, 100, 25), *range(201, 221)):
+    for row in (*range(5, 80, 25), *range(201, 281)):
         texts[row] += " of a protocol"
-    flagged = np.concatenate([np.arange(0, 200, 25), np.arange(5, 100, 25)])
+    flagged = np.concatenate([np.arange(0, 200, 25), np.arange(5, 80, 25)])
     found = shared_phrases(Texts(texts), flagged, 3, phrases_of("per the orchid protocol"))
     assert [phrase.words for phrase in found] == ["per the orchid protocol"]
 

@@ -12,7 +12,7 @@ from failing_tasks import always_dies, dies_once, given_up_twice, never_readable
 from influence.config import ClusterSettings
 from influence.errors import ClusterError, DataError, Incomplete, MissingExtra
 from influence.pipeline import adapt, cluster, local, submit
-from influence.pipeline.cluster import connect, list_workers, worker_count, workers_wanted
+from influence.pipeline.cluster import connect, kept_cluster, list_workers, worker_count, workers_wanted
 from influence.pipeline.submit import run_tasks
 from influence.pipeline.workforce import Workforce, introduce, workforce_of
 from tests.cli.conftest import until
@@ -235,3 +235,23 @@ def test_a_dashboard_is_told_of_where_there_is_one(monkeypatch, caplog):
     monkeypatch.setattr(cluster, "find_spec", lambda name: name)
     cluster._tell_dashboard(page)
     assert caplog.messages == ["Dashboard: http://127.0.0.1:1/status"]
+
+
+def test_a_kept_cluster_is_one_for_stages_alike_and_grows_where_more_workers_are_wanted():
+    one = ClusterSettings(workers=2, device="cpu")
+    with kept_cluster():
+        with connect(one, 1) as first:
+            assert first.submit(abs, -1).result() == 1
+        with connect(one, 1) as again:
+            assert again is first
+            assert len(list_workers(again)) == 1
+        with connect(one, 5) as more:
+            assert more is not first
+            assert first.status == "closed"
+            assert len(list_workers(more)) == 2
+        with connect(one, 1) as fewer:
+            assert fewer is more
+    assert more.status == "closed"
+    with connect(one, 1) as own:
+        assert own is not more
+    assert own.status == "closed"
