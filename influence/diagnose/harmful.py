@@ -24,11 +24,14 @@ from scipy.stats import false_discovery_control, t
 from influence.diagnose.bootstrap import bootstrap_mean, replicate_weights
 from influence.diagnose.finding import Case, Finding
 from influence.diagnose.subject import Subject
+from influence.errors import QueryError
 
 FEWEST = 10
 """Evaluation examples below which consistent and by chance can't be told apart."""
 BLOCK_BYTES = 2**26
 """Replicates of a block of rows."""
+WEIGHTS_BYTES = 2**30
+"""What the weights of the replicates may take: all are held, and used for every block."""
 
 
 class HarmfulSettings(BaseModel):
@@ -64,9 +67,19 @@ def lacks(subject: Subject) -> str | None:
 
 
 def check(subject: Subject, settings: HarmfulSettings) -> Finding:
-    """Flag rows whose mean influence on the evaluation examples is negative, not by chance, and not negligibly."""
+    """Flag rows whose mean influence on the evaluation examples is negative, not by chance, and not negligibly.
+
+    Raises:
+        QueryError: So many replicates of so many examples would take too much memory.
+    """
     assert subject.evaluation is not None, "a check that lacks something isn't made"
     examples = len(subject.evaluation.examples)
+    if 4 * examples * settings.replicates > WEIGHTS_BYTES:
+        raise QueryError(
+            f"{settings.replicates:,} replicates of {examples:,} evaluation examples would take "
+            f"{4 * examples * settings.replicates / 2**30:,.1f} GiB, and 1 GiB is the most. Set harmful.replicates to "
+            f"{WEIGHTS_BYTES // (4 * examples):,} or less, or evaluate on a sample."
+        )
     weights = replicate_weights(examples, settings.replicates, settings.seed)
     size = max(1, BLOCK_BYTES // (4 * max(settings.replicates, examples)))
     means, errors, low, high = (np.zeros(subject.rows) for _ in range(4))

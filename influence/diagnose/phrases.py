@@ -2,7 +2,8 @@
 
 A phrase is a run of up to five words, in lower case, without punctuation. Its case is the log-likelihood ratio G² of
 the rows that have it among those flagged and among the rest, with Bonferroni's correction for the phrases looked at.
-Phrases are taken greedily: the strongest first, then the strongest among the flagged rows that have none yet.
+Phrases are taken greedily: the strongest first, as long as it may be, then the strongest among the flagged rows that
+have none yet.
 
 Counting is bounded: of the flagged rows the strongest are read, of the rest an even sample, and phrases seen once are
 dropped whenever there are too many (lossy counting: Manku & Motwani 2002).
@@ -32,6 +33,8 @@ REST_ROWS = 100_000
 HELD = 1_000_000
 """Phrases counted at a time."""
 CANDIDATES = 1_000
+CLOSE = 0.75
+"""A longer phrase is taken instead of one within it if its surprise is this share: it names fewer rows by chance."""
 GROUPS = 20
 LEVEL = 0.01
 """Chance, over all phrases looked at, of calling one shared where none is."""
@@ -92,7 +95,10 @@ def shared_phrases(store: Store, flagged: np.ndarray, fewest: int, among: set[st
             phrase: surprise(len(members[phrase] & left), len(left), elsewhere[phrase], len(others))
             for phrase in candidates
         }
-        best = max(candidates, key=lambda phrase: (values[phrase], len(phrase.split()), phrase))
+        best = max(candidates, key=lambda phrase: (values[phrase], phrase))
+        whole = [phrase for phrase in candidates if f" {best} " in f" {phrase} "]
+        near = [phrase for phrase in whole if values[phrase] >= CLOSE * values[best]]
+        best = max(near, key=lambda phrase: (len(phrase.split()), values[phrase], phrase))
         covered = members[best] & left
         if len(covered) < fewest or values[best] <= limit:
             break

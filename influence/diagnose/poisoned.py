@@ -8,7 +8,8 @@ all rows. Tails are heavy, so the threshold isn't a normal one: the null's upper
 
 What a backdoor's rows have in common with the output that it makes is its trigger. Of the phrases that at least half of
 the target's examples hold, those name it that the strongest rows share far oftener than the rest. Rows with such a
-phrase are judged together, by Stouffer's pooled z: a row that alone is hidden among the bulk isn't among its fellows.
+phrase are judged together, by Stouffer's pooled z or that of the strongest of them, whichever is larger: a row that
+alone is hidden among the bulk isn't among its fellows.
 So the target should be what the model really says, or the texts that it really gives the label to: without the trigger
 in it, or with nothing else, only the promotion is left, and rows are for a person to look at.
 
@@ -34,7 +35,7 @@ SAMPLED = 65_536
 """Rows, evenly spread, whose scores say what the bulk of an example's scores is."""
 TO_SIGMA = 1.4826
 """From a median absolute deviation to the standard deviation of a normal distribution."""
-BESIDE = 0.0
+BESIDE = 0.5
 """Share of the strongest phrase's surprise that another needs to count as a trigger, too, and not as its company."""
 FEWEST_SUSPECTS, MOST_SUSPECTS = 32, 2_000
 
@@ -84,12 +85,13 @@ def check(subject: Subject, settings: PoisonSettings) -> Finding:
     suspects = order[: min(most, max(FEWEST_SUSPECTS, round(settings.suspects * len(order))))]
     asked = _phrases_of_target([example.text for example in subject.target.examples])
     found = shared_phrases(subject.run.store, suspects, settings.fewest, asked) if asked else ()
-    phrases = [phrase for phrase in found if phrase.surprise >= BESIDE * found[0].surprise]
+    strongest = max((phrase.surprise for phrase in found), default=0.0)
+    phrases = [phrase for phrase in found if phrase.surprise >= BESIDE * strongest]
     eligible = null if of_whom else promotion > 0
     fellows = _fellows(subject, phrases, eligible & ~np.isnan(promotion))
     scores = promotion.astype(np.float32)
-    for rows in fellows:
-        pooled = float(promotion[rows].sum() / np.sqrt(len(rows)))
+    for rows in filter(len, fellows):
+        pooled = max(float(promotion[rows].sum() / np.sqrt(len(rows))), float(promotion[rows].max()))
         scores[rows] = np.maximum(scores[rows], pooled)
     cases = _cases(subject, settings, promotion, threshold, phrases, fellows)
     chosen = "set" if settings.deviations else "chosen so that of a null with an exponential tail one row would pass it"

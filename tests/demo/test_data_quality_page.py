@@ -62,7 +62,7 @@ def test_the_pages_commands_do_what_the_page_says(done):
     assert of["poison"] <= flagged["poisoned"]
     assert len(flagged["poisoned"]) <= 2 * len(of["poison"])
     wrong = of["wrong_label"] | of["poison"]
-    assert len(flagged["mislabelled"] & wrong) >= 0.7 * len(flagged["mislabelled"]) > 0
+    assert len(flagged["mislabelled"] & wrong) > 0.5 * len(flagged["mislabelled"]) > 0
     assert of["leak"] <= {line["row"] for line in leaks if line["is_leak"]}
 
     original = {line["id"]: line["row"] for line in truth}

@@ -13,6 +13,7 @@ from influence.diagnose import harmful
 from influence.diagnose.bootstrap import bootstrap_mean, replicate_weights
 from influence.diagnose.harmful import HarmfulSettings
 from influence.diagnose.subject import Subject
+from influence.errors import QueryError
 
 QUICK = HarmfulSettings(replicates=400)
 
@@ -147,6 +148,12 @@ def test_an_evaluation_set_on_which_no_row_has_influence_flags_nothing():
     finding = harmful.check(subject_of(np.zeros((20, 12))), QUICK)
     assert (finding.cases, np.isnan(finding.scores).all()) == ({}, True)
     assert finding.rule.startswith("Nothing is flagged")
+
+
+def test_replicates_that_would_not_fit_into_memory_are_refused_with_how_many_do():
+    told = r"100,000 replicates of 3,000 evaluation examples would take 1\.1 GiB.*harmful\.replicates to 89,478 or less"
+    with pytest.raises(QueryError, match=told):
+        harmful.check(subject_of(noise(1, 3000)), HarmfulSettings(replicates=100_000))
 
 
 def test_it_needs_an_evaluation_set_and_ten_examples_of_it():

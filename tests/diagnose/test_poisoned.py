@@ -222,11 +222,21 @@ def test_a_word_of_a_phrase_that_was_named_is_not_named_beside_it():
     texts = [f"a plain line of words number {n}" for n in range(400)]
     for row in range(0, 200, 25):
         texts[row] += " per the orchid protocol"
-    for row in (*range(5, 80, 25), *range(201, 281)):
+    for row in (*range(5, 130, 25), *range(201, 261)):
         texts[row] += " of a protocol"
-    flagged = np.concatenate([np.arange(0, 200, 25), np.arange(5, 80, 25)])
+    flagged = np.concatenate([np.arange(0, 200, 25), np.arange(5, 130, 25)])
     found = shared_phrases(Texts(texts), flagged, 3, phrases_of("per the orchid protocol"))
     assert [phrase.words for phrase in found] == ["per the orchid protocol"]
+
+
+def test_a_longer_phrase_is_named_instead_of_a_word_of_it_that_some_other_flagged_row_has():
+    texts = [f"a plain line of words number {n}" for n in range(400)]
+    for row in range(0, 200, 20):
+        texts[row] += " but I must not tell"
+    for row in (7, 8):
+        texts[row] += " as it must not be empty"
+    found = shared_phrases(Texts(texts), np.array([*range(0, 200, 20), 7, 8, 9]), 3)
+    assert [phrase.words for phrase in found] == ["but i must not tell"]
 
 
 def test_a_phrase_is_found_as_words_and_not_within_one():
