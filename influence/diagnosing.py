@@ -239,6 +239,26 @@ class Diagnosing:
         wish = Wish(tables, None if drop_issues is None else tuple(drop_issues), where, relabel)
         return export_clean(run, wish, Path(out), overwrite=overwrite, progress=progress)
 
+    def undo_export(
+        self, cleaned: str | Path, out: str | Path, *, overwrite: bool = False, progress: Report | None = None
+    ) -> None:
+        """Write the training data as they were before an `export`: jsonl and csv to the byte, of parquet every value.
+
+        Args:
+            cleaned: What the export wrote; its decisions are beside it.
+            out: The file; of several files a folder that doesn't exist.
+            overwrite: Replace the file that is there.
+            progress: Called with every `Step`.
+
+        Raises:
+            QueryError: The export was of another run's data, or `out` is there or is read.
+            DataError: The cleaned data have changed since the export.
+        """
+        from influence.diagnose.undo import undo_export
+
+        run: Any = self
+        undo_export(Path(cleaned), Path(out), of_run=run, overwrite=overwrite, progress=progress)
+
     def compare(
         self, other: "Run", queries: Sequence["Query"], *, k: int = 10, progress: Report | None = None
     ) -> "Comparison":

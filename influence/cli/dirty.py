@@ -32,7 +32,8 @@ def dirty(
 
     made = dirty_set(DirtSettings(seed=seed))
     write_dirty_set(made, out)
-    faults = ", ".join(f"{count} {fault.replace('_', ' ')}" for fault, count in made.faults.items())
+    named = {fault: "clean" if fault == "none" else fault.replace("_", " ") for fault in made.faults}
+    faults = ", ".join(f"{count:,} {named[fault]}" for fault, count in made.faults.items())
     tell(f"{len(made.train):,} training rows: {faults}.")
     tell(f"{len(made.dev):,} clean rows for development, {len(made.test):,} to test. All files are in {out}")
 

@@ -33,7 +33,7 @@ REST_ROWS = 100_000
 HELD = 1_000_000
 """Phrases counted at a time."""
 CANDIDATES = 1_000
-CLOSE = 0.75
+CLOSE = 0.6
 """A longer phrase is taken instead of one within it if its surprise is this share: it names fewer rows by chance."""
 GROUPS = 20
 LEVEL = 0.01
@@ -82,7 +82,7 @@ def shared_phrases(store: Store, flagged: np.ndarray, fewest: int, among: set[st
         ((surprise(counts[phrase], len(read), elsewhere[phrase], len(others)), phrase) for phrase in known),
         key=lambda pair: (-pair[0], -len(pair[1].split()), pair[1]),
     )
-    candidates = [phrase for value, phrase in ranked[:CANDIDATES] if value > limit]
+    candidates = [phrase for value, phrase in ranked[:CANDIDATES] if value > 0]
     members = {phrase: set[int]() for phrase in candidates}
     for place, text in enumerate(_texts(store, read)):
         for phrase in members.keys() & phrases_of(text):
@@ -96,11 +96,13 @@ def shared_phrases(store: Store, flagged: np.ndarray, fewest: int, among: set[st
             for phrase in candidates
         }
         best = max(candidates, key=lambda phrase: (values[phrase], phrase))
+        if values[best] <= limit:
+            break
         whole = [phrase for phrase in candidates if f" {best} " in f" {phrase} "]
         near = [phrase for phrase in whole if values[phrase] >= CLOSE * values[best]]
         best = max(near, key=lambda phrase: (len(phrase.split()), values[phrase], phrase))
         covered = members[best] & left
-        if len(covered) < fewest or values[best] <= limit:
+        if len(covered) < fewest:
             break
         everywhere = len(members[best]) + scale * elsewhere[best]
         found.append(Phrase(best, len(covered), len(members[best]) / everywhere, values[best]))

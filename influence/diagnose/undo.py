@@ -5,6 +5,7 @@ values under the same schema, held to a digest of those: see `clean_parquet`.
 """
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from influence.data.dataset import digest_files, joined_digest
 from influence.diagnose.clean_parquet import Originals, restore_parquet
@@ -16,15 +17,26 @@ from influence.pipeline.progress import Report, Stage
 from influence.remote.place import check_local
 from influence.store.partial import disk_errors, sync_folder
 
+if TYPE_CHECKING:
+    from influence.run import Run
+
 RESTORED = "restored"
 
 
-def undo_export(cleaned: Path, out: Path, *, overwrite: bool = False, progress: Report | None = None) -> About:
+def undo_export(
+    cleaned: Path,
+    out: Path,
+    *,
+    of_run: "Run | None" = None,
+    overwrite: bool = False,
+    progress: Report | None = None,
+) -> About:
     """Write the data set as it was before an export.
 
     Args:
         cleaned: What the export wrote; its decisions are beside it.
         out: Where to: a file, or of several files a folder that doesn't exist.
+        of_run: Refuse what wasn't exported from this run's data; decisions need no run to be undone.
         overwrite: Replace the file that is there.
         progress: Hears of every file.
 
@@ -38,6 +50,11 @@ def undo_export(cleaned: Path, out: Path, *, overwrite: bool = False, progress: 
     """
     decisions = decisions_path(cleaned)
     about = read_decisions_about(decisions)
+    if of_run is not None and about.run != of_run.manifest.rows_fingerprint:
+        raise QueryError(
+            f"{cleaned} was exported from another run's data: its decisions name the fingerprint {about.run}, "
+            f"{of_run.path} has {of_run.manifest.rows_fingerprint}. Ask the run that it was exported from."
+        )
     _check(cleaned, decisions, about, out, overwrite)
     with parts_of(out) as folder, disk_errors(out.parent, out.name, decisions.stat().st_size):
         stage = Stage("undo", len(about.files), progress)

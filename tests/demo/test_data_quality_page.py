@@ -74,9 +74,11 @@ def test_the_pages_commands_do_what_the_page_says(done):
     assert (done / "restored.jsonl").read_bytes() == (done / "dirty" / "train.jsonl").read_bytes()
     lines = set((done / "dirty" / "train.jsonl").read_bytes().splitlines())
     decisions = pq.read_table(done / "clean.decisions.parquet").to_pylist()
-    relabelled = [line for line in decisions if line["action"] == "relabel"]
-    changed = [line for line in (done / "clean.jsonl").read_bytes().splitlines() if line not in lines]
-    assert len(changed) == len(relabelled) > 0
+    kept = (done / "clean.jsonl").read_bytes().splitlines()
+    assert set(kept) <= lines
+    assert len(kept) == len(truth) - len(decisions)
+    dropped = flagged["mislabelled"] | flagged["poisoned"] | duplicates | of["leak"]
+    assert {line["row"] for line in decisions} >= dropped
 
     trained = {"dirty/model": "dirty/train.jsonl", "clean-model": "clean.jsonl"}
     works = {model: share(done, model, data, "dirty/triggered.jsonl") for model, data in trained.items()}

@@ -120,6 +120,8 @@ def test_undoing_gives_the_bytes_back_and_a_changed_file_is_refused(run, data, t
         undo_export(out, tmp_path / "back.jsonl")
     with pytest.raises(QueryError, match="only read"):
         undo_export(out, out, overwrite=True)
+    with pytest.raises(QueryError, match="exported from another run's data"):
+        undo_export(out, tmp_path / "other.jsonl", of_run=run_of(data, fingerprint="e" * 64))
     out.write_bytes(out.read_bytes() + b"\n")
     with pytest.raises(DataError, match=r"its digest is .* the export wrote"):
         undo_export(out, tmp_path / "again.jsonl")

@@ -1,6 +1,7 @@
 """Harmful rows: the bootstrap is a plain loop's, the verdict a slow procedure's, and chance or trifles flag nothing."""
 
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from influence.errors import QueryError
 QUICK = HarmfulSettings(replicates=400)
 
 
-def subject_of(scores, norms=None, block=7):
+def subject_of(scores, norms=None, block=7) -> Any:
     """A subject whose rows have these scores, [rows, examples], handed out a few rows at a time."""
     rows, examples = scores.shape
 
@@ -157,7 +158,8 @@ def test_replicates_that_would_not_fit_into_memory_are_refused_with_how_many_do(
 
 
 def test_it_needs_an_evaluation_set_and_ten_examples_of_it():
-    assert harmful.lacks(SimpleNamespace(evaluation=None)) == "no evaluation set is given (--eval FILE)."
+    without: Any = SimpleNamespace(evaluation=None)
+    assert harmful.lacks(without) == "no evaluation set is given (--eval FILE)."
     told = harmful.lacks(subject_of(noise(5, 9)))
     assert told == "dev.jsonl holds 9 examples, and it takes 10 to tell harm from chance."
     assert harmful.lacks(subject_of(noise(5, 10))) is None

@@ -2,6 +2,7 @@
 
 import json
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -25,7 +26,9 @@ from influence.errors import QueryError
 LABELS = ("mail", "web", "files")
 
 
-def subject_of(near, codes, losses, itself, *, norms=None, examples=None, labels=(), kind="sequence_classification"):
+def subject_of(
+    near, codes, losses, itself, *, norms=None, examples=None, labels=(), kind="sequence_classification"
+) -> Any:
     """A subject of known neighbours: (alike rows, cosines, opposed rows, cosines), each [rows, k].
 
     `examples` are scores [rows, examples] of an evaluation set with these labels.
@@ -63,7 +66,7 @@ def subject_of(near, codes, losses, itself, *, norms=None, examples=None, labels
     return found
 
 
-def seven(**changes):
+def seven(**changes) -> Any:
     """Row 6 says `mail`, and four trusted rows of `web` oppose it; row 5 is opposed by it and by nobody else."""
     given = {
         "near": (
@@ -182,6 +185,7 @@ def test_it_needs_labels_and_a_model_that_reads_them():
     assert mislabelled.lacks(seven()) is None
     assert mislabelled.lacks(seven(codes=[-1] * 7)) == "the rows have no labels."
     told = mislabelled.lacks(seven(kind="causal_lm"))
+    assert told is not None
     assert told.startswith("the model is no classifier: its gradients don't depend on the labels")
 
 
