@@ -17,7 +17,7 @@ from influence.config import parse_config
 from influence.errors import Incomplete, QueryError, RunLocked, StoreError
 from influence.pipeline import build as build_module
 from influence.pipeline import scan as scan_module
-from influence.pipeline import score_plan, score_stage, score_table
+from influence.pipeline import score_plan, score_stage, score_table, shortlist
 from influence.pipeline.cluster import QUIET
 from influence.pipeline.shortlist import Shortlist
 from influence.store.digest import seal
@@ -413,9 +413,12 @@ def test_tasks_stay_small_whatever_the_scan(rows, queries, keep):
     assert 1 <= step <= max(rows, score_plan.FEWEST)
 
 
-def test_a_shortlist_is_the_end_of_the_sorted_scores_however_they_are_cut():
+@pytest.mark.parametrize("waiting", [1, 50, shortlist.WAITING])
+def test_a_shortlist_is_the_end_of_the_sorted_scores_however_they_are_cut(waiting, monkeypatch):
+    monkeypatch.setattr(shortlist, "WAITING", waiting)
     random = np.random.default_rng(0)
     scores = random.integers(-5, 5, (4, 100)).astype(np.float32)
+    scores[:, ::3] *= -1  # Zeros of both signs, which are equal, and ties everywhere.
     for cut in (1, 7, 100):
         whole, halves = Shortlist(4, 9), [Shortlist(4, 9), Shortlist(4, 9)]
         for start in range(0, 100, cut):
@@ -425,6 +428,7 @@ def test_a_shortlist_is_the_end_of_the_sorted_scores_however_they_are_cut():
         halves[0].merge(halves[1].scores, halves[1].rows)
         expected = [np.lexsort((np.arange(100), -line))[:9] for line in scores]
         np.testing.assert_array_equal(whole.rows, expected)
+        np.testing.assert_array_equal(whole.scores, np.take_along_axis(scores, np.array(expected), axis=1))
         np.testing.assert_array_equal(halves[0].rows, expected)
     few = Shortlist(4, 9)
     few.offer(scores[:, :2], np.arange(2))

@@ -109,7 +109,7 @@ def answer(
     _check_folder(out)
     mask = None if question.where is None else passing_rows(store, question.where)
     chosen = store.rows if mask is None else int(mask.sum())
-    scan, parts = _planned(config, store, question, out, chosen)
+    scan, parts = planned(config, store, question, out, chosen)
     _check_vacant(out, scan, overwrite)
     told, queries = _told(config.recipe, store, question, scan), question.queries or ()
     with _held(scan, parts, out):
@@ -159,9 +159,18 @@ def folder_of(out: Path) -> Path:
     return out.with_name(f"{out.name}.parts")
 
 
-def _planned(
+def planned(
     config: RunConfig, store: Store, question: Question, out: Path, chosen: int
 ) -> tuple[Scan, dict[str, Part]]:
+    """Return how a question is cut into tasks, and the parts of its fingerprint.
+
+    Args:
+        config: Of the run.
+        store: Its rows.
+        question: What is asked.
+        out: Where the answer goes.
+        chosen: How many rows pass the filter; all without one.
+    """
     queries, recipe = question.queries or (), config.recipe.stored
     keep = question.keep if queries else "self"
     k = min(question.k, chosen) if keep == "top" else 0

@@ -146,20 +146,20 @@ def _best(scan: Scan, store: Store, queries: Sequence[Example], batch: int, sche
         found = load_tensors(scan.scored_file(block, batch), scan.fingerprint)
         for side, name in (("promoting", "high"), ("opposing", "low")):
             ends[side].merge(found[name].numpy(), found[f"{name}_rows"].numpy())
-    lines: list[tuple[int, str, str, int, int, float]] = []
-    for number in range(count):
-        for side, sign in (("promoting", 1), ("opposing", -1)):
-            if side == "opposing" and scan.recipe.baseline is not None:
-                continue
-            scores, rows = ends[side].scores[number], ends[side].rows[number]
-            hits = zip(rows[scores > 0].tolist(), scores[scores > 0].tolist(), strict=True)
-            query = (first + number, queries[first + number].id, side)
-            lines += [(*query, rank, row, sign * score) for rank, (row, score) in enumerate(hits, 1)]
-    columns = list(zip(*lines, strict=True)) or [()] * 6
-    ids = _ids(store, np.array(columns[4], dtype=np.int64))
-    arrays = [*columns[:5], ids, columns[5]]
+    sides = {"promoting": 1} if scan.recipe.baseline is not None else {"promoting": 1, "opposing": -1}
+    found_here = []
+    for place, (side, sign) in enumerate(sides.items()):
+        scores, rows = ends[side].scores, ends[side].rows
+        number, rank = np.nonzero(scores > 0)
+        found_here.append((number, np.full(number.size, place), rank, rows[number, rank], sign * scores[number, rank]))
+    number, side, rank, row, score = (np.concatenate(arrays) for arrays in zip(*found_here, strict=True))
+    order = np.lexsort((rank, side, number))
+    number, side, rank, row, score = (array[order] for array in (number, side, rank, row, score))
+    names = pa.array([query.id for query in queries[first : first + count]], pa.string())
+    columns = [first + number, names.take(pa.array(number)), pa.array(list(sides)).take(pa.array(side)), rank + 1, row]
+    columns += [_ids(store, row), score]
     return pa.Table.from_arrays(
-        [pa.array(list(values), field.type) for values, field in zip(arrays, schema, strict=True)], schema=schema
+        [pa.array(column, field.type) for column, field in zip(columns, schema, strict=True)], schema=schema
     )
 
 
