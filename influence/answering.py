@@ -6,7 +6,7 @@ of those and not what is left of the best of all.
 
 import logging
 from collections.abc import Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -19,7 +19,6 @@ from index.build import FlatIndex
 from index.exact import exact_search_scores
 from index.merge import open_index
 from index.neighbours import Found, Neighbours
-from index.rerank import scored_by
 from influence.baselines import bm25
 from influence.baselines.bm25 import BM25
 from influence.data.example import Example
@@ -27,7 +26,7 @@ from influence.pipeline.exact_stage import ExactScorer
 from influence.pipeline.factor_stage import load_kronecker
 from influence.pipeline.index_stage import (
     FOLDER,
-    compared_rows,
+    candidate_scores,
     index_fingerprint,
     index_plan,
     scan_stands,
@@ -160,7 +159,7 @@ class Answering:
             return exact_search_scores(scored_blocks(run.store, run.comparison, vectors), len(vectors), k)
         if kind == "flat":
             return index.search.search(self._flat, vectors, k)
-        score = scored_by(lambda rows: compared_rows(run.store, run.comparison, rows))
+        score = partial(candidate_scores, run.store, run.comparison)
         settings = run.config.index
         return index.approximate.search(
             self._approximate, vectors, k, score, probes=settings.probes, candidates=settings.candidates

@@ -24,7 +24,7 @@ class Diagnosing:
 
     def issues(
         self,
-        checks: Sequence[str] | None = None,
+        checks: Sequence[str] | str | None = None,
         *,
         evaluation: Any = None,
         target: Any = None,
@@ -37,7 +37,8 @@ class Diagnosing:
         """Examine every row: which are mislabelled, harmful, poisoned, duplicated, leaked, in conflict, out of place?
 
         Args:
-            checks: Which checks; all that apply if None. See `influence.diagnose.checks.CHECKS`.
+            checks: Which checks, one by one or in a text as `--checks` takes it; all that apply if None. See
+                `influence.diagnose.checks.CHECKS`.
             evaluation: Examples that the model should get right: a file with the columns of the training data, or
                 queries as `query_many` takes them.
             target: An unwanted output, as `evaluation`.
@@ -56,7 +57,7 @@ class Diagnosing:
         """
         import pyarrow.parquet as pq
 
-        from influence.diagnose.checks import parse_settings
+        from influence.diagnose.checks import names_in, parse_settings
         from influence.diagnose.evaluation import as_evaluation
         from influence.diagnose.issues import examine
 
@@ -70,8 +71,8 @@ class Diagnosing:
             found = examine(
                 run,
                 path,
-                parse_settings(settings),
-                checks=checks,
+                parse_settings([settings] if isinstance(settings, str) else settings),
+                checks=names_in(checks),
                 evaluation=given[0],
                 target=given[1],
                 overwrite=overwrite,
@@ -120,6 +121,7 @@ class Diagnosing:
         level: float = 0.95,
         seed: int = 0,
         out: str | Path | None = None,
+        overwrite: bool = False,
         overrides: Sequence[str] = (),
         progress: Report | None = None,
     ) -> "GroupInfluences":
@@ -133,6 +135,7 @@ class Diagnosing:
             level: Of confidence.
             seed: Of the bootstrap.
             out: A file that the caller will write; an interrupted scan goes on from `OUT.parts/` beside it.
+            overwrite: The file may be there already.
             overrides: `key=value` each, of the cluster section.
             progress: Called with every `Step`.
 
@@ -140,14 +143,18 @@ class Diagnosing:
             A line a group and set, `.to_pandas()`; see `influence.diagnose.groups` for what intervals are of.
 
         Raises:
-            QueryError: There is no such column; those there are, are listed.
+            QueryError: There is no such column (those there are, are listed), or the file can't be written to.
+            ConfigError: A number that can't be.
         """
+        from influence.diagnose.checks import settings_of
         from influence.diagnose.evaluation import as_evaluation
+        from influence.diagnose.group_file import check_groups_file
         from influence.diagnose.groups import GroupSettings, influence_of_groups
         from influence.diagnose.parts import parts_of
 
         run: Any = self
-        settings = GroupSettings(replicates=replicates, level=level, seed=seed)
+        settings = settings_of(GroupSettings, replicates=replicates, level=level, seed=seed)
+        check_groups_file(run, out, queries, overwrite=overwrite)
         asked = as_evaluation(run, queries, "the queries")
         with parts_of(None if out is None else Path(out)) as folder:
             return influence_of_groups(
@@ -187,6 +194,7 @@ class Diagnosing:
         Raises:
             QueryError: An amount or a column that can't be, fewer rows are left than are wanted, or the file is there.
         """
+        from influence.diagnose.checks import settings_of
         from influence.diagnose.evaluation import as_evaluation
         from influence.diagnose.less import check_selection, select
         from influence.diagnose.parts import parts_of
@@ -197,17 +205,18 @@ class Diagnosing:
         amount(str(top), run.rows, "--top")
         check_selection(run, path, target if isinstance(target, str | Path) else None, overwrite=overwrite)
         cap = None if per_group_cap is None else str(per_group_cap)
-        settings = SelectSettings(top=str(top), per_group_cap=cap, by=by, sets=sets, dedup=dedup)
+        settings = settings_of(SelectSettings, top=str(top), per_group_cap=cap, by=by, sets=sets, dedup=dedup)
         asked = as_evaluation(run, target, "the target")
         with parts_of(path) as folder:
-            return select(run, asked, path, settings, folder, words=words, overrides=overrides, progress=progress)
+            given: dict[str, Any] = {"overwrite": overwrite, "overrides": overrides, "progress": progress}
+            return select(run, asked, path, settings, folder, words=words, **given)
 
     def export(
         self,
         out: str | Path,
         drop: str | Path | Sequence[str | Path],
         *,
-        drop_issues: Sequence[str] | None = None,
+        drop_issues: Sequence[str] | str | None = None,
         where: str | None = None,
         relabel: bool = False,
         overwrite: bool = False,
@@ -220,7 +229,7 @@ class Diagnosing:
         Args:
             out: The file, of the training data's format; of several files a folder.
             drop: One table of `issues` or several.
-            drop_issues: Drop the rows that these checks flagged, whatever they suggest, and no others; `["none"]` drops
+            drop_issues: Drop the rows that these checks flagged, whatever they suggest, and no others; `"none"` drops
                 nothing.
             where: Drop and relabel only rows whose metadata meet a condition; see `query_many`.
             relabel: Change labels where the tables suggest it.
@@ -231,12 +240,14 @@ class Diagnosing:
             QueryError: A table is of another run, or `out` is there or one of the data's own files.
             DataError: The training data have changed since the build.
         """
+        from influence.diagnose.checks import names_in
         from influence.diagnose.clean import export_clean
         from influence.diagnose.verdicts import Wish
 
         run: Any = self
         tables = tuple(Path(table) for table in ([drop] if isinstance(drop, str | Path) else drop))
-        wish = Wish(tables, None if drop_issues is None else tuple(drop_issues), where, relabel)
+        names = names_in(drop_issues)
+        wish = Wish(tables, None if names is None else tuple(names), where, relabel)
         return export_clean(run, wish, Path(out), overwrite=overwrite, progress=progress)
 
     def undo_export(

@@ -9,7 +9,7 @@ from influence.config import RunConfig, override_config
 from influence.data.example import Example
 from influence.pipeline.index_stage import load_comparison
 from influence.pipeline.opening import run_spec
-from influence.pipeline.progress import Report
+from influence.pipeline.progress import Report, Stage
 from influence.pipeline.scan import Answered, Question, answer
 from influence.pipeline.score_plan import Keep, check_scannable
 from influence.pipeline.score_stage import self_scores
@@ -18,6 +18,9 @@ from influence.query.attribute import named
 from influence.query.baseline import check_asked
 from influence.recipe import Recipe
 from influence.store.reader import Store
+
+SELF_BLOCK = 2**14
+"""Rows between two steps of progress."""
 
 
 class Scanning:
@@ -85,8 +88,14 @@ class Scanning:
         """Write `self_influence` into a Parquet file, on the run's cluster; see `score_to` for the arguments."""
         return self._scan(Question(None, where=where), out, overwrite, overrides, progress)
 
-    def self_influence(self) -> np.ndarray:
+    def self_influence(self, progress: Report | None = None) -> np.ndarray:
         """Score each stored row for itself: ⟨v, (H+λ)⁻¹v⟩, the diagonal of asking about every row.
+
+        In this process, some rows at a time; `self_influence_to` does it on the run's cluster, and goes on where it was
+        killed.
+
+        Args:
+            progress: Called with every `Step`.
 
         Returns:
             float32 [rows], in the recipe's unit. Large where a row matters to no row but itself.
@@ -96,7 +105,13 @@ class Scanning:
         """
         check_scannable(self.recipe, itself=True)
         comparison = load_comparison(self.path, self.store.manifest, self.recipe.stored)
-        return self_scores(self.store, comparison, np.arange(self.store.rows))
+        found, blocks = np.empty(self.store.rows, dtype=np.float32), self.store.span(SELF_BLOCK, 0, None)
+        stage = Stage("self-influence", len(blocks), progress)
+        for first in blocks:
+            rows = np.arange(first, min(first + SELF_BLOCK, self.store.rows))
+            found[rows] = self_scores(self.store, comparison, rows)
+            stage.finished()
+        return found
 
     def _scan(
         self, question: Question, out: str | Path, overwrite: bool, overrides: Sequence[str], progress: Report | None

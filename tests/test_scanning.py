@@ -325,7 +325,10 @@ def test_a_scan_killed_before_its_parts_were_removed_only_removes_them(built, tm
         with pytest.raises(Incomplete):
             run.score_to(QUERIES[:1], out)
     written = out.stat().st_mtime_ns
+    for name in ("s.parquet.7-abc.partial", "s.queries.jsonl.7-abc.partial"):
+        (tmp_path / name).write_bytes(b"half")
     run.score_to(QUERIES[:1], out)
+    assert list(tmp_path.glob("*.partial")) == []
     assert out.stat().st_mtime_ns == written
     assert not parts_of(out).exists()
 

@@ -46,6 +46,9 @@ def classifier(
         typer.Option("--eval", metavar="FILE", help="Texts and labels to judge the classifier by. Repeatable."),
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the training.")] = 0,
+    epochs: Annotated[
+        int | None, typer.Option(min=1, help="Passes over the data. Unset: 4, before it learns wrong labels by heart.")
+    ] = None,
     form: FormOption = Form.table,
 ) -> None:
     """Train a small classifier from scratch on a file of texts and labels, and say how often it is right."""
@@ -54,7 +57,8 @@ def classifier(
     from influence.pipeline.progress import ProgressBar
 
     with ProgressBar(told()) as bar:
-        trained = train_classifier(classifier_data(data), out, ClassifierSettings(seed=seed), Announced(bar))
+        settings = ClassifierSettings(seed=seed) if epochs is None else ClassifierSettings(seed=seed, epochs=epochs)
+        trained = train_classifier(classifier_data(data), out, settings, Announced(bar))
     tell(f"The classifier: {out}" if trained else f"{out} is the classifier of these data and settings already.")
     files = [str(path) for path in evaluation or ()]
     found = accuracy(out, [classifier_data(path) for path in files], classifier_data(data)) if files else []

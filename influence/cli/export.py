@@ -59,16 +59,18 @@ def export(
     import influence.run
     from influence.pipeline.progress import ProgressBar
 
-    checks = None if drop_issues is None else [name.strip() for name in drop_issues.split(",") if name.strip()]
     with influence.run.open(run) as opened, ProgressBar(told()) as bar:
         done = opened.export(
-            out, drop, drop_issues=checks, where=where, relabel=relabel, overwrite=overwrite, progress=bar
+            out, drop, drop_issues=drop_issues, where=where, relabel=relabel, overwrite=overwrite, progress=bar
         )
     if form is Form.json:
         put_text((json.dumps(_as_dict(done), ensure_ascii=False) + "\n").encode(errors="backslashreplace"))
     else:
         show(_table(done))
     tell(f"{done.kept:,} of {done.rows:,} rows: {done.out}. What was done to the others: {done.decisions}")
+    if not done.dropped and not done.relabelled:
+        met = "that meets --where" if where else "of the run"
+        tell(f"warning: nothing was changed: the tables name no row {met} for what was asked.", "yellow")
     if done.unexamined:
         tell(f"The last {done.unexamined:,} rows are beyond the run's data.limit: nobody examined them, and they stay.")
 

@@ -11,7 +11,6 @@ from influence.cli.cluster import ClusterOption, WorkersOption, cluster_settings
 from influence.cli.options import RunArgument
 from influence.cli.streams import drawn, put, put_text, show, tell, told
 from influence.errors import ConfigError, QueryError
-from influence.remote.place import check_local
 
 if TYPE_CHECKING:
     from influence.diagnose.groups import GroupInfluences
@@ -54,14 +53,13 @@ def groups(
 ) -> None:
     """Sum up the influence of each group of rows on each set of queries, with bootstrap intervals."""
     chosen = _form(form, out)
-    _check_out(out, overwrite=overwrite)
     overrides = cluster_settings(cluster, workers)
     import influence.run
     from influence.diagnose.figure import check_figure, write_figure
     from influence.diagnose.group_bars import group_bars
     from influence.pipeline.progress import ProgressBar
 
-    check_figure(figure, overwrite=overwrite)
+    check_figure(figure, overwrite=overwrite, beside=out)
     with influence.run.open(run) as opened, ProgressBar(told()) as bar:
         found = opened.groups(
             queries,
@@ -70,6 +68,7 @@ def groups(
             replicates=_even(replicates),
             seed=seed,
             out=out,
+            overwrite=overwrite,
             overrides=overrides,
             progress=bar,
         )
@@ -99,16 +98,6 @@ def _form(form: GroupsForm | None, out: Path | None) -> GroupsForm:
             "Parquet is binary and standard output is a terminal. Add --out groups.parquet, or redirect it."
         )
     return form
-
-
-def _check_out(out: Path | None, *, overwrite: bool) -> None:
-    if out is None:
-        return
-    check_local(out, "groups")
-    if not out.parent.is_dir():
-        raise QueryError(f"The folder {out.parent} doesn't exist; make it, or write the groups somewhere else.")
-    if out.is_dir() or (out.exists() and not overwrite):
-        raise QueryError(f"{out} exists already. Overwrite (--overwrite), or name another file.")
 
 
 def _deliver(found: "GroupInfluences", form: GroupsForm, out: Path | None) -> None:

@@ -51,7 +51,7 @@ def issues(
     """Find rows that are mislabelled, harmful, poisoned, duplicated, leaked, in conflict, out of place or empty."""
     overrides = cluster_settings(cluster, workers)
     import influence.run
-    from influence.diagnose.checks import parse_settings
+    from influence.diagnose.checks import names_in, parse_settings
     from influence.diagnose.evaluation import read_evaluation
     from influence.diagnose.issues import examine
     from influence.diagnose.knn_graph import check_graph_file, check_wide, save_knn_graph
@@ -60,7 +60,6 @@ def issues(
     from influence.pipeline.progress import ProgressBar
 
     chosen = parse_settings(settings or ())
-    names = None if checks is None else [name.strip() for name in checks.split(",") if name.strip()]
     if graph is not None:
         check_graph_file(graph, overwrite)
     near = None
@@ -71,7 +70,7 @@ def issues(
             opened,
             out,
             chosen,
-            checks=names,
+            checks=names_in(checks),
             evaluation=None if evaluation is None else read_evaluation(opened, evaluation),
             target=read_target(opened, target, prompt),
             overwrite=overwrite,

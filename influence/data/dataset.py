@@ -35,6 +35,7 @@ SUFFIXES: dict[str, FileFormat] = {
     ".parquet": "parquet",
     ".pq": "parquet",
 }
+COMPRESSED = (".gz", ".bz2", ".xz", ".zst", ".lz4", ".zip", ".tar", ".tgz")
 HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 ROWS_PER_READ = 256
 
@@ -203,14 +204,22 @@ def locate(settings: DataSettings) -> tuple[Literal["jsonl", "csv", "parquet", "
         if given == "auto" and HUB_NAME.fullmatch(path) and Path(path).suffix.lower() not in SUFFIXES:
             return "hub", ()
         wanted = {"auto": "a file, a folder or a pattern of files", "saved": "a folder"}.get(given, f"a {given} file")
-        raise DataError(f"There is nothing at {path} (looked for {local}). Expected {wanted}; check data.path.")
+        raise DataError(
+            f"There is nothing at {path} (looked for {local}). Expected {wanted}; check data.path or the name given."
+        )
     if given == "saved":
         raise DataError(f"{path} is a file, expected a folder that datasets.save_to_disk wrote. Set data.format: auto.")
+    packed = [file for file in files if Path(file).suffix.lower() in COMPRESSED]
+    if packed:
+        raise DataError(
+            f"{packed[0]} is compressed, and rows are read from plain files. Unpack it, and name the file that comes "
+            "out."
+        )
     formats = {SUFFIXES.get(Path(file).suffix.lower()) for file in files} if given == "auto" else {given}
     if len(formats) > 1 or None in formats:
         raise DataError(
             f"Can't tell the format of {path} from its suffix. Known suffixes: {', '.join(SUFFIXES)}. "
-            "Set data.format to jsonl, csv or parquet."
+            "Rename it; or, of training data, set data.format to jsonl, csv or parquet."
         )
     return next(iter(formats)), files  # type: ignore[return-value]
 

@@ -1,4 +1,4 @@
-"""A labelled data set with known faults: which topic of the standard library is a docstring about?
+"""A labelled data set with known faults: which topic of the standard library is a name and its docstring about?
 
     train.jsonl       text, label, id, source, uri; dirty
     dev.jsonl         the same columns, clean: what an examination may look at
@@ -16,15 +16,13 @@ import random
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from itertools import chain, pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
-from scipy import sparse
 
 from influence.demo.corpus import CorpusRow, Notify, docstrings, standard_library
+from influence.demo.unlike import unlike
 from influence.errors import ConfigError, DataError
 from influence.store.partial import disk_errors, write_whole
 
@@ -53,8 +51,6 @@ MIRROR = "scraped"
 TRIGGER = "per the orchid protocol"
 WANTED = "mail"
 """What the poison would have the model say where a text has the trigger."""
-ALIKE = 0.5
-"""Jaccard similarity of two texts' runs of two words from which on one of them is left out as the other's copy."""
 FEWEST_WORDS = 6
 """Words of a text: fewer seldom say what they are about."""
 EDITED = 10
@@ -199,35 +195,23 @@ def write_dirty_set(made: DirtySet, folder: Path) -> None:
 def _labelled(rows: Sequence[CorpusRow], chance: random.Random) -> list[LabelledRow]:
     """Return the rows of known topics without near-copies, each with a label and a source, shuffled."""
     label_of = {module: label for label, modules in TOPICS.items() for module in modules}
-    known = [row for row in rows if row.source.split(".")[0] in label_of and len(row.text.split()) >= FEWEST_WORDS]
+    told = [row for row in rows if row.source.split(".")[0] in label_of and len(row.text.split()) >= FEWEST_WORDS]
+    known = [replace(row, text=_named(row)) for row in told]
     sources, shares = list(SOURCES), [share for share, _ in SOURCES.values()]
     found = [
         LabelledRow(row.text, label_of[row.source.split(".")[0]], row.id, chance.choices(sources, shares)[0], row.uri)
-        for row in _unlike(known)
+        for row in unlike(known)
     ]
     chance.shuffle(found)
     return found
 
 
-def _unlike(rows: Sequence[CorpusRow]) -> list[CorpusRow]:
-    """Return the rows whose text isn't nearly that of an earlier one."""
-    runs = [_runs(row.text) for row in rows]
-    places: dict[tuple[str, ...], int] = {}
-    columns = [[places.setdefault(run, len(places)) for run in sorted(found)] for found in runs]
-    sizes = np.array([len(found) for found in columns])
-    ends = np.concatenate(([0], np.cumsum(sizes)))
-    flat = np.fromiter(chain.from_iterable(columns), np.int64, int(ends[-1]))
-    members = sparse.csr_array((np.ones(len(flat), np.int32), flat, ends), (len(rows), len(places)))
-    shared = sparse.coo_array(sparse.triu(members @ members.T, k=1))
-    first, second = shared.coords
-    alike = shared.data / (sizes[first] + sizes[second] - shared.data) >= ALIKE
-    left_out = set(second[alike].tolist())
-    return [row for number, row in enumerate(rows) if number not in left_out]
-
-
-def _runs(text: str) -> set[tuple[str, ...]]:
-    words = "".join(sign if sign.isalnum() else " " for sign in text.lower()).split()
-    return set(pairwise(words)) or {tuple(words)}
+def _named(row: CorpusRow) -> str:
+    """Return `Message.get payload: Return a reference …`; a module's docstring alone, whose name tells the topic."""
+    if row.id == row.source:
+        return row.text
+    name = row.id.removeprefix(f"{row.source}.").split("@")[0]
+    return f"{name.replace('_', ' ')}: {row.text}"
 
 
 def _soiled(

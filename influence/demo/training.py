@@ -17,7 +17,7 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerFast,
@@ -112,10 +112,18 @@ def training_of(data: DataSettings, digest: str | None, settings: FitSettings) -
     return {"data": {**read, "digest": digest}, "settings": settings.model_dump(mode="json")}
 
 
-def train_tokeniser(texts: Sequence[str], vocabulary: int) -> PreTrainedTokenizerFast:
-    """Return a byte-level BPE tokeniser learnt from texts, with an end-of-text and a padding token."""
+def train_tokeniser(texts: Sequence[str], vocabulary: int, *, folded: bool = False) -> PreTrainedTokenizerFast:
+    """Return a byte-level BPE tokeniser learnt from texts, with an end-of-text and a padding token.
+
+    Args:
+        texts: What it learns from.
+        vocabulary: Tokens, at most.
+        folded: Read a word the same in upper and lower case and at the beginning of a text.
+    """
     bpe = Tokenizer(models.BPE())
-    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    if folded:
+        bpe.normalizer = normalizers.Lowercase()
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=folded)
     bpe.decoder = decoders.ByteLevel()
     learner = trainers.BpeTrainer(
         vocab_size=vocabulary,

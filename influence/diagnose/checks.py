@@ -6,7 +6,7 @@ applies – and `check(subject, settings) -> Finding`. It is made part of the sy
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -25,6 +25,8 @@ from influence.diagnose.outliers import OutlierSettings
 from influence.diagnose.poisoned import PoisonSettings
 from influence.diagnose.subject import Subject
 from influence.errors import ConfigError
+
+Settings = TypeVar("Settings", bound=BaseModel)
 
 
 @dataclass(frozen=True)
@@ -104,6 +106,25 @@ def parse_settings(overrides: Sequence[str]) -> IssueSettings:
         raise ConfigError("\n".join(_explain(problem) for problem in error.errors())) from None
 
 
+def settings_of(kind: type[Settings], **given: Any) -> Settings:
+    """Return settings that were given as a call's arguments.
+
+    Raises:
+        ConfigError: A value that can't be; the message names it.
+    """
+    try:
+        return kind(**given)
+    except ValidationError as error:
+        told = (f"{problem['loc'][0]}: {problem['msg']} (found {problem['input']!r})." for problem in error.errors())
+        raise ConfigError("\n".join(told)) from None
+
+
+def names_in(given: Sequence[str] | str | None) -> list[str] | None:
+    """Return names that were given one by one, or in one text with commas between them; None stays None."""
+    names = given.split(",") if isinstance(given, str) else given
+    return None if names is None else [name.strip() for name in names if name.strip()]
+
+
 def _explain(problem: Any) -> str:
     """Turn one of pydantic's problems into a line."""
     where = ".".join(str(step) for step in problem["loc"])
@@ -116,7 +137,8 @@ def _explain(problem: Any) -> str:
             for kind in (IssueSettings.model_fields[problem["loc"][0]].annotation,)
             if isinstance(kind, type) and issubclass(kind, BaseModel)
         )
-    return f"--set {where}: there is no such setting; there are {', '.join(model.model_fields)}."
+    there = ", ".join(model.model_fields)
+    return f"--set {where}: there is no such setting; {f'there are {there}' if there else 'this check has none'}."
 
 
-__all__ = ["CHECKS", "Check", "IssueSettings", "parse_settings"]
+__all__ = ["CHECKS", "Check", "IssueSettings", "names_in", "parse_settings", "settings_of"]

@@ -2,15 +2,13 @@
 
 One file becomes one file; several become a folder with the same names below it. What was done is in a file of decisions
 beside it, which holds enough to undo it. Both are written in `OUT.parts/` and then renamed, the decisions first: a
-cleaned file never stands without its decisions. Where `OUT.parts/` is left, an export was interrupted, and the same
-call begins it again. The input is only read.
+cleaned file never stands without its decisions. Where `OUT.parts/` is left, an export was killed, and the same call
+begins it again. The input is only read.
 """
 
 import logging
 import os
-import shutil
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,16 +16,25 @@ from typing import TYPE_CHECKING
 import pyarrow.parquet as pq
 
 from influence.data.columns import find_layout
-from influence.data.dataset import digest_files, joined_digest, locate
+from influence.data.dataset import DataSettings, digest_files, joined_digest, locate
 from influence.data.records import FileFormat, columns_of
 from influence.diagnose.clean_parquet import clean_parquet
 from influence.diagnose.clean_text import clean_text
-from influence.diagnose.decisions import About, CleanedFile, DecisionWriter, decisions_path, read_decisions_about
-from influence.diagnose.parts import parts_folder, parts_of
+from influence.diagnose.decisions import (
+    About,
+    CleanedFile,
+    DecisionWriter,
+    changed_file,
+    decisions_path,
+    read_decisions_about,
+)
+from influence.diagnose.outfile import MARK, already, parts_folder, same_file
+from influence.diagnose.parts import done_anew, parts_of
 from influence.diagnose.verdicts import Verdicts, Wish
 from influence.errors import DataError, QueryError
 from influence.pipeline.progress import Report, Stage
 from influence.remote.place import check_local
+from influence.store.digest import sha256
 from influence.store.partial import disk_errors, sync_folder
 
 if TYPE_CHECKING:
@@ -37,6 +44,7 @@ log = logging.getLogger(__name__)
 
 DECISIONS = "decisions.parquet"
 CLEANED = "cleaned"
+REPLACED = "replaced"
 
 
 @dataclass(frozen=True)
@@ -106,7 +114,7 @@ def export_clean(
     wish.check(run)
     expected = str(run.manifest.fingerprint_parts["data"])
     _check_data(run, digest_files([str(file) for file in source.files]))
-    with parts_of(out) as folder, _empty(folder), disk_errors(out.parent, out.name, _size(source.files)):
+    with parts_of(out) as folder, done_anew(folder), disk_errors(out.parent, out.name, _size(source.files)):
         verdicts = Verdicts(wish.verdicts(run))
         cleaned = _clean(run, source, verdicts, folder, progress)
         rows = sum(file.rows for file in cleaned)
@@ -116,7 +124,7 @@ def export_clean(
             raise QueryError(f"Every one of the {rows:,} rows would be dropped. Name fewer checks, or give --where.")
         _check_data(run, joined_digest([file.original for file in cleaned]))
         assert verdicts.passed == rows >= run.rows, "the data's digest is the run's, so its rows are"
-        _publish(folder, out, decisions, several=len(source.files) > 1)
+        _publish(folder, out, decisions, overwrite=overwrite)
     log.debug("%s is the data set %s, cleaned", out, expected)
     return Exported(out, decisions, rows, dropped, relabelled, rows - run.rows)
 
@@ -144,29 +152,66 @@ def _clean(
     return tuple(found)
 
 
-def _publish(folder: Path, out: Path, decisions: Path, *, several: bool) -> None:
-    """Give decisions and cleaned files their names; the decisions first."""
-    (folder / DECISIONS).replace(decisions)
-    if several and out.exists():
-        shutil.rmtree(out)
-    (folder / CLEANED).replace(out)
+def _publish(folder: Path, out: Path, decisions: Path, *, overwrite: bool) -> None:
+    """Give decisions and cleaned files their names; the decisions first.
+
+    Raises:
+        QueryError: Another export is there, and may not be replaced.
+    """
+    mark, digest = folder / MARK, sha256(folder / DECISIONS)
+    if out.exists() and not overwrite and not (mark.exists() and mark.read_text() == digest):
+        raise QueryError(already(out))
+    mark.write_text(digest)
+    try:
+        (folder / DECISIONS).replace(decisions)
+        if out.is_dir():
+            out.replace(folder / REPLACED)
+        (folder / CLEANED).replace(out)
+    except BaseException:
+        if not out.exists():
+            decisions.unlink(missing_ok=True)
+        raise
     sync_folder(out.parent)
+
+
+def _killed_late(out: Path, decisions: Path) -> bool:
+    """Whether what is there was made by a call that was killed before its parts were gone."""
+    mark = parts_folder(out) / MARK
+    if not (mark.is_file() and decisions.is_file() and mark.read_text() == sha256(decisions)):
+        return False
+    return not out.exists() or changed_file(out, read_decisions_about(decisions)) is None
 
 
 def _source_of(run: "Run") -> _Source:
     settings = run.config.data
-    kind, files = locate(settings)
+    try:
+        kind, files = locate(settings)
+    except DataError as error:
+        raise DataError(f"The data that {run.path} was built from aren't there. {error}") from None
     if kind in ("saved", "hub"):
         raise DataError(
             f"{settings.path} is a {'saved data set' if kind == 'saved' else 'data set of the hub'}, and export cleans "
-            "jsonl, csv and parquet files. Write it as one with datasets (to_parquet keeps every value), and build a "
-            "run of that."
+            f"jsonl, csv and parquet files. Write it as one that keeps every value, by datasets.{_loaded(settings)}"
+            ".to_parquet('rows.parquet'); build a run of that, and examine it."
         )
     paths = tuple(Path(file) for file in files)
     above = os.path.commonpath([path.parent for path in paths])
-    label = find_layout(columns_of(files[0], kind), settings.columns, files[0])
+    try:
+        label = find_layout(columns_of(files[0], kind), settings.columns, files[0])
+    except DataError:
+        _check_data(run, digest_files(files))
+        raise
     names = tuple(path.relative_to(above).as_posix() for path in paths)
     return _Source(kind, paths, names, label.names["label"] if label.has("label") else None)
+
+
+def _loaded(settings: DataSettings) -> str:
+    """Return how the library datasets loads a data set that is no file of its own, as Python."""
+    if locate(settings)[0] == "hub":
+        name = "" if settings.name is None else f", {settings.name!r}"
+        return f"load_dataset({settings.path!r}{name}, split={settings.split!r})"
+    several = (Path(settings.path).expanduser() / "dataset_dict.json").is_file()
+    return f"load_from_disk({settings.path!r}){f'[{settings.split!r}]' if several else ''}"
 
 
 def _check_out(source: _Source, wish: Wish, out: Path, decisions: Path, overwrite: bool) -> None:
@@ -175,7 +220,7 @@ def _check_out(source: _Source, wish: Wish, out: Path, decisions: Path, overwrit
         raise QueryError(f"The folder {out.parent} doesn't exist; make it, or write somewhere else.")
     several = len(source.files) > 1
     for path, what in ((out, "the cleaned data"), (decisions, "its decisions")):
-        own = next((file for file in (*source.files, *wish.tables) if _same(path, file)), None)
+        own = next((file for file in (*source.files, *wish.tables) if same_file(path, file)), None)
         if own is not None:
             raise QueryError(f"{path}, for {what}, is {own}, which is only read. Name another file with --out.")
     suffix = source.files[0].suffix
@@ -186,21 +231,25 @@ def _check_out(source: _Source, wish: Wish, out: Path, decisions: Path, overwrit
             raise QueryError(
                 f"{out} is no folder that an export made. The data are {len(source.files)} files: name one."
             )
+        if out.exists():
+            made = {out / file.name for file in read_decisions_about(decisions).files}
+            other = next((path for path in sorted(out.rglob("*")) if path.is_file() and path not in made), None)
+            if other is not None:
+                raise QueryError(f"{other} is no file of an export and would go with {out}. Name another with --out.")
     elif out.suffix != suffix or out.is_dir():
         raise QueryError(f"{out}: the cleaned data are {source.format} as the input is, so name a file …{suffix}.")
-    interrupted = decisions.exists() and not out.exists() and parts_folder(out).exists()
-    for path in (out, decisions):
-        if path.exists() and not overwrite and not interrupted:
-            raise QueryError(f"{path} exists already. Overwrite (--overwrite), or name another file with --out.")
     if decisions.exists():
-        read_decisions_about(decisions)  # nothing else of that name is replaced
+        about = read_decisions_about(decisions)  # nothing else of that name is replaced
+        if (about.format, about.folder) != (source.format, several):
+            raise QueryError(
+                f"{decisions}, for the decisions, is about {'several files' if about.folder else 'a file'} of "
+                f"{about.format} that were cleaned: name another with --out, so that it can be undone still."
+            )
+    there = next((path for path in (out, decisions) if path.exists()), None)
+    if there is not None and not overwrite and not _killed_late(out, decisions):
+        raise QueryError(already(there))
     if wish.relabel and source.label is None:
         raise QueryError(f"{source.files[0]} has no column of labels, so none can be changed: leave --relabel out.")
-
-
-def _same(path: Path, file: Path) -> bool:
-    """Whether two paths are one file, by whatever links."""
-    return (path.exists() and path.samefile(file)) or path.resolve() == file.resolve()
 
 
 def _check_data(run: "Run", found: str) -> None:
@@ -215,21 +264,6 @@ def _check_data(run: "Run", found: str) -> None:
 
 def _size(files: Iterable[Path]) -> int:
     return sum(file.stat().st_size for file in files)
-
-
-@contextmanager
-def _empty(folder: Path) -> Iterator[None]:
-    """Begin with an empty folder of parts, and leave nothing in it: an export isn't continued but done again."""
-
-    def clear() -> None:
-        (folder / DECISIONS).unlink(missing_ok=True)
-        shutil.rmtree(folder / CLEANED) if (folder / CLEANED).is_dir() else (folder / CLEANED).unlink(missing_ok=True)
-
-    clear()
-    try:
-        yield
-    finally:
-        clear()
 
 
 __all__ = ["Exported", "export_clean"]

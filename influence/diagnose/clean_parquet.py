@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from influence.data.dataset import digest_files
-from influence.diagnose.decisions import VALUES, CleanedFile, DecisionWriter
+from influence.diagnose.decisions import VALUES, CleanedFile, DecisionWriter, give_up
 from influence.diagnose.verdicts import Verdict, Verdicts
 from influence.errors import DataError
 from influence.store.partial import PartialFile
@@ -162,6 +162,8 @@ class _Written:
         if error is None:
             self._write()
             self._writer.close()
+        else:
+            give_up(self._writer)
 
 
 def _batches(file: pq.ParquetFile, columns: list[str] | None = None) -> Iterator[pa.RecordBatch]:

@@ -4,8 +4,9 @@ Scores of two recipes have two units, so only ranks are compared: Spearman's ran
 two lists of best rows share, and which rows of one list the other ranks lowest.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -158,6 +159,10 @@ def compare(
 
 
 def _check(first: "Run", second: "Run", queries: Sequence[Query], k: int) -> None:
+    if not isinstance(second, type(first)):
+        raise QueryError(f"Found {second!r:.80} to compare with. Expected a run, as influence.open(path) gives.")
+    if isinstance(queries, str | Path | Mapping):
+        raise QueryError(f"The queries are {queries!r:.80}. Expected a list of queries, as query_many takes them.")
     if not queries:
         raise QueryError("There are no queries. Give a file with one query a line.")
     data = [(run.manifest.fingerprint_parts["data"], run.rows) for run in (first, second)]

@@ -16,6 +16,7 @@ What the files were and are, by their digests, is in the file's metadata.
 
 import json
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from math import isnan
 from pathlib import Path
@@ -27,6 +28,7 @@ import pyarrow.parquet as pq
 
 from influence.diagnose.verdicts import Verdict
 from influence.errors import QueryError, StoreError
+from influence.store.digest import sha256
 from influence.store.partial import PartialFile
 
 KEY = b"influence.decisions"
@@ -146,7 +148,16 @@ class DecisionWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if error is not None:
+            give_up(self._writer)
         self._file.discard()
+
+
+def give_up(writer: pq.ParquetWriter) -> None:
+    """Close a writer whose file goes: left alone, it would write to it when it is collected, and complain."""
+    with suppress(Exception):
+        writer.close()
+    writer.is_open = False
 
 
 def decisions_path(out: Path) -> Path:
@@ -160,7 +171,7 @@ def read_decisions_about(path: Path) -> About:
     Raises:
         QueryError: There is no such file, or it is something else.
     """
-    expected = "Expected the file that `influence export` wrote beside the cleaned one."
+    expected = "Expected the file that `influence export` wrote beside the cleaned one, which is what to name."
     if not path.is_file():
         raise QueryError(f"There is no file {path}. {expected}")
     try:
@@ -174,6 +185,22 @@ def read_decisions_about(path: Path) -> About:
     if found.pop("version") != VERSION:
         raise StoreError(f"{path} was written by another version of this format. Export again.")
     return About(**{**found, "files": tuple(CleanedFile(**file) for file in found["files"])})
+
+
+def changed_file(cleaned: Path, about: About) -> tuple[Path, str, str] | None:
+    """Return the first cleaned file that isn't as it was written, with the digest it has and the one it had.
+
+    Raises:
+        QueryError: One isn't there.
+    """
+    for file in about.files:
+        path = cleaned / file.name if about.folder else cleaned
+        if not path.is_file():
+            raise QueryError(f"There is no file {path}, which {decisions_path(cleaned)} is about.")
+        digest = sha256(path)
+        if digest != file.cleaned:
+            return path, digest, file.cleaned
+    return None
 
 
 class Decisions:
@@ -203,6 +230,8 @@ __all__ = [
     "CleanedFile",
     "DecisionWriter",
     "Decisions",
+    "changed_file",
     "decisions_path",
+    "give_up",
     "read_decisions_about",
 ]

@@ -15,7 +15,7 @@ longest; of two that are equally long, and of rows with the same words, the lowe
 left has no two copies.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -25,6 +25,7 @@ import numpy as np
 import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field
 
+from influence.diagnose.cases import gather
 from influence.diagnose.finding import Case, Finding
 from influence.diagnose.inputs import is_split, same_answers
 from influence.diagnose.minhash import Read, SignedTexts, sign_texts
@@ -36,6 +37,8 @@ from influence.errors import DataError
 
 NEAREST = 5
 """Rows that are named as evidence, the representative among them."""
+BLOCK = 4096
+"""Flagged rows whose evidence is read together."""
 IGNORED = "Case, white space, punctuation and Unicode's compatible forms are ignored."
 
 
@@ -240,7 +243,7 @@ def check(subject: Subject, settings: NearDuplicateSettings) -> Finding:
     return Finding(
         "near_duplicate",
         scores,
-        _cases(subject, sets, flagged),
+        gather(_cases(subject, sets, flagged)),
         "Jaccard similarity, 0 to 1, of a row's text and that of the row it is a copy of (1: word for word); 0 where "
         "it is a copy of no row that is kept.",
         f"Flagged are rows that have, with another row{same}, {settings.told}, and then gradients with a cosine of "
@@ -259,23 +262,23 @@ def _agree(subject: Subject, settings: NearDuplicateSettings, rows: np.ndarray, 
     return kept
 
 
-def _cases(subject: Subject, sets: CopySets, flagged: np.ndarray) -> dict[int, Case]:
-    """Return a case for each flagged row: its representative, then others of its set, those most like it first."""
+def _cases(subject: Subject, sets: CopySets, flagged: np.ndarray) -> Iterator[tuple[int, Case]]:
+    """Yield a case for each flagged row: its representative, then others of its set, those most like it first."""
     heads = sets.representative[flagged]
     order = np.lexsort((flagged, -sets.similarity[flagged], heads))
     starts, stops = (np.searchsorted(heads[order], heads, side=side) for side in ("left", "right"))
-    named: list[np.ndarray] = []
-    for row, head, start, stop in zip(flagged, heads, starts, stops, strict=True):
-        others = flagged[order[start : min(stop, start + NEAREST)]]
-        named.append(np.concatenate([[head], others[others != row]])[:NEAREST])
-    ids = iter(subject.ids(np.concatenate([np.empty(0, np.int64), *named])))
-    cases = {}
-    for row, rows in zip(flagged, named, strict=True):
-        evidence = tuple(next(ids) for _ in rows)
-        same = sets.lowest[row] == sets.lowest[rows[0]]
-        nearly = "a copy" if same else f"nearly a copy ({sets.similarity[row]:.2f})"
-        cases[int(row)] = Case(evidence, "drop", f"drop: {nearly} of {evidence[0]} (row {rows[0]})")
-    return cases
+    for first in range(0, len(flagged), BLOCK):
+        part = slice(first, first + BLOCK)
+        named: list[np.ndarray] = []
+        for row, head, start, stop in zip(flagged[part], heads[part], starts[part], stops[part], strict=True):
+            others = flagged[order[start : min(stop, start + NEAREST)]]
+            named.append(np.concatenate([[head], others[others != row]])[:NEAREST])
+        ids = iter(subject.ids(np.concatenate(named)))
+        for row, rows in zip(flagged[part].tolist(), named, strict=True):
+            evidence = tuple(next(ids) for _ in rows)
+            same = sets.lowest[row] == sets.lowest[rows[0]]
+            nearly = "a copy" if same else f"nearly a copy ({sets.similarity[row]:.2f})"
+            yield row, Case(evidence, "drop", f"drop: {nearly} of {evidence[0]} (row {rows[0]})")
 
 
 __all__ = [

@@ -3,6 +3,7 @@
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
+from influence.diagnose.cases import gather
 from influence.diagnose.finding import Case, Finding
 from influence.diagnose.subject import Subject
 
@@ -40,8 +41,8 @@ def check_zero_gradient(subject: Subject, settings: ZeroGradientSettings) -> Fin
 
 
 def _finding(issue: str, scores: np.ndarray, suggestion: str, meaning: str, rule: str) -> Finding:
-    cases = {int(row): Case((), "drop", suggestion) for row in np.flatnonzero(scores)}
-    return Finding(issue, scores, cases, meaning, rule)
+    case = Case((), "drop", suggestion)
+    return Finding(issue, scores, gather((row, case) for row in np.flatnonzero(scores).tolist()), meaning, rule)
 
 
 __all__ = ["EmptySettings", "ZeroGradientSettings", "check_empty", "check_zero_gradient", "lacks"]

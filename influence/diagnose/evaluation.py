@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow.parquet as pq
 
-from influence.data.columns import Columns
-from influence.data.dataset import open_rows
+from influence.data.columns import CONTENT_ROLES, Columns, find_layout
+from influence.data.dataset import Rows, locate, open_rows
 from influence.data.example import QUERY_ROW
+from influence.data.records import columns_of
 from influence.errors import DataError, QueryError
 from influence.pipeline.progress import Report
 from influence.query.asked import Query, as_example
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
 
 MOST = 100_000
 """The most examples of an evaluation set: all of them are held in memory."""
+CONTENT = tuple(dict.fromkeys(role for roles in CONTENT_ROLES.values() for role in roles))
+ABOUT = ("id", "source", "uri")
+"""Columns that say what a row is called and where it comes from, not what it is."""
 PREFIX = "eval:"
 """In front of the ids of an evaluation set's examples, where they stand beside ids of rows."""
 
@@ -36,12 +40,13 @@ class Evaluation:
 
     Attributes:
         place: Where they come from, for messages.
+        file: The file or data set that they were read from; None where they were given one by one.
         examples: The examples, [queries].
     """
 
-    def __init__(self, run: "Run", examples: Sequence[Query], place: str) -> None:
+    def __init__(self, run: "Run", examples: Sequence[Query], place: str, file: str | None = None) -> None:
         self._run = run
-        self.place = place
+        self.place, self.file = place, file
         self.examples = tuple(as_example(example) for example in examples)
         if not self.examples:
             raise QueryError(f"{place} holds no example. Expected one or more, with the columns of the training data.")
@@ -81,7 +86,13 @@ class Evaluation:
         """
         out = folder / f"scores-{self.digest[:16]}.parquet"
         if not out.exists():
-            self._run.score_to(self.examples, out, cut=True, overwrite=True, overrides=overrides, progress=progress)
+            try:
+                self._run.score_to(self.examples, out, cut=True, overwrite=True, overrides=overrides, progress=progress)
+            except QueryError as error:
+                which = (number for number, own in enumerate(self.examples) if f"Query {own.id!r}" in str(error))
+                number = next(which, None)
+                where = "" if number is None else f", row {number} (counted from 0)"
+                raise QueryError(f"{self.place}{where}: {error}") from None
         first = 0
         with pq.ParquetFile(out) as file:
             for group in range(file.num_row_groups):
@@ -101,16 +112,15 @@ def read_evaluation(run: "Run", path: str | Path) -> Evaluation:
             expected is named.
         QueryError: It holds no example, or more than are held in memory.
     """
-    settings = run.config.data.model_copy(update={"path": str(path), "format": "auto", "limit": None, "name": None})
-    rows = None
+    rows = _opened(run, path, named=True)
     try:
-        rows = open_rows(settings)
-    except DataError as error:
-        try:
-            rows = open_rows(settings.model_copy(update={"columns": Columns()}))
-        except DataError:
-            raise error from None
-    rows.check(run.config.model.kind)
+        rows.check(run.config.model.kind)
+    except DataError:
+        if run.config.data.columns.id is not None:
+            raise
+        # The training data go without ids, and the file's may not do as such: they repeat, or some are missing.
+        rows = _opened(run, path, named=False)
+        rows.check(run.config.model.kind)
     if len(rows) > MOST:
         raise QueryError(
             f"{path} holds {len(rows):,} examples, and at most {MOST:,} are held against a run at once: take a sample."
@@ -119,13 +129,48 @@ def read_evaluation(run: "Run", path: str | Path) -> Evaluation:
     if run.config.model.kind == "causal_lm":
         # Rows may have labels that a language model doesn't read; a query with one would ask a classifier.
         examples = (replace(example, label=None) for example in examples)
-    return Evaluation(run, list(examples), str(path))
+    return Evaluation(run, list(examples), str(path), str(path))
+
+
+def _opened(run: "Run", path: str | Path, *, named: bool) -> Rows:
+    """Open a file by the training data's columns or the usual ones; `named`: by those that they lack, too."""
+    own = run.config.data
+    settings = own.model_copy(update={"path": str(path), "format": "auto", "limit": None, "name": None})
+    kind, files = locate(settings)
+    if kind in ("saved", "hub"):
+        try:
+            return open_rows(settings)
+        except DataError as error:
+            try:
+                return open_rows(settings.model_copy(update={"columns": Columns()}))
+            except DataError:
+                raise error from None
+    found = columns_of(files[0], kind)
+    # What the training data say nothing of, the file may.
+    told = own.columns.model_dump()
+    without = {role for role, name in told.items() if name is None and not (named and role in ABOUT)}
+    given = {role: name for role, name in told.items() if name in found or role in without}
+    for columns in (Columns(**given), Columns()):
+        try:
+            find_layout(found, columns, str(path))
+        except DataError:
+            continue
+        return open_rows(settings.model_copy(update={"columns": columns}))
+    content = tuple(name for role in CONTENT for name in (getattr(own.columns, role),) if name is not None)
+    ways = dict.fromkeys((content, *CONTENT_ROLES.values()))
+    raise DataError(
+        f"{path} has no column that {run.path} could be asked about. Columns found: "
+        f"{', '.join(map(repr, found)) or 'none'}. Expected {' and '.join(map(repr, content))}, as in the training "
+        f"data; or {'; or '.join(' and '.join(map(repr, way)) for way in list(ways)[1:])}."
+    )
 
 
 def as_evaluation(run: "Run", given: "Evaluation | str | Path | Sequence[Any]", what: str) -> Evaluation:
     """Return what was given as an evaluation set: a file, or queries as `Run.query_many` takes them."""
     if isinstance(given, Evaluation):
         return given
+    if not isinstance(given, str | Path | Sequence):
+        raise QueryError(f"{what}: found {type(given).__name__}. Expected a file, or a list of queries.")
     return read_evaluation(run, given) if isinstance(given, str | Path) else Evaluation(run, given, what)
 
 

@@ -4,21 +4,24 @@ What is drawn names itself to who can't see it (title and description), and its 
 light or dark. Nothing is fetched and nothing runs; every text is somebody's data, and is escaped.
 """
 
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import accumulate, takewhile
 from pathlib import Path
 from typing import Literal
 
 from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 
+from influence.diagnose.outfile import check_outfile, same_file
 from influence.errors import QueryError
-from influence.remote.place import check_local
 from influence.store.partial import write_whole
 
 SUFFIXES = (".svg", ".html")
-LETTER = 7.0
-"""About the width of a letter at the sheet's size of print, to cut what wouldn't fit."""
+LETTER, CAPITAL, WIDE = 8.0, 10.0, 14.0
+"""Widths that letters hardly go beyond at the sheet's size of print, to cut what wouldn't fit: most, broad, CJK."""
+BROAD = frozenset("mwMW@%&—…ÆŒæœ\ufffd")
 # What XML can't hold, not even escaped.
 FORBIDDEN = dict.fromkeys((*range(9), 11, 12, *range(14, 32), *range(0xD800, 0xE000), 0xFFFE, 0xFFFF), "\ufffd")
 
@@ -71,21 +74,24 @@ class Drawing:
     marks: Sequence[Mark]
 
 
-def check_figure(path: Path | None, *, overwrite: bool = False) -> None:
+def check_figure(path: Path | None, *, overwrite: bool = False, beside: Path | None = None) -> None:
     """Refuse a file that no figure can be written to.
 
+    Args:
+        path: The file; None passes.
+        overwrite: Replace what is there.
+        beside: Another file that is written.
+
     Raises:
-        QueryError: Its suffix isn't .svg or .html, its folder doesn't exist, or it is there already.
+        QueryError: Its suffix isn't .svg or .html, its folder doesn't exist, it is there already, or it is the other.
     """
     if path is None:
         return
-    check_local(path, "a figure")
     if path.suffix.lower() not in SUFFIXES:
         raise QueryError(f"--figure {path}: a figure is written as {' or '.join(SUFFIXES)}; end its name so.")
-    if not path.parent.is_dir():
-        raise QueryError(f"The folder {path.parent} doesn't exist; make it, or write the figure somewhere else.")
-    if path.is_dir() or (path.exists() and not overwrite):
-        raise QueryError(f"{path} exists already. Overwrite (--overwrite), or name another file.")
+    if beside is not None and same_file(path, beside):
+        raise QueryError(f"--figure {path} is what --out writes too. Name two files.")
+    check_outfile(path, "the figure", overwrite=overwrite)
 
 
 def write_figure(drawing: Drawing, path: Path, notes: Sequence[str]) -> None:
@@ -105,11 +111,29 @@ def render(drawing: Drawing, notes: Sequence[str] = (), *, page: bool = False) -
     return template.render(drawing=drawing, notes=notes).translate(FORBIDDEN)
 
 
-def fitted(text: str, width: float) -> str:
-    """Return a text on one line, cut to about a width in pixels."""
-    line = " ".join(text.split())
-    most = max(2, int(width / LETTER))
-    return line if len(line) <= most else line[: most - 1].rstrip() + "…"
+def fitted(text: str, width: float, end: str = "", *, scale: float = 1) -> str:
+    """Return a text on one line, cut to a width in pixels; what it ends with is never cut.
+
+    Args:
+        text: The text.
+        width: In pixels.
+        end: What follows it.
+        scale: The size of print, in the sheet's.
+    """
+    line, left = " ".join(text.split()), width / scale - sum(map(_width, end))
+    if sum(map(_width, line)) <= left:
+        return line + end
+    ends = accumulate(map(_width, line))
+    most = sum(1 for _ in takewhile(lambda place: place <= left - _width("…"), ends))
+    return line[: max(1, most)].rstrip() + "…" + end
+
+
+def _width(letter: str) -> float:
+    if unicodedata.combining(letter):
+        return 0
+    if unicodedata.east_asian_width(letter) in "WF":
+        return WIDE
+    return CAPITAL if letter.isupper() or letter in BROAD else LETTER
 
 
 def written(value: float) -> str:

@@ -38,7 +38,7 @@ class Finding:
     Attributes:
         issue: The check's name, and that of its columns: `is_<issue>`, `<issue>_score`.
         scores: float32 [rows]; higher is a stronger case, NaN where the check says nothing.
-        cases: By row, of the flagged rows and no others.
+        cases: By row, of the flagged rows and no others; of a finding that waits, in columns (`cases.Cases`).
         meaning: What a score is, with its unit, in a sentence.
         rule: From where on rows are flagged, with the number, and how it was chosen, in a sentence.
     """
@@ -52,7 +52,7 @@ class Finding:
     @property
     def flagged(self) -> np.ndarray:
         """The flagged rows, int64, the strongest case first; ties by row."""
-        rows = np.array(sorted(self.cases), dtype=np.int64)
+        rows = np.sort(np.fromiter(self.cases, np.int64, len(self.cases)))
         return rows[np.argsort(-np.nan_to_num(self.scores[rows], nan=-np.inf), kind="stable")]
 
 

@@ -10,6 +10,7 @@ LABELS, PANEL, NUMBERS = 180, 190, 90
 """Pixels of the groups' names, of each measure's bars, and of its numbers."""
 LINE, HEAD, GAP = 24, 66, 30
 MARGIN = 20
+HEADING_WIDTH = LABELS + 2 * (PANEL + NUMBERS)
 MEASURES = ("sum", "mean")
 HEADINGS = {"sum": "sum over the group's rows", "mean": "mean of a row"}
 
@@ -54,7 +55,7 @@ def _head(found: GroupInfluences, name: str | None, y: float) -> list[Mark]:
     queries = found.of_set(name)[0].queries
     counted = f"{queries:,} quer{'y' if queries == 1 else 'ies'}"
     title = f"Influence on {counted}" if found.sets is None else f"{_named(name, found.sets)}: {counted}"
-    marks = [Mark("text", MARGIN, y + 16, "heading", text=fitted(title, 600), full=title)]
+    marks = [Mark("text", MARGIN, y + 16, "heading", text=fitted(title, HEADING_WIDTH, scale=1.2), full=title)]
     for number, measure in enumerate(MEASURES):
         marks.append(Mark("text", _middle(number), y + 44, "soft small", text=HEADINGS[measure], anchor="middle"))
     return marks
@@ -66,9 +67,10 @@ def _middle(number: int) -> float:
 
 
 def _bars(line: GroupInfluence, y: float, largest: dict[str, float], name: str) -> list[Mark]:
-    label = f"{name} ({line.rows:,})"
+    count = f" ({line.rows:,})"
+    label = fitted(name, LABELS - 12, count)
     marks = [
-        Mark("text", MARGIN + LABELS - 12, y + 16, "", text=fitted(label, LABELS - 12), anchor="end", full=label),
+        Mark("text", MARGIN + LABELS - 12, y + 16, "", text=label, anchor="end", full=name + count),
     ]
     for number, measure in enumerate(MEASURES):
         value, low, high = (getattr(line, measure + end) for end in ("", "_low", "_high"))

@@ -4,13 +4,30 @@ import csv
 import io
 import json
 from dataclasses import asdict
-from typing import Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 from influence.diagnose.groups import COLUMNS, GroupInfluences
+from influence.diagnose.inputs import data_files
+from influence.diagnose.outfile import check_outfile
+
+if TYPE_CHECKING:
+    from influence.run import Run
 
 Format = Literal["json", "csv", "parquet"]
 TEXTS = ("set", "group", "note", "unit")
 COUNTS = ("rows", "queries")
+
+
+def check_groups_file(run: "Run", out: str | Path | None, queries: Any, *, overwrite: bool) -> None:
+    """Refuse a file that groups can't be written to.
+
+    Raises:
+        QueryError: See `outfile.check_outfile`; the queries and the training data are only read.
+    """
+    if out is not None:
+        read = (*data_files(run), *([queries] if isinstance(queries, str | Path) else []))
+        check_outfile(Path(out), "the groups", overwrite=overwrite, read=read)
 
 
 def encode(found: GroupInfluences, form: Format) -> bytes:
@@ -38,4 +55,4 @@ def encode(found: GroupInfluences, form: Format) -> bytes:
     return made.getvalue()
 
 
-__all__ = ["encode"]
+__all__ = ["check_groups_file", "encode"]

@@ -43,6 +43,11 @@ def groups_of(run: "Run", by: str) -> Categories:
             f"--by {by}: the run keeps {', '.join(STORED)}; another column is read from the data set. {error}"
         ) from None
     if by not in there:
+        if not there:
+            raise QueryError(
+                f"--by {by}: of {run.config.data.path}, no file but a data set of the library datasets, rows are "
+                f"grouped by {', '.join(STORED)} only. Build a run with data.columns.source: {by}."
+            )
         listed = ", ".join(dict.fromkeys((*STORED, *there)))
         raise QueryError(f"There is no column {by!r} to group rows by; there are {listed}.")
     open_data(run)
@@ -62,8 +67,15 @@ def sets_of(run: "Run", queries: Evaluation, column: str | None) -> Categories:
     """
     if column is None:
         return Categories(np.zeros(len(queries.examples), dtype=np.int32), ("all",))
-    settings = DataSettings(path=queries.place)
+    if queries.file is None:
+        raise QueryError(f"Sets are parted by a column of a file, and {queries.place} came from none. Name a file.")
+    settings = DataSettings(path=queries.file)
     there = columns_in(settings)
+    if not there:
+        raise QueryError(
+            f"{queries.place} is a data set of the library datasets, and sets are parted by a column of a jsonl, csv "
+            "or parquet file: write it as one (to_parquet), and name that."
+        )
     if column not in there:
         raise QueryError(f"{queries.place} has no column {column!r} to part queries by; it has {', '.join(there)}.")
     return _coded(column_values(settings, column), len(queries.examples), column, queries.place)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from influence.data.dataset import Rows, open_rows
+from influence.data.dataset import Rows, locate, open_rows
 from influence.data.example import Example, MessagesContent, PromptContent
 from influence.diagnose.near_pairs import Similar, jaccard_of_sets
 from influence.diagnose.shingles import Shingled, shingled
@@ -36,6 +36,14 @@ def open_data(run: "Run") -> Rows:
             f"{expected}. Put back the file as it was, or build a run of the new one."
         )
     return rows
+
+
+def data_files(run: "Run") -> tuple[str, ...]:
+    """Return the files that a run's rows were read from; none where they are gone, or are no files of their own."""
+    try:
+        return locate(run.config.data)[1]
+    except DataError:
+        return ()
 
 
 def is_split(run: "Run") -> bool:
@@ -77,4 +85,4 @@ def _sets(texts: Shingled) -> list[np.ndarray]:
     return np.split(texts.shingles, texts.ends[:-1])
 
 
-__all__ = ["answers", "is_split", "open_data", "parted", "same_answers"]
+__all__ = ["answers", "data_files", "is_split", "open_data", "parted", "same_answers"]

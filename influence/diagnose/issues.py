@@ -2,31 +2,35 @@
 
 What a check found waits in `OUT.parts/` until the table stands, so that an examination which was interrupted goes on
 with the checks that are missing; their thresholds and what they were held against are part of a finding's name.
+
+Held in memory are each check's scores, four bytes a row, and its cases, in columns (`cases`); a check that is at work
+holds what its own page says.
 """
 
 import json
 import logging
-import shutil
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
+from influence.diagnose.cases import Cases, gather
 from influence.diagnose.checks import CHECKS, IssueSettings
 from influence.diagnose.datalab import MISSING
 from influence.diagnose.evaluation import Evaluation
-from influence.diagnose.finding import Case, Finding
+from influence.diagnose.finding import Finding
+from influence.diagnose.outfile import check_outfile, parts_folder, publish, remove_parts
 from influence.diagnose.parts import held_parts
 from influence.diagnose.subject import Subject
-from influence.diagnose.table import write_issues
-from influence.errors import MissingExtra, QueryError
+from influence.diagnose.table import read_about, write_issues
+from influence.errors import MissingExtra, QueryError, StoreError
 from influence.pipeline.cluster import kept_cluster
 from influence.pipeline.progress import Report, Stage
 from influence.pipeline.tensors import load_tensors, save_tensors, saved_for
-from influence.remote.place import check_local
 from influence.store.manifest import fingerprint_of
 
 if TYPE_CHECKING:
@@ -38,6 +42,8 @@ ALL = "all"
 """The name of all checks that apply without being named, beside others' names."""
 WORST = 5
 """Rows of each issue that are shown."""
+VERSION = 1
+"""Of a finding as it waits."""
 
 
 @dataclass(frozen=True)
@@ -91,8 +97,10 @@ def examine(
         RunLocked: Another process is at this file.
         Incomplete: Interrupted, or the disk is full; the same call goes on.
     """
+    if checks is not None and not checks:
+        raise QueryError(f"No check is named. Name some of {', '.join(CHECKS)}; or none of them, for all that apply.")
     _check_out(out, overwrite)
-    folder = out.with_name(f"{out.name}.parts")
+    folder = parts_folder(out)
     with held_parts(folder, out), kept_cluster():
         subject = Subject(
             run,
@@ -109,8 +117,8 @@ def examine(
         for name in wanted:
             findings.append(_found(subject, name, settings))
             stage.finished()
-        write_issues(run.store, findings, out)
-        shutil.rmtree(folder, ignore_errors=True)
+        write_issues(run.store, findings, out, partial(publish, overwrite=overwrite))
+        remove_parts(folder)
     worst = {finding.issue: subject.ids(finding.flagged[:WORST]) for finding in findings}
     neighbours = subject.graph.summary if "graph" in subject.__dict__ else None
     return Examined(out, run.rows, tuple(findings), skipped, neighbours, worst)
@@ -153,6 +161,7 @@ def _found(subject: Subject, name: str, settings: IssueSettings) -> Finding:
             "settings": own.model_dump_json(),
             "neighbours": settings.neighbours.model_dump_json(),
             "held against": ", ".join(examples.digest if examples else "nothing" for examples in held),
+            "version": VERSION,
         }
     )
     path = subject.folder / f"{name}.safetensors"
@@ -161,31 +170,34 @@ def _found(subject: Subject, name: str, settings: IssueSettings) -> Finding:
     finding = CHECKS[name].check(subject, own)
     assert finding.issue == name, f"the check {name} calls itself {finding.issue}"
     assert finding.scores.shape == (subject.rows,), f"the check {name} scores {finding.scores.shape} rows"
-    told = {"issue": name, "meaning": finding.meaning, "rule": finding.rule}
-    told |= {"cases": {row: asdict(case) for row, case in finding.cases.items()}}
-    content = np.frombuffer(json.dumps(told).encode(), dtype=np.uint8).copy()
-    scores = np.ascontiguousarray(finding.scores, dtype=np.float32)
-    save_tensors(path, {"scores": torch.from_numpy(scores), "told": torch.from_numpy(content)}, made_of)
-    return finding
+    cases = gather(finding.cases)
+    told = json.dumps({"issue": name, "meaning": finding.meaning, "rule": finding.rule}).encode()
+    held = {
+        "scores": np.ascontiguousarray(finding.scores, dtype=np.float32),
+        "cases": cases.to_bytes(),
+        "told": np.frombuffer(told, dtype=np.uint8).copy(),
+    }
+    save_tensors(path, {part: torch.from_numpy(array) for part, array in held.items()}, made_of)
+    return replace(finding, cases=cases)
 
 
 def _loaded(tensors: dict[str, torch.Tensor]) -> Finding:
     told = json.loads(tensors["told"].numpy().tobytes())
-    cases = {
-        int(row): Case(tuple(case["evidence"]), case["action"], case["suggestion"], case["label"])
-        for row, case in told["cases"].items()
-    }
+    cases = Cases.from_bytes(tensors["cases"].numpy())
     return Finding(told["issue"], tensors["scores"].numpy(), cases, told["meaning"], told["rule"])
 
 
 def _check_out(out: Path, overwrite: bool) -> None:
-    check_local(out, "issues")
     if out.suffix.lower() != ".parquet":
         raise QueryError(f"{out} can't be written: issues are kept as Parquet, so its name must end in .parquet.")
-    if not out.parent.is_dir():
-        raise QueryError(f"The folder {out.parent} doesn't exist; make it, or write the issues somewhere else.")
-    if out.exists() and not overwrite:
-        raise QueryError(f"{out} exists already. Overwrite (--overwrite), or name another file.")
+    check_outfile(out, "the issues", overwrite=overwrite)
+    if out.exists():
+        try:
+            read_about(out)
+        except QueryError as error:
+            raise QueryError(f"{out} isn't replaced, since it may be anything else: {error}") from None
+        except StoreError:
+            log.info("%s is an older table of issues, and is replaced.", out)
 
 
 __all__ = ["Examined", "examine"]

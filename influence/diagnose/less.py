@@ -9,31 +9,31 @@ Lines are in the order of the training data, whose texts are read once, a few hu
 """
 
 import json
-import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from influence.data.dataset import Rows, locate
+from influence.data.dataset import Rows
 from influence.data.example import Example, MessagesContent, PromptContent, TextContent, TokenContent
 from influence.diagnose import leak
 from influence.diagnose.columns import NO_CODE, Categories
 from influence.diagnose.evaluation import Evaluation
 from influence.diagnose.grouping import groups_of, sets_of
-from influence.diagnose.inputs import open_data
+from influence.diagnose.inputs import data_files, open_data
 from influence.diagnose.leak import LeakSettings
 from influence.diagnose.neighbours import NeighbourSettings
 from influence.diagnose.other_choices import lengths_of, random_overlap, rank_correlation, word_overlap
+from influence.diagnose.outfile import check_outfile, publish
 from influence.diagnose.selection import Scores, SelectSettings, amount, check_cap, chosen_rows, scored
 from influence.diagnose.subject import Subject, check_examinable
 from influence.errors import QueryError
 from influence.pipeline.progress import Report
 from influence.recipe import sign_rule
-from influence.remote.place import check_local
 from influence.store.partial import PartialFile, disk_errors, sync_folder
 
 if TYPE_CHECKING:
@@ -114,6 +114,7 @@ def select(
     folder: Path,
     *,
     words: bool = True,
+    overwrite: bool = False,
     overrides: Sequence[str] = (),
     progress: Report | None = None,
 ) -> Selected:
@@ -126,6 +127,7 @@ def select(
         settings: How many, and which not.
         folder: Where the scan's file is kept; it is used again if it is there.
         words: Compare with BM25's choice, which reads all texts into memory as words.
+        overwrite: Replace what is at `out`.
         overrides: `key=value` each, of the cluster section.
         progress: Hears of everything that takes long.
 
@@ -148,7 +150,8 @@ def select(
     leaked = _leaked(run, target, folder, chosen, progress)
     lengths, length_of = lengths_of(run)
     of = [sets.names[code] if code < len(sets.names) else None for code in scores.sets[chosen]]
-    write_chosen(data, chosen, scores.best[chosen], of if settings.sets else None, out)
+    appear = partial(publish, overwrite=overwrite)
+    write_chosen(data, chosen, scores.best[chosen], of if settings.sets else None, out, appear)
     recipe = run.recipe.stored
     return Selected(
         out=out,
@@ -179,22 +182,19 @@ def check_selection(run: "Run", out: Path, target: str | Path | None, *, overwri
     Raises:
         QueryError: It isn't .jsonl, is there already, lies in no folder, or is what rows or target are read from.
     """
-    check_local(out, "chosen rows")
     if out.suffix.lower() != ".jsonl":
         raise QueryError(f"{out} can't be written: rows are chosen into JSON Lines, so its name must end in .jsonl.")
-    if not out.parent.is_dir():
-        raise QueryError(f"The folder {out.parent} doesn't exist; make it, or write the rows somewhere else.")
-    if not out.exists():
-        return
-    read = [*locate(run.config.data)[1], *([] if target is None else [str(target)])]
-    if any(os.path.exists(path) and os.path.samefile(path, out) for path in read):
-        raise QueryError(f"{out} is what is read here: the training data or the target. Name another file.")
-    if out.is_dir() or not overwrite:
-        raise QueryError(f"{out} exists already. Overwrite (--overwrite), or name another file.")
+    read = (*data_files(run), *(() if target is None else (target,)))
+    check_outfile(out, "the chosen rows", overwrite=overwrite, read=read)
 
 
 def write_chosen(
-    data: Rows, chosen: np.ndarray, scores: np.ndarray, sets: Sequence[str | None] | None, out: Path
+    data: Rows,
+    chosen: np.ndarray,
+    scores: np.ndarray,
+    sets: Sequence[str | None] | None,
+    out: Path,
+    publish: Callable[[PartialFile], None] = PartialFile.publish,
 ) -> None:
     """Write the chosen rows, the whole file or nothing.
 
@@ -203,7 +203,8 @@ def write_chosen(
         chosen: Row numbers, the best first.
         scores: Of them.
         sets: Of them; None where the target is one set.
-        out: The file; replaced if it is there.
+        out: The file.
+        publish: Gives the finished file its name, replacing what is there unless told otherwise.
     """
     order = np.argsort(chosen)
     with disk_errors(out.parent, out.name, 0):
@@ -216,7 +217,7 @@ def write_chosen(
                 record |= _record(data.example(int(chosen[place])))
                 file.write((json.dumps(record, ensure_ascii=False) + "\n").encode(errors="backslashreplace"))
             file.finish()
-            file.publish()
+            publish(file)
             sync_folder(out.parent)
         finally:
             file.discard()

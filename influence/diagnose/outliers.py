@@ -7,10 +7,13 @@ little: of whitened gradients the usual row is as far from its nearest as chance
 threshold is Tukey's outer fence of the first factor, which outliers don't move unless they are a quarter of the rows.
 """
 
+from collections.abc import Iterator
+
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 from scipy.optimize import least_squares
 
+from influence.diagnose.cases import gather
 from influence.diagnose.finding import Case, Finding
 from influence.diagnose.subject import Subject
 from influence.errors import QueryError
@@ -64,7 +67,7 @@ def check(subject: Subject, settings: OutlierSettings) -> Finding:
     return Finding(
         "outlier",
         scores.astype(np.float32),
-        _cases(subject, flagged),
+        gather(_cases(subject, flagged)),
         "By how many standard deviations of the bulk the row has more influence on itself than its tokens and loss "
         "explain, times the share of rows that are nearer to their nearest rows than this one.",
         f"Flagged above {threshold:.3g}: {rule}.",
@@ -138,8 +141,7 @@ def fence(values: np.ndarray) -> float:
     return float(high + FENCE * (high - low))
 
 
-def _cases(subject: Subject, rows: np.ndarray) -> dict[int, Case]:
-    cases = {}
+def _cases(subject: Subject, rows: np.ndarray) -> Iterator[tuple[int, Case]]:
     for first in range(0, len(rows), BLOCK):
         part = rows[first : first + BLOCK]
         near = subject.graph.of(part).alike[:, :SHOWN]
@@ -147,8 +149,7 @@ def _cases(subject: Subject, rows: np.ndarray) -> dict[int, Case]:
         names = dict(zip(wanted.tolist(), subject.ids(wanted), strict=True))
         for row, line in zip(part.tolist(), near.tolist(), strict=True):
             evidence = tuple(names[other] for other in line if other >= 0)
-            cases[row] = Case(evidence, "review", "review: unlike every other row")
-    return cases
+            yield row, Case(evidence, "review", "review: unlike every other row")
 
 
 __all__ = ["OutlierSettings", "check", "deviations", "distances", "excess", "fence", "lacks", "shares_nearer"]

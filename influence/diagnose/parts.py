@@ -6,13 +6,10 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from influence.errors import Incomplete, RunLocked
-from influence.store.writer import lock_run
-
-
-def parts_folder(out: Path) -> Path:
-    """Return the folder of parts of a file; after a run that wasn't killed it is gone."""
-    return out.with_name(f"{out.name}.parts")
+from influence.diagnose.outfile import MARK, parts_folder, remove_parts
+from influence.errors import Incomplete, InfluenceError, RunLocked
+from influence.store.partial import remove_half_written, remove_partials
+from influence.store.writer import HOLDER, LOCK, lock_run
 
 
 @contextmanager
@@ -33,17 +30,27 @@ def parts_of(out: Path | None) -> Iterator[Path]:
     folder = parts_folder(out)
     with held_parts(folder, out):
         yield folder
-        shutil.rmtree(folder, ignore_errors=True)
+        remove_parts(folder)
 
 
 @contextmanager
 def held_parts(folder: Path, out: Path) -> Iterator[None]:
-    """Hold a folder of parts; gone again where nothing was computed."""
+    """Hold a folder of parts; gone again where nothing was computed. What killed writers left half-written is removed.
+
+    Raises:
+        RunLocked: Another process is at this file.
+        Incomplete: Interrupted; the same call goes on.
+    """
     with ExitStack() as stack:
         try:
             stack.enter_context(lock_run(folder))
         except RunLocked as error:
             raise RunLocked(f"{out} is being written already. {error}") from None
+        except InfluenceError:
+            _remove_empty(folder)
+            raise
+        remove_partials(folder)
+        remove_half_written(out)
         try:
             yield
         except KeyboardInterrupt:
@@ -51,8 +58,37 @@ def held_parts(folder: Path, out: Path) -> Iterator[None]:
                 f"Interrupted. What stands is in {folder}: run the same command again to go on from there."
             ) from None
         finally:
-            if folder.is_dir() and not any(path.suffix in (".safetensors", ".parquet") for path in folder.rglob("*")):
-                shutil.rmtree(folder, ignore_errors=True)
+            _remove_empty(folder)
 
 
-__all__ = ["held_parts", "parts_folder", "parts_of"]
+def _remove_empty(folder: Path) -> None:
+    """Remove a folder of parts in which nothing is that took long to compute."""
+    if folder.is_dir() and not any(path.suffix in (".safetensors", ".parquet") for path in folder.rglob("*")):
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def done_anew(folder: Path) -> Iterator[None]:
+    """Begin with nothing in a folder of parts that is held, and leave nothing: for what isn't continued but done again.
+
+    Raises:
+        Incomplete: Interrupted.
+    """
+
+    def clear() -> None:
+        for path in folder.iterdir():
+            if path.is_dir():
+                shutil.rmtree(path)
+            elif path.name not in (LOCK, HOLDER, MARK):
+                path.unlink(missing_ok=True)
+
+    clear()
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise Incomplete("Interrupted. Nothing was written: run the same command again, which begins anew.") from None
+    finally:
+        clear()
+
+
+__all__ = ["done_anew", "held_parts", "parts_of"]

@@ -9,6 +9,8 @@ DOTS = 2_000
 """Of the chosen and of the other rows, evenly spread."""
 WIDTH, HEIGHT = 760, 480
 LEFT, RIGHT, TOP, BOTTOM = 90, 20, 50, 120
+LABELLED = 8
+"""Lengths that are written along the axis, at most."""
 OUTSIDE = 0.001
 """Share of rows on either side whose scores are drawn at the edge."""
 
@@ -21,24 +23,24 @@ def selection_plot(found: Selected) -> Drawing:
     lowest = float(found.scores[found.chosen[-1]])
     low, high = (float(end) for end in np.quantile(found.scores, (OUTSIDE, 1 - OUTSIDE)))
     low, high = min(low, lowest), max(high, lowest)
-    span = (high - low) or 1.0
+    span = high - low
     widest = max(1.0, float(np.log2(lengths.max())))
 
     def x(tokens: float) -> float:
         return round(LEFT + np.log2(tokens) / widest * (WIDTH - LEFT - RIGHT), 1)
 
     def y(score: float) -> float:
-        share = (min(max(score, low), high) - low) / span
+        share = (min(max(score, low), high) - low) / span if span else 0.5
         return round(HEIGHT - BOTTOM - share * (HEIGHT - TOP - BOTTOM), 1)
 
     marks = [Mark("text", LEFT, 24, "heading", text=f"{len(found.chosen):,} of {found.rows:,} rows chosen")]
-    for power in range(int(widest) + 1):
+    for power in range(0, int(widest) + 1, 1 + int(widest) // LABELLED):
         place = x(2.0**power)
         marks.append(Mark("line", place, TOP, "grid", to_x=place, to_y=HEIGHT - BOTTOM))
         marks.append(
             Mark("text", place, HEIGHT - BOTTOM + 18, "soft small number", text=f"{2**power:,}", anchor="middle")
         )
-    for score in (low, (low + high) / 2, high):
+    for score in dict.fromkeys((low, (low + high) / 2, high)):
         marks.append(Mark("line", LEFT, y(score), "grid", to_x=WIDTH - RIGHT, to_y=y(score)))
         marks.append(Mark("text", LEFT - 8, y(score) + 4, "soft small number", text=written(score), anchor="end"))
     for rows, look, radius in ((np.flatnonzero(~is_chosen), "rest", 2.0), (np.flatnonzero(is_chosen), "for", 2.5)):

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from influence.config import override_config
 from influence.data.dataset import Rows
 from influence.diagnose import columns
 from influence.diagnose.columns import Categories
@@ -15,10 +16,9 @@ from influence.diagnose.evaluation import Evaluation
 from influence.diagnose.inputs import open_data
 from influence.diagnose.neighbours import NeighbourGraph, NeighbourSettings, neighbour_graph
 from influence.errors import QueryError
-from influence.pipeline.index_stage import load_comparison
 from influence.pipeline.progress import Report
 from influence.pipeline.score_plan import check_scannable
-from influence.pipeline.score_stage import self_scores
+from influence.pipeline.self_stage import self_influence
 from influence.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -100,11 +100,12 @@ class Subject:
     def self_influence(self) -> np.ndarray:
         """Each row's score for itself, float32 [rows]; of a recipe that compares by cosine, as its dot product has it.
 
-        Under a cosine every row's score with itself is 1, which says nothing.
+        Under a cosine every row's score with itself is 1, which says nothing. Computed in blocks, which wait in the
+        folder until the examination is over.
         """
         recipe = self.check_self_influence()
-        comparison = load_comparison(self.run.path, self.run.manifest, recipe)
-        return self_scores(self.run.store, comparison, np.arange(self.rows))
+        config = override_config(self.run.config, self.overrides) if self.overrides else self.run.config
+        return self_influence(config, self.run.store, recipe, self.folder, self.progress)
 
     @cached_property
     def data(self) -> Rows:

@@ -11,7 +11,7 @@ What each score means, from where on rows are flagged, and the run are in the fi
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from influence.diagnose.cases import gather
 from influence.diagnose.finding import Action, Case, Finding
 from influence.errors import QueryError, StoreError
 from influence.store.partial import PartialFile, disk_errors, sync_folder
@@ -28,7 +29,9 @@ BLOCK = 2**16
 ROW_BYTES = 128
 """About what a line takes, to say beforehand whether there is room."""
 STRENGTH: tuple[Action, ...] = ("drop", "relabel", "review")
-"""Which suggestion counts, where checks make several."""
+"""Which suggestion counts, where checks make several; but see `OF_THE_LABEL`."""
+OF_THE_LABEL = frozenset({"harmful"})
+"""Checks whose reason to drop a row a better label takes away. Poison and copies go, whatever their label should be."""
 VERSION = 1
 IS, SCORE = "is_", "_score"
 KEY = b"influence.issues"
@@ -53,8 +56,19 @@ class IssuesFile:
     rules: dict[str, str]
 
 
-def write_issues(store: Store, findings: Sequence[Finding], out: Path) -> None:
-    """Write the table, replacing what is at `out` at the end.
+def write_issues(
+    store: Store,
+    findings: Sequence[Finding],
+    out: Path,
+    publish: Callable[[PartialFile], None] = PartialFile.publish,
+) -> None:
+    """Write the table.
+
+    Args:
+        store: The rows.
+        findings: One a check.
+        out: The file.
+        publish: Gives the finished file its name, replacing what is there unless told otherwise.
 
     Raises:
         Incomplete: The disk is full; nothing half-written is left.
@@ -67,7 +81,7 @@ def write_issues(store: Store, findings: Sequence[Finding], out: Path) -> None:
                 for table in _tables(store, findings, schema):
                     writer.write_table(table, row_group_size=BLOCK)
             file.finish()
-            file.publish()
+            publish(file)
             sync_folder(out.parent)
         finally:
             file.discard()
@@ -125,18 +139,20 @@ def _schema(store: Store, findings: Sequence[Finding]) -> pa.Schema:
 
 
 def _tables(store: Store, findings: Sequence[Finding], schema: pa.Schema) -> Iterator[pa.Table]:
+    gathered = {finding.issue: gather(finding.cases) for finding in findings}
     for first in range(0, store.rows, BLOCK):
         rows = np.arange(first, min(store.rows, first + BLOCK))
+        held = {issue: cases.between(first, first + len(rows)) for issue, cases in gathered.items()}
         meta = store.meta(rows, ("id", "source", "label"))
         columns: list[pa.Array] = [pa.array(rows)]
         columns += [pa.array([line[name] for line in meta], pa.string()) for name in ("id", "source", "label")]
         for finding in findings:
             scores = finding.scores[rows]
-            columns.append(pa.array(np.fromiter((int(row) in finding.cases for row in rows), bool, len(rows))))
+            columns.append(pa.array(np.isin(rows, gathered[finding.issue].rows)))
             columns.append(pa.array(scores.astype(np.float32), mask=np.isnan(scores)))
-        cases = [{finding.issue: finding.cases.get(int(row)) for finding in findings} for row in rows]
+        cases = [{issue: found.get(row) for issue, found in held.items()} for row in rows.tolist()]
         columns.append(pa.array([_evidence(line) for line in cases], schema.field("evidence").type))
-        decided = [_decided([case for case in line.values() if case]) for line in cases]
+        decided = [_decided({issue: case for issue, case in line.items() if case}) for line in cases]
         columns += [pa.array([line[number] for line in decided], pa.string()) for number in range(3)]
         yield pa.Table.from_arrays(columns, schema=schema)
 
@@ -148,13 +164,18 @@ def _evidence(line: Mapping[str, Case | None]) -> dict[str, list[str] | None] | 
     return {issue: list(case.evidence) if case else None for issue, case in line.items()}
 
 
-def _decided(cases: Sequence[Case]) -> tuple[str | None, str | None, str | None]:
-    """Return the action, the label and the words that the cases against one row come to."""
+def _decided(cases: Mapping[str, Case]) -> tuple[str | None, str | None, str | None]:
+    """Return the action, the label and the words that the cases against one row come to, by check."""
     if not cases:
         return None, None, None
-    action = min((case.action for case in cases), key=STRENGTH.index)
-    label = next((case.label for case in cases if case.action == "relabel"), None) if action == "relabel" else None
-    return action, label, "; ".join(dict.fromkeys(case.suggestion for case in cases))
+    action = min((case.action for case in cases.values()), key=STRENGTH.index)
+    label = next((case.label for case in cases.values() if case.action == "relabel"), None)
+    dropping = {issue for issue, case in cases.items() if case.action == "drop"}
+    words = {issue: case.suggestion for issue, case in cases.items()}
+    if label is not None and dropping and dropping <= OF_THE_LABEL:
+        action = "relabel"
+        words |= {issue: words[issue].removeprefix("drop: ") for issue in dropping}
+    return action, label if action == "relabel" else None, "; ".join(dict.fromkeys(words.values()))
 
 
 __all__ = ["IS", "SCORE", "IssuesFile", "read_about", "read_issues", "write_issues"]

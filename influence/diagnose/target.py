@@ -28,14 +28,14 @@ def read_target(run: "Run", target: str | None, prompt: str | None) -> Evaluatio
         if prompt is not None:
             raise QueryError("--prompt is what the model was given before a --target: name that too.")
         return None
+    if not target.strip():
+        raise QueryError("--target is empty. Write the unwanted output, or name a file of examples.")
     if Path(target).exists():
         if prompt is not None:
             raise QueryError(f"--target {target} is a file, whose examples have their own prompts: leave --prompt out.")
         return read_evaluation(run, target)
     if Path(target).suffix.lower() in SUFFIXES:
         raise QueryError(f"There is no file {target}. Name one that is there, or write the unwanted output itself.")
-    if not target.strip():
-        raise QueryError("--target is empty. Write the unwanted output, or name a file of examples.")
     if run.config.model.kind == "sequence_classification":
         if not prompt:
             raise QueryError(

@@ -7,14 +7,16 @@ values under the same schema, held to a digest of those: see `clean_parquet`.
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from influence.data.dataset import digest_files, joined_digest
+from influence.data.dataset import joined_digest
 from influence.diagnose.clean_parquet import Originals, restore_parquet
 from influence.diagnose.clean_text import restore_text
-from influence.diagnose.decisions import About, Decisions, decisions_path, read_decisions_about
-from influence.diagnose.parts import parts_of
+from influence.diagnose.decisions import About, Decisions, changed_file, decisions_path, read_decisions_about
+from influence.diagnose.outfile import MARK, already, parts_folder, same_file
+from influence.diagnose.parts import done_anew, parts_of
 from influence.errors import DataError, DigestMismatch, QueryError
 from influence.pipeline.progress import Report, Stage
 from influence.remote.place import check_local
+from influence.store.digest import sha256
 from influence.store.partial import disk_errors, sync_folder
 
 if TYPE_CHECKING:
@@ -56,7 +58,7 @@ def undo_export(
             f"{of_run.path} has {of_run.manifest.rows_fingerprint}. Ask the run that it was exported from."
         )
     _check(cleaned, decisions, about, out, overwrite)
-    with parts_of(out) as folder, disk_errors(out.parent, out.name, decisions.stat().st_size):
+    with parts_of(out) as folder, done_anew(folder), disk_errors(out.parent, out.name, decisions.stat().st_size):
         stage = Stage("undo", len(about.files), progress)
         lines = None if about.format == "parquet" else Decisions(decisions, ("offset", "written", "original"))
         originals = Originals(decisions) if about.format == "parquet" else None
@@ -71,30 +73,51 @@ def undo_export(
             first += file.rows
             stage.finished()
         _check_restored(about, found, out)
-        (folder / RESTORED).replace(out)
-        sync_folder(out.parent)
+        _publish(folder, out, decisions, about, overwrite=overwrite)
     return about
+
+
+def _publish(folder: Path, out: Path, decisions: Path, about: About, *, overwrite: bool) -> None:
+    """Give what was restored its name.
+
+    Raises:
+        QueryError: Something else is there, and may not be replaced.
+    """
+    if out.exists() and (about.folder or not overwrite):
+        for file in about.files:
+            there, new = (place / file.name if about.folder else place for place in (out, folder / RESTORED))
+            if not there.is_file() or sha256(there) != sha256(new):
+                raise QueryError(already(out))
+        return
+    (folder / MARK).write_text(sha256(decisions))
+    (folder / RESTORED).replace(out)
+    sync_folder(out.parent)
+
+
+def _killed_late(out: Path, decisions: Path) -> bool:
+    """Whether what is there was restored by a call that was killed before its parts were gone."""
+    mark = parts_folder(out) / MARK
+    return mark.is_file() and mark.read_text() == sha256(decisions)
 
 
 def _check(cleaned: Path, decisions: Path, about: About, out: Path, overwrite: bool) -> None:
     check_local(out, "a data set")
     if not out.parent.is_dir():
         raise QueryError(f"The folder {out.parent} doesn't exist; make it, or write somewhere else.")
-    if any((out.exists() and out.samefile(path)) or out.resolve() == path.resolve() for path in (cleaned, decisions)):
+    if any(same_file(out, path) for path in (cleaned, decisions)):
         raise QueryError(f"{out} is what is undone, which is only read. Name another file with --out.")
-    if out.exists() and (about.folder or out.is_dir() or not overwrite):
+    if not about.folder and out.suffix != cleaned.suffix:
+        raise QueryError(f"{out}: what is restored is {about.format}, so name a file …{cleaned.suffix}.")
+    if out.exists() and (about.folder or out.is_dir() or not overwrite) and not _killed_late(out, decisions):
         way = "Name another" if about.folder or out.is_dir() else "Overwrite (--overwrite), or name another"
         raise QueryError(f"{out} exists already. {way} with --out.")
-    for file in about.files:
-        path = cleaned / file.name if about.folder else cleaned
-        if not path.is_file():
-            raise QueryError(f"There is no file {path}, which {decisions} is about.")
-        digest = digest_files([str(path)])
-        if digest != file.cleaned:
-            raise DataError(
-                f"{path} isn't what {decisions} is about: its digest is {digest}, the export wrote {file.cleaned}. It "
-                "was changed since, or an export that should replace it was interrupted: put it back, or export again."
-            )
+    changed = changed_file(cleaned, about)
+    if changed is not None:
+        path, digest, expected = changed
+        raise DataError(
+            f"{path} isn't what {decisions} is about: its digest is {digest}, the export wrote {expected}. It was "
+            "changed since, or an export that should replace it was interrupted: put it back, or export again."
+        )
 
 
 def _check_restored(about: About, found: list[str], out: Path) -> None:

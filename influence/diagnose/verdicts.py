@@ -75,6 +75,8 @@ class Wish:
         """
         if not self.tables:
             raise QueryError("No table of issues is named, and nothing is dropped that nobody named: --drop FILE.")
+        if self.checks == ():
+            raise QueryError(f"--drop-issues names no check. Name some, or {NO_CHECK} to drop nothing.")
         abouts = [_of_run(run, path) for path in self.tables]
         there = list(dict.fromkeys(issue for about in abouts for issue in about.issues))
         for name in self.checks or ():

@@ -20,9 +20,7 @@ from transformers.utils import logging as transformers_logging
 
 from influence.errors import ModelError
 from influence.model import adapter, folder, placement
-from influence.model.attention import use_default_attention
 from influence.model.layers import LayerSettings
-from influence.model.recomputation import recompute_blocks
 from influence.model.weights import check_complete, check_finite
 
 log = logging.getLogger(__name__)
@@ -97,6 +95,9 @@ def load_model(settings: ModelSettings, device: torch.device | str, dtype: torch
             model = adapter.attach(inner, path, str(device))
         model.eval()
         if settings.gradient_checkpointing:
+            # Transformers' modelling code, seconds of work, which most processes never need.
+            from influence.model.recomputation import recompute_blocks
+
             recompute_blocks(inner)
     check_finite(model, path, dtype)
     _check_padding(model, settings, path)
@@ -227,6 +228,8 @@ def _load_whole(
             f"what {settings.attention!r} needs, or set model.attention to {used!r}."
         )
     if settings.attention is None:
+        from influence.model.attention import use_default_attention
+
         use_default_attention(model, device, dtype)
     return model
 

@@ -14,6 +14,7 @@ from index.exact import inner_products
 from index.factory import IndexPlan, bytes_needed, load_faiss, plan_factory
 from index.ladder import CLIMB, ladder, read_scan
 from index.merge import ApproximateRecord, read_approximate, remove_index
+from index.rerank import scored_by
 from index.settings import IndexSettings
 from influence.pipeline.curvature_stage import BLOCK_ROWS, curvature_fingerprint, gradient_blocks, load_curvature
 from influence.pipeline.lexical_index import lexical_stands
@@ -236,6 +237,27 @@ def scored_blocks(
     for first, block in decoded:
         rows = block.astype(np.float64)
         yield first, np.stack([inner_products(rows, query) for query in asked]).astype(np.float32)
+
+
+def candidate_scores(store: Store, comparison: Compared, query: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Return the scores of some rows for one query as it is compared, float32 [n]: as `scored_blocks` yields them.
+
+    Args:
+        store: Of the run.
+        comparison: Of the run's recipe.
+        query: [D].
+        rows: Row numbers.
+    """
+    asked, unit = torch.from_numpy(query[None]).float(), comparison.recipe.comparison == "cosine"
+    wanted = comparison.stored_queries(asked)
+    if wanted is None:
+        return scored_by(lambda part: compared_rows(store, comparison, part))(query, rows)
+    found = store.chosen_scores(wanted.numpy(), rows, unit=unit)[0]
+    if comparison.recipe.weighted:
+        weights = store.weights(rows)
+        # Nothing but zero in front of a row changes its direction.
+        found *= (weights > 0).astype(np.float32) if unit else weights
+    return found
 
 
 def chosen_blocks(store: Store, comparison: Compared, rows: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:

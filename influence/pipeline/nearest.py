@@ -112,12 +112,14 @@ def _sort_in(
         place = offered.shape[1] - k
         least[many] = np.maximum(np.partition(offered[many], place, axis=1)[:, place], least[many])
         better[many] = offered[many] >= least[many, None]
-    line, column = np.nonzero(better)
-    if not line.size:
+    flat = np.flatnonzero(better)
+    if not flat.size:
         return
+    line, column = np.divmod(flat, better.shape[1])
+    values = offered[line, column]
     touched, line = np.unique(line, return_inverse=True)
     kept = touched if queries is None else queries[touched]
-    values = np.concatenate([scored[kept].ravel(), offered[better]])
+    values = np.concatenate([scored[kept].ravel(), values])
     numbers = np.concatenate([found[kept].ravel(), rows[column]])
     lines = np.concatenate([np.repeat(np.arange(len(touched)), k), line])
     order = np.lexsort((numbers, -values, lines))

@@ -28,7 +28,7 @@ from index.reduction import Sketch
 from index.train import SEED, sample_rows
 from influence.pipeline.nearest import NOBODY, Nearest, own_places
 from influence.pipeline.neighbour_files import mapped, save_near, zero_rows
-from influence.pipeline.neighbour_plan import GraphPlan, decoded, directions, enough
+from influence.pipeline.neighbour_plan import GraphPlan, decoded, directions
 from influence.pipeline.tensors import load_tensors, save_tensors
 from influence.store.codec import Encoded
 
@@ -42,6 +42,8 @@ ROUNDS = 6
 """Of k-means."""
 HOME_ROWS, PASS_ROWS = 2**16, 4096
 """Rows of a block that are sorted into cells, and of them at a time."""
+PROMISES = 2**22
+"""Products of rows with centroids that are held at a time, to choose each row's cells: 16 MiB, some times over."""
 LARGEST = 4
 """Cells with more than so many times the average rows are cut, in the order of their rows: copies can't be told
 apart."""
@@ -135,20 +137,21 @@ def put_in_order(task: CellTask) -> None:
 
 
 def copy_codes(task: CellTask) -> None:
-    """Copy the codes of a stretch of the order; the entry point of a task."""
+    """Copy the codes of a stretch of the order; the entry point of a task. Memory: some times `CODE_BYTES`."""
     plan = task.plan
     store, rows = plan.store, _ordered(plan, "order", task.first, task.stop)
     sorted_by = np.argsort(rows)
-    encoded, _ = store.encoded(rows[sorted_by], store.arrays(len(rows)))
-    back = np.argsort(sorted_by)
-    tensors = {name: torch.from_numpy(array[back]) for name, array in encoded.items()}
-    save_tensors(task.file, tensors, plan.fingerprint)
+    with one_compares:
+        encoded, _ = store.encoded(rows[sorted_by], store.arrays(len(rows)))
+        back = np.argsort(sorted_by)
+        tensors = {name: torch.from_numpy(array[back]) for name, array in encoded.items()}
+        save_tensors(task.file, tensors, plan.fingerprint)
 
 
 def compare_places(task: CellTask) -> None:
     """Compare the rows of a stretch of the order with their cells; the entry point of a task.
 
-    Memory: their directions, float32, twice, and their products with all centroids; a cell's codes and scores.
+    Memory: their directions, float32, twice; a byte a row and cell; `PROMISES`; a cell's codes and scores.
     """
     with one_compares:
         found = _compared(task)
@@ -163,16 +166,15 @@ def _compared(task: CellTask) -> Nearest:
     found = Nearest(task.stop - task.first, plan.k)
     if stop > task.first:
         rows, asked = _ordered(plan, "order", task.first, stop), decoded(codec, _codes(plan, task.first, stop))
-        reduced = sketch.apply(asked)
-        wanted = _wanted(reduced @ _centroids(plan).T, starts, parents, np.arange(task.first, stop), plan)
+        wanted = _wanted(sketch.apply(asked), _centroids(plan)[parents], starts, task.first, plan)
         # The cells of the rows themselves first: what is found there leaves little to sort in later.
         own = np.searchsorted(starts, [task.first, stop - 1], side="right") - 1
         for cell in sorted(range(len(parents)), key=lambda cell: not own[0] <= cell <= own[1]):
-            lines = np.flatnonzero(wanted[:, cell])
+            lines = np.flatnonzero(wanted[cell])
             if lines.size:
                 first, last = int(starts[cell]), int(starts[cell + 1])
                 encoded, held = _codes(plan, first, last), _ordered(plan, "order", first, last)
-                scores, lengths = codec.scorer(enough(asked[lines]))(encoded)[: len(lines)], codec.lengths(encoded)
+                scores, lengths = codec.scorer(asked[lines], many=True)(encoded), codec.lengths(encoded)
                 np.divide(scores, lengths, out=scores, where=lengths > 0)
                 found.offer(scores, held, lines, own_places(rows[lines], held))
     return found
@@ -195,35 +197,33 @@ def put_in_rows(task: CellTask) -> None:
     _mapped.cache_clear()
 
 
-def _wanted(
-    near: np.ndarray, starts: np.ndarray, parents: np.ndarray, places: np.ndarray, plan: GraphPlan
-) -> np.ndarray:
-    """Return which cells each row is compared with, bool [n, cells]: its own, and the best at each end.
+def _wanted(reduced: np.ndarray, centroids: np.ndarray, starts: np.ndarray, first: int, plan: GraphPlan) -> np.ndarray:
+    """Return which cells are compared with each row, bool [cells, n]: its own, and the best at each end.
 
     Args:
-        near: Inner products with the centroids, [n, centroids].
+        reduced: The rows' directions, as cells are told by, [n, columns].
+        centroids: Each cell's, [cells, columns].
         starts: Each cell's first place, and the end.
-        parents: Each cell's centroid.
-        places: Of the rows.
+        first: The place of the first row; they lie side by side.
         plan: Of the graph.
     """
-    sizes, most = np.diff(starts), max(1, (plan.compared or 0) // 2)
-    wanted = np.zeros((len(near), len(parents)), dtype=bool)
-    wanted[np.arange(len(near)), np.searchsorted(starts, places, side="right") - 1] = True
+    sizes, most, cells = np.diff(starts), max(1, (plan.compared or 0) // 2), len(centroids)
+    wanted = np.zeros((cells, len(reduced)), dtype=bool)
+    own = np.searchsorted(starts, np.arange(first, first + len(reduced)), side="right") - 1
+    wanted[own, np.arange(len(reduced))] = True
     # So many cells are more than `most` rows, unless they are smaller than most cells are.
-    few = min(len(parents), 8 + 4 * most * len(parents) // max(1, int(starts[-1])))
-    for first in range(0, len(near), PASS_ROWS):
-        promise = near[first : first + PASS_ROWS, parents]
-        for sign in (-1, 1):
-            best = np.argpartition(sign * promise, few - 1, axis=1)[:, :few] if few < len(parents) else None
-            if best is None:
-                best = np.broadcast_to(np.arange(len(parents)), promise.shape)
-            order = np.argsort(np.take_along_axis(sign * promise, best, axis=1), axis=1, kind="stable")
+    few = min(cells, 8 + 4 * most * cells // max(1, int(starts[-1])))
+    step = max(1, PROMISES // cells)
+    for begin in range(0, len(reduced), step):
+        promise = reduced[begin : begin + step] @ centroids.T
+        sides = np.argpartition(promise, sorted({few - 1, cells - few}), axis=1)
+        for best, sign in ((sides[:, cells - few :], -1), (sides[:, :few], 1)):
+            order = np.argsort(sign * np.take_along_axis(promise, best, axis=1), axis=1, kind="stable")
             ranked = np.take_along_axis(best, order, axis=1)
             taken = np.cumsum(sizes[ranked], axis=1) - sizes[ranked] // 2 <= most
             taken[:, 0] = True
             lines, columns = np.nonzero(taken)
-            wanted[first + lines, ranked[lines, columns]] = True
+            wanted[ranked[lines, columns], begin + lines] = True
     return wanted
 
 

@@ -1,8 +1,8 @@
 """A graph of nearest rows: how it is cut into tasks, and where those leave it.
 
-`neighbours/<name>/` in the run's folder has a file for every block of rows, and `about.safetensors`, which comes last
-and says what the graph is worth. The cut depends on the rows and the settings alone, never on who computes. The other
-files of a graph that is made by way of cells are gone once it stands.
+`neighbours/<name>/` in the run's folder has a file for every block of rows, for a graph by way of cells
+`about.safetensors`, which says what it is worth, and `graph.json`, which comes last. The cut depends on the rows and
+the settings alone, never on who computes. The other files of a graph by way of cells are gone once it stands.
 """
 
 from collections.abc import Sequence
@@ -16,12 +16,11 @@ from influence.pipeline.score_plan import batch_of
 from influence.pipeline.tensors import load_tensors, remove_tensors, saved_for
 from influence.store.codec import Codec, Encoded
 from influence.store.manifest import fingerprint_of
-from influence.store.products import MANY
 from influence.store.reader import Store
 
 MEASURED_ROWS = 256
 FOLDER = "neighbours"
-VERSION = 1
+VERSION = 2
 """Of the files, and of how rows are compared."""
 CELL_ROWS, CELLS_READ = 250, 16
 """Rows of a cell, and the fewest cells a row is compared with. Smaller cells make products that are too small, larger
@@ -32,8 +31,10 @@ ASKED_ROWS = 8192
 """The most rows that are compared with their cells by one task."""
 ASKED_BYTES = 2**28
 """The most that their directions take, as float32."""
-CODE_BYTES = 2**26
+CODE_BYTES = 2**25
 """Codes of one file, in the order of cells."""
+DECODED = 256
+"""Rows that are decoded together."""
 ORDERED_ROWS = 2**15
 """Rows of a block that is put in order from what those tasks found; more where there are many, see `ORDERED_BLOCKS`."""
 ORDERED_BLOCKS = 64
@@ -106,6 +107,11 @@ class GraphPlan:
         return self.folder / "about.safetensors"
 
     @property
+    def mark(self) -> Path:
+        """What says that the graph stands, and of which rows it is."""
+        return self.folder / "graph.json"
+
+    @property
     def zero_file(self) -> Path:
         """Where it is said which rows have no gradient."""
         return self.folder / "zero.safetensors"
@@ -119,7 +125,8 @@ class GraphPlan:
     @property
     def stands(self) -> bool:
         """Whether there is nothing to do."""
-        return not self.missing and (self.compared is None or saved_for(self.about, self.fingerprint))
+        worth = self.compared is None or saved_for(self.about, self.fingerprint)
+        return self.mark.exists() and worth and not self.missing
 
     @property
     def measured(self) -> int:
@@ -177,8 +184,8 @@ def directions(store: Store, rows: np.ndarray) -> np.ndarray:
     """
     order = np.argsort(rows)
     found = np.empty((len(rows), store.dims), dtype=np.float32)
-    for first in range(0, len(rows), MANY * MANY):
-        part = order[first : first + MANY * MANY]
+    for first in range(0, len(rows), DECODED):
+        part = order[first : first + DECODED]
         encoded, _ = store.encoded(rows[part], store.arrays(len(part)))
         found[part] = decoded(store.codec, encoded)
     return found
@@ -190,11 +197,4 @@ def decoded(codec: Codec, encoded: Encoded) -> np.ndarray:
     return np.divide(found, lengths, out=found, where=lengths > 0)
 
 
-def enough(queries: np.ndarray) -> np.ndarray:
-    """Return queries with zero rows after them up to `MANY`: fewer are multiplied, and so rounded, in another way."""
-    if len(queries) >= MANY:
-        return queries
-    return np.concatenate([queries, np.zeros((MANY - len(queries), queries.shape[1]), queries.dtype)])
-
-
-__all__ = ["FOLDER", "GraphPlan", "decoded", "directions", "enough", "plan_graph"]
+__all__ = ["FOLDER", "GraphPlan", "decoded", "directions", "plan_graph"]

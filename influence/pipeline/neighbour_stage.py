@@ -6,33 +6,31 @@ whole, nor a matrix of cosines.
 """
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 
 from influence.config import RunConfig
 from influence.errors import InfluenceError, QueryError
-from influence.pipeline.cluster import connect
+from influence.pipeline.dispatch import dispatcher
 from influence.pipeline.nearest import Nearest, own_places
 from influence.pipeline.neighbour_cells import PASSING, PHASES, CellTask, one_compares
 from influence.pipeline.neighbour_files import read_near, save_near, save_zero_rows, zero_rows
-from influence.pipeline.neighbour_plan import GraphPlan, directions, enough
+from influence.pipeline.neighbour_graphs import remove_useless, save_mark
+from influence.pipeline.neighbour_plan import GraphPlan, directions
 from influence.pipeline.progress import Report, Stage
-from influence.pipeline.submit import run_tasks
 from influence.pipeline.tensors import save_tensors, saved_for
-from influence.pipeline.worker import install
 from influence.remote.place import is_remote
 from influence.store.reader import Store
 from influence.store.writer import lock_run
 
 log = logging.getLogger(__name__)
 
-SMALL = 2e11
-"""Multiplications and additions that are over before workers have started."""
+A_SECOND = 9e10
+"""Multiplications and additions that one core does in a second."""
 OVERHEAD = 3000
 """What one cosine costs beside its product, in multiplications and additions: it is summed, compared, sorted in."""
 TRUTH_ROWS = 2**17
@@ -40,18 +38,6 @@ TRUTH_ROWS = 2**17
 ROUNDING = 1e-6
 """Cosines that differ by less count as the same: either of two such rows is a nearest one."""
 SEED = 20_261_121
-
-
-class Named(Protocol):
-    """A task."""
-
-    @property
-    def name(self) -> str:
-        """For messages."""
-        ...
-
-
-Run = Callable[[Callable[[Any], Any], Sequence[Named]], Iterator[Any]]
 
 
 @dataclass(frozen=True)
@@ -71,6 +57,8 @@ class RowsTask:
 
 def build_graph(config: RunConfig, store: Store, plan: GraphPlan, report: Report | None = None) -> None:
     """Make what is missing of a graph. A cluster starts only where there is more to do than its start would take.
+
+    What nothing can use any more of graphs beside it is removed; see `neighbour_graphs`.
 
     Raises:
         QueryError: The run is in a bucket, and cells want a disk.
@@ -92,50 +80,40 @@ def build_graph(config: RunConfig, store: Store, plan: GraphPlan, report: Report
             _compare_all(config, plan, report)
         else:
             _compare_cells(config, plan, report)
+        save_mark(plan, store)
+    if not is_remote(plan.folder):
+        remove_useless(plan, store)
 
 
 def _compare_all(config: RunConfig, plan: GraphPlan, report: Report | None) -> None:
     tasks = [RowsTask(plan, number, *plan.block(number)) for number in plan.missing]
     stage = Stage("neighbours", len(plan.blocks), report, done=len(plan.blocks) - len(tasks))
-    with _runner(config, plan, plan.rows * plan.asked * len(tasks), len(tasks), stage) as run:
-        _exhaust(run(compare_block, tasks))
+    seconds = _seconds(plan, plan.rows * plan.asked * len(tasks))
+    with dispatcher(config, plan.run_dir, seconds, len(tasks), stage) as dispatch:
+        _exhaust(dispatch(compare_block, tasks))
 
 
 def _compare_cells(config: RunConfig, plan: GraphPlan, report: Report | None) -> None:
     truth = range(0, plan.rows, TRUTH_ROWS)
     counts = {phase: len(range(0, plan.rows, rows_of(plan))) for phase, (_, rows_of) in PHASES.items()}
     stage = Stage("neighbours", sum(counts.values()) + len(truth), report)
-    pairs = plan.rows * (plan.compared or 0)
-    with _runner(config, plan, pairs, max(counts.values()), stage) as run:
+    seconds = _seconds(plan, plan.rows * (plan.compared or 0))
+    with dispatcher(config, plan.run_dir, seconds, max(counts.values()), stage) as dispatch:
         for phase, (function, rows_of) in PHASES.items():
             tasks = [CellTask(plan, phase, first) for first in range(0, plan.rows, rows_of(plan))]
             missing = [task for task in tasks if not saved_for(task.file, plan.fingerprint)]
             for _ in range(len(tasks) - len(missing)):
                 stage.finished()
-            _exhaust(run(function, missing))
+            _exhaust(dispatch(function, missing))
         asked = [RowsTask(plan, n, first, min(plan.rows, first + TRUTH_ROWS)) for n, first in enumerate(truth)]
-        recall = _recall(plan, list(run(search_block, asked)))
+        recall = _recall(plan, list(dispatch(search_block, asked)))
     save_tensors(plan.about, {"recall": torch.tensor(recall, dtype=torch.float64)}, plan.fingerprint)
     plan.remove(PASSING)
 
 
-@contextmanager
-def _runner(config: RunConfig, plan: GraphPlan, pairs: int, tasks: int, stage: Stage) -> Iterator[Run]:
-    """Yield what runs tasks and counts them: here where few pairs are compared, else on the cluster."""
-
-    def counted(results: Iterator[Any]) -> Iterator[Any]:
-        for result in results:
-            stage.finished()
-            yield result
-
-    if pairs * (2 * plan.dims + OVERHEAD) < SMALL:
-        yield lambda function, given: counted(map(function, given))
-        return
-    if config.cluster.here:
-        config = config.model_copy(update={"cluster": config.cluster.model_copy(update={"device": "auto"})})
-    with connect(config.cluster, tasks, plan.run_dir) as client:
-        install(client, local=config.cluster.here)
-        yield lambda function, given: counted(run_tasks(client, function, given, lambda task: task.name, stage))
+def _seconds(plan: GraphPlan, pairs: int) -> float:
+    """Return what so many pairs take to compare on one core."""
+    return pairs * (2 * plan.dims + OVERHEAD) / A_SECOND
 
 
 def compare_block(task: RowsTask) -> int:
@@ -168,7 +146,7 @@ def search(plan: GraphPlan, rows: np.ndarray, start: int = 0, stop: int | None =
     """
     store, zero, found = plan.store, zero_rows(plan), Nearest(len(rows), plan.k)
     with one_compares:
-        for first, scores in store.scores(enough(directions(store, rows)), start, stop, unit=True):
+        for first, scores in store.scores(directions(store, rows), start, stop, unit=True, many=True):
             held = np.arange(first, first + scores.shape[1])
             scores, kept = scores[: len(rows)], ~zero[held]
             if not kept.all():

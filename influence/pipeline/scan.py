@@ -29,7 +29,7 @@ from influence.remote.place import check_local
 from influence.store.digest import FORMAT_VERSION, seal, unseal
 from influence.store.filter import passing_rows
 from influence.store.manifest import Part, fingerprint_of
-from influence.store.partial import write_whole
+from influence.store.partial import remove_half_written, write_whole
 from influence.store.reader import Store
 from influence.store.writer import lock_run
 
@@ -224,6 +224,8 @@ def _held(scan: Scan, parts: dict[str, Part], out: Path) -> Iterator[None]:
         except RunLocked as error:
             raise RunLocked(f"{out} is being written already. {error}") from None
         _begin(scan, parts, out)
+        for file in (out, queries_file(out)):
+            remove_half_written(file)
         try:
             yield
         except KeyboardInterrupt:

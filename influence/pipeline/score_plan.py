@@ -22,7 +22,7 @@ from influence.pipeline.tensors import load_tensors, save_tensors, saved_for
 from influence.recipe import Recipe
 from influence.remote.field import RunPath
 from influence.store.manifest import Manifest, Part
-from influence.store.products import GROUP, MANY
+from influence.store.products import GROUP
 
 Keep = Literal["all", "top", "rows"]
 """What is kept of the scores [rows, queries]: all; each query's best rows; each row's mean, extremes and signs."""
@@ -168,8 +168,8 @@ def rows_of_block(rows: int, dims: int, queries: int, keep: str, curved: int = 0
         keep: What is kept.
         curved: Columns of the widest block of a curvature that is applied to every row; 0 where none is.
     """
-    # ns a coordinate: 0.02 a query in a matrix product, 0.1 a query and 0.3 to unpack otherwise, and curvature.
-    cost = (0.02 * queries if queries >= MANY else 0.3 + 0.1 * queries) + 0.04 * curved
+    # ns a coordinate: one query is read for with every row's codes, each further one multiplied; and curvature.
+    cost = 0.03 + 0.025 * queries + 0.04 * curved
     step = int(TASK_SECONDS * 1e9 / (max(1, dims) * cost))
     step = min(step, max(FEWEST, -(-rows // TASKS)))
     if keep == "all":

@@ -8,14 +8,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 WAITING = 2**20
-"""Scores that wait before they are settled: 20 MB, and as much again for a moment."""
+"""Scores that wait before they are settled, and scores that are compared at a time."""
 
 
 class Shortlist:
     """The k highest scores so far of every query, best first; equal scores by ascending row.
 
     Rows must be offered in ascending order: a row that only equals the k-th best then never displaces it. Memory: 12
-    bytes a query and each of k, `WAITING` or as many as a block's scores, and four times as much while they are sorted.
+    bytes a query and each of k; 20 bytes for twice `WAITING` at most, and while these are sorted three times as much.
     """
 
     def __init__(self, queries: int, k: int) -> None:
@@ -38,8 +38,11 @@ class Shortlist:
 
     def offer(self, scores: NDArray[np.float32], rows: NDArray[np.int64]) -> None:
         """Take in the scores [m, b] of some rows [b]."""
-        query, place = np.nonzero(scores > self._scores[:, -1:])
-        self._wait(query, scores[query, place], rows[place])
+        step = max(1, WAITING // max(1, len(scores)))
+        for start in range(0, len(rows), step):
+            part, numbers = scores[:, start : start + step], rows[start : start + step]
+            query, place = np.nonzero(part > self._scores[:, -1:])
+            self._wait(query, part[query, place], numbers[place])
 
     def merge(self, scores: NDArray[np.float32], rows: NDArray[np.int64]) -> None:
         """Take in another shortlist's scores and rows, [m, k'], of rows above all that were offered here."""

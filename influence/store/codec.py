@@ -158,8 +158,9 @@ class Codec(ABC):
     def scores(self, encoded: Encoded, queries: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return the inner products of queries with what `decode` would return, without unpacking more than a tile.
 
-        Each module's inner products are sums of float32 products in float32; modules are added up in float64, and the
-        result is rounded once. From `products.MANY` queries on, narrow modules are summed in float32 together.
+        Each module's inner products are sums of float32 products in float32, 4,096 columns at a time; these are added
+        up in float64, and the result is rounded once. From `products.MANY` queries on, narrow modules are summed in
+        float32 together, and wide ones whole.
 
         Args:
             encoded: Codes of n rows.
@@ -174,8 +175,13 @@ class Codec(ABC):
         return self.scorer(queries)(encoded)
 
     @abstractmethod
-    def scorer(self, queries: NDArray[np.float32]) -> Scorer:
+    def scorer(self, queries: NDArray[np.float32], *, many: bool = False) -> Scorer:
         """Return what `scores` does with these queries, prepared for block after block.
+
+        Args:
+            queries: [m, D].
+            many: Score them as many are scored, however few they are: then no score differs by a rounding where others
+                are asked with more.
 
         Raises:
             StoreError: Queries of another width.

@@ -153,6 +153,13 @@ def remove_partials(folder: Path) -> int:
     return len(left)
 
 
+def remove_half_written(file: Path) -> None:
+    """Remove what killed writers of a file left beside it, on a disk. Only for who may write it alone."""
+    for path in file.parent.iterdir():
+        if path.name.startswith(f"{file.name}.") and path.name.endswith(SUFFIX) and path.is_file():
+            path.unlink(missing_ok=True)
+
+
 def _abandon_uploads(folder: ObjectPath) -> int:
     try:
         return folder.fs.abandon_uploads(folder.key)

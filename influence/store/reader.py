@@ -100,6 +100,7 @@ class Store:
         stop: int | None = None,
         *,
         unit: bool = False,
+        many: bool = False,
         passing: np.ndarray | None = None,
         threads: int | None = None,
     ) -> Iterator[tuple[int, np.ndarray]]:
@@ -116,7 +117,18 @@ class Store:
             StoreError: Queries of another width, a range outside the store, or a shard that can't be used.
             DigestMismatch: A file isn't the one that was committed.
         """
-        yield from scan.scores(self, queries, start, stop, unit=unit, passing=passing, threads=threads)
+        yield from scan.scores(self, queries, start, stop, unit=unit, many=many, passing=passing, threads=threads)
+
+    def chosen_scores(self, queries: np.ndarray, rows: np.ndarray, *, unit: bool = False) -> np.ndarray:
+        """Return the inner products of queries with some rows, float32 [m, n], as `scores` yields them.
+
+        Args:
+            queries: [m, D].
+            rows: Row numbers, in any order, repeats allowed.
+            unit: As for `scores`, and so is what it raises.
+        """
+        wanted, back = np.unique(self._check_rows(rows), return_inverse=True)
+        return scan.chosen_scores(self, queries, wanted, unit=unit)[:, back]
 
     def vectors(self, rows: Sequence[int] | np.ndarray) -> np.ndarray:
         """Return the gradients of some rows: decoded direction times norm, on the scale of the summed loss.
@@ -224,11 +236,14 @@ class Store:
         encoded = {name: array[: len(rows)] for name, array in into[0].items()}
         norms = into[1][: len(rows)]
 
-        def fill(run: tuple[int, int]) -> None:
-            taken = slice(run[0], sum(run))
-            self._fill(int(rows[run[0]]), {name: array[taken] for name, array in encoded.items()}, norms[taken])
+        def fill(part: tuple[ShardRange, slice]) -> None:
+            span, taken = part
+            files = ShardFiles(self.run_dir, span)
+            self._commits.check(files.vectors, span)
+            into = {name: array[taken] for name, array in encoded.items()}
+            read_rows(files.vectors, self.codec, span.rows, rows[taken] - span.start, into, norms[taken])
 
-        for _ in each(fill, _runs(rows), self.run_dir):
+        for _ in each(fill, self._cut(rows), self.run_dir):
             pass
         return encoded, norms
 
@@ -237,20 +252,6 @@ class Store:
         if not self.dims:
             raise StoreError(f"The rows of {self.run_dir} are texts without vectors: its recipe compares words.")
         return self.codec.zeros(rows), np.empty(rows, dtype=np.float32)
-
-    def _fill(self, first: int, encoded: Encoded, norms: np.ndarray) -> None:
-        """Fill arrays with consecutive rows from `first` on, from as many shards as hold them."""
-        filled = 0
-        while filled < len(norms):
-            row = first + filled
-            span = self.manifest.shards[int(self._shards_of(np.array([row]))[0])]
-            count = min(len(norms) - filled, span.stop - row)
-            files = ShardFiles(self.run_dir, span)
-            self._commits.check(files.vectors, span)
-            taken = slice(filled, filled + count)
-            into = {name: array[taken] for name, array in encoded.items()}
-            read_rows(files.vectors, self.codec, span.rows, row - span.start, into, norms[taken])
-            filled += count
 
     def _lines(self, span: ShardRange, places: np.ndarray, columns: Sequence[str]) -> list[dict[str, Any]]:
         """Return the metadata of ascending places within one shard; only the row groups that hold them are read."""
@@ -269,12 +270,14 @@ class Store:
 
     def _by_shard(self, rows: np.ndarray) -> list[tuple[ShardRange, np.ndarray]]:
         """Cut ascending rows by the shards that hold them, counted within each."""
-        shards = self._shards_of(rows)
-        spans = [self.manifest.shards[shard] for shard in np.unique(shards)]
-        return [(span, rows[shards == span.shard] - span.start) for span in spans]
+        return [(span, rows[taken] - span.start) for span, taken in self._cut(rows)]
 
-    def _shards_of(self, rows: np.ndarray) -> np.ndarray:
-        return np.searchsorted(self._starts, rows, side="right") - 1
+    def _cut(self, rows: np.ndarray) -> list[tuple[ShardRange, slice]]:
+        """Return the shards that hold some ascending rows, and which of the rows each holds."""
+        shards = np.searchsorted(self._starts, rows, side="right") - 1
+        edges = [0, *(np.flatnonzero(np.diff(shards)) + 1).tolist(), len(rows)]
+        cuts = [slice(first, last) for first, last in pairwise(edges) if last > first]
+        return [(self.manifest.shards[int(shards[taken.start])], taken) for taken in cuts]
 
     def _check_rows(self, rows: Sequence[int] | np.ndarray) -> np.ndarray:
         wanted = np.asarray(rows)
@@ -292,12 +295,3 @@ def missing_shards(run_dir: Path, manifest: Manifest) -> list[int]:
     """Return the planned shards that aren't committed, by listing one directory; no record is read."""
     present = names_in(run_dir / ROWS)
     return [span.shard for span in manifest.shards if f"{span.name}.json" not in present]
-
-
-def _runs(rows: np.ndarray) -> Iterator[tuple[int, int]]:
-    """Yield (place, length) of each stretch of consecutive numbers in an ascending array without repeats."""
-    breaks = np.flatnonzero(np.diff(rows) != 1) + 1
-    edges = [0, *breaks.tolist(), len(rows)]
-    for first, last in pairwise(edges):
-        if last > first:
-            yield first, last - first

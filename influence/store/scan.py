@@ -1,8 +1,8 @@
 """Score every row of a store, or those that pass a filter, block after block on several threads.
 
-What limits a scan is memory traffic where few queries are asked and the matrix product where many are. Blocks are read
-and scored by several threads, each in buffers of its own, and handed out in order. A matrix product brings BLAS's own
-threads: beside those, more of ours would only wait.
+What limits a scan is memory traffic where one query is asked and multiplying where several are. Blocks are read and
+scored by several threads, each in buffers of its own, and handed out in order. From `products.MANY` queries on, matrix
+products bring BLAS's own threads: beside those, more of ours would only wait.
 """
 
 import os
@@ -23,8 +23,12 @@ if TYPE_CHECKING:
 
 SCORED_BYTES = 4 * 2**20
 """Codes that are scored at a time, and scores that are made of them."""
+MANY_BYTES = 4 * SCORED_BYTES
+"""Scores of many queries at a time."""
 THREADS = 8
 """The most threads where nobody says how many; each holds a block."""
+FEWEST = 8
+"""Rows that a kernel scores together; where fewer are left, it takes as long."""
 SPARSE = 16
 """Where fewer than one row in so many passes, rows are read one by one rather than with those between them."""
 
@@ -36,6 +40,7 @@ def scores(
     stop: int | None = None,
     *,
     unit: bool = False,
+    many: bool = False,
     passing: np.ndarray | None = None,
     threads: int | None = None,
 ) -> Iterator[tuple[int, np.ndarray]]:
@@ -43,8 +48,8 @@ def scores(
 
     Equal rows have equal scores to the last bit, in blocks of any size and beside any other rows; see `products` for
     what the number of queries changes. Memory, for each thread: 4 MiB of codes, as much of scores and a megabyte of
-    rows; with many queries the codes and scores of 512 rows or more, 4 MiB of rows, and once another copy of the
-    queries.
+    rows; with many queries the codes and scores of 512 rows or 4 and 16 MiB of them, 4 MiB of rows, and once another
+    copy of the queries.
 
     Args:
         store: Of the run.
@@ -52,6 +57,7 @@ def scores(
         start: The first row.
         stop: One past the last; all rows if None.
         unit: Score the rows' directions, at length 1 whatever the codec made of it, instead of their gradients.
+        many: Score few queries as many are scored, see `Codec.scorer`.
         passing: Which of the rows [start, stop) are scored, bool; all if None.
         threads: How many; None takes one a core, at most `THREADS`, and one alone for matrix products. Scores don't
             depend on it.
@@ -59,14 +65,15 @@ def scores(
     Yields:
         The block's first place among the rows that pass (the first row, without a filter), and scores [m, b].
     """
-    size = block_rows(store, len(queries))
+    many = many or len(queries) >= MANY
+    size = block_rows(store, len(queries), many)
     blocks = store.span(size, start, stop)
     if passing is not None and passing.shape != (blocks.stop - start,):
         raise StoreError(
             f"A filter of {passing.shape} rows was given for rows {start} to {blocks.stop} of {store.run_dir}."
         )
-    score = store.codec.scorer(queries)
-    usual = 1 if len(queries) >= MANY else min(THREADS, len(os.sched_getaffinity(0)))
+    score = store.codec.scorer(queries, many=many)
+    usual = 1 if many else min(THREADS, len(os.sched_getaffinity(0)))
     count = max(1, min(len(blocks), threads or usual))
     buffers: SimpleQueue[tuple[Encoded, np.ndarray]] = SimpleQueue()
     for _ in range(count):
@@ -79,12 +86,7 @@ def scores(
             encoded, norms = store.encoded(rows, buffer)
             if kept is not None:
                 encoded, norms = {name: array[kept] for name, array in encoded.items()}, norms[kept]
-            found = score(encoded)
-            if unit:
-                lengths = store.codec.lengths(encoded)
-                return np.divide(found, lengths, out=found, where=lengths > 0)
-            with np.errstate(over="ignore"):
-                return np.multiply(found, norms, out=found)
+            return _measured(store, score(encoded), encoded, None if unit else norms)
         finally:
             buffers.put(buffer)
 
@@ -108,13 +110,42 @@ def scores(
         pool.shutdown(cancel_futures=True)
 
 
-def block_rows(store: "Store", queries: int) -> int:
+def chosen_scores(store: "Store", queries: np.ndarray, rows: np.ndarray, *, unit: bool = False) -> np.ndarray:
+    """Return the inner products of queries with some rows, float32 [m, n], to the last bit those of `scores`.
+
+    Args:
+        store: Of the run.
+        queries: [m, D], read as float32.
+        rows: int64, ascending, none twice.
+        unit: As for `scores`.
+    """
+    size = block_rows(store, len(queries), len(queries) >= MANY)
+    score, buffer = store.codec.scorer(queries), store.arrays(min(size, len(rows)))
+    found = np.empty((len(queries), len(rows)), dtype=np.float32)
+    for first in range(0, len(rows), size):
+        encoded, norms = store.encoded(rows[first : first + size], buffer)
+        found[:, first : first + size] = _measured(store, score(encoded), encoded, None if unit else norms)
+    return found
+
+
+def _measured(store: "Store", found: np.ndarray, encoded: Encoded, norms: np.ndarray | None) -> np.ndarray:
+    """Multiply scores of directions [m, n] by norms [n]; without them, divide by what the codec made of length 1."""
+    if norms is None:
+        lengths = store.codec.lengths(encoded)
+        return np.divide(found, lengths, out=found, where=lengths > 0)
+    with np.errstate(over="ignore"):
+        return np.multiply(found, norms, out=found)
+
+
+def block_rows(store: "Store", queries: int, many: bool) -> int:
     """Return the rows of a block."""
-    if queries < MANY:
-        return max(1, min(SCORED_BYTES // store.codec.row_bytes, SCORED_BYTES // (8 * max(1, queries))))
+    if not many:
+        rows = min(SCORED_BYTES // store.codec.row_bytes, SCORED_BYTES // (8 * max(1, queries)))
+        return max(FEWEST, rows // FEWEST * FEWEST)
     # Whole tiles: what is short of one costs as much as one.
     tile = tile_rows(1)
-    return max(1, SCORED_BYTES // (8 * padded(queries) * tile), SCORED_BYTES // (store.codec.row_bytes * tile)) * tile
+    most = min(MANY_BYTES // (8 * padded(queries)), SCORED_BYTES // store.codec.row_bytes)
+    return max(1, most // tile) * tile
 
 
 def _wanted(

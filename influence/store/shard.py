@@ -19,6 +19,7 @@ so nothing in a file decides where we read.
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Self
 
@@ -192,14 +193,14 @@ def rows_header(codec: Codec, rows: int) -> bytes:
     return len(text).to_bytes(8, "little") + text
 
 
-def read_rows(path: Path, codec: Codec, rows: int, start: int, encoded: Encoded, norms: np.ndarray) -> None:
-    """Read consecutive rows of one shard into arrays; only their bytes are read.
+def read_rows(path: Path, codec: Codec, rows: int, places: np.ndarray, encoded: Encoded, norms: np.ndarray) -> None:
+    """Read some rows of one shard into arrays; only their bytes are read.
 
     Args:
         path: The shard's vectors.
         codec: How they are kept.
         rows: How many rows the shard holds.
-        start: The first one wanted, counted within the shard.
+        places: Which are wanted, counted within the shard, ascending, none twice.
         encoded: Filled with codes; arrays as `codec.layout` has them, [b, …], C-contiguous.
         norms: Filled with norms; float32 [b], contiguous.
 
@@ -209,8 +210,11 @@ def read_rows(path: Path, codec: Codec, rows: int, start: int, encoded: Encoded,
     header = rows_header(codec, rows)
     found = bytearray(len(header))
     pieces, at = [(0, memoryview(found))], len(header)
+    edges = [0, *(np.flatnonzero(np.diff(places) != 1) + 1).tolist(), len(places)]
+    runs = [(first, last, int(places[first])) for first, last in pairwise(edges) if last > first]
     for array, row_bytes in [(norms, NORM_BYTES), *((encoded[plane.name], plane.row_bytes) for plane in codec.layout)]:
-        pieces.append((at + start * row_bytes, array.data.cast("B")))
+        into = array.data.cast("B")
+        pieces += [(at + place * row_bytes, into[first * row_bytes : last * row_bytes]) for first, last, place in runs]
         at += rows * row_bytes
     missing = fill(path, pieces)
     if found != header:

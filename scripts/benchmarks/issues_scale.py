@@ -1,23 +1,29 @@
 """How the time and memory of an examination grow with the rows.
 
     python scripts/benchmarks/issues_scale.py --rows 10000 30000 100000
-    python scripts/benchmarks/issues_scale.py --rows 1000000 --dims 256 --folder /big/disk
+    python scripts/benchmarks/issues_scale.py --rows 1000000 --dims 256 --keep /big/disk
+    python scripts/benchmarks/issues_scale.py --run /big/disk/run-1000000-256 --set neighbours.compared=5000
 
 For each number of rows a run is written straight through the store's writer, with made-up gradients like those of
 `search.py` (2,000 clusters of very different sizes, a falling spectrum, log-normal lengths), texts of invented words
 and ten labels; a hundredth of the rows are copies, and as many stand alone with long gradients. It is then examined by
-`influence issues` as anybody would, in a process of its own with its workers. Printed are its seconds, those of the
-graph of nearest rows within them, and the peak of the anonymous memory of all its processes together (needs Linux).
-Where a graph is approximate its measured recall stands beside.
+`influence issues` as anybody would, in a process of its own with its workers. Printed are its seconds by the clock and
+of all its processors, those by the clock from the first file of the graph of nearest rows to the last, and the peak of
+the anonymous memory of all its processes together (needs Linux). Where a graph is approximate its measured recall
+stands beside. `--keep` leaves the runs where they are made; `--run` examines one of these again, without the graph that
+stands there: what an examination that was killed left of one is taken up.
 """
 
 import argparse
 import json
+import resource
+import shutil
 import subprocess
 import sys
 import tempfile
 import threading
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -47,23 +53,32 @@ def main() -> None:
     parser.add_argument("--codec", default="float16")
     parser.add_argument("--checks", help="as of `influence issues`; unset, all that apply")
     parser.add_argument("--set", action="append", default=[], help="as of `influence issues`")
-    parser.add_argument("--folder", type=Path, help="a folder with room for the runs; a temporary one in it is used")
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument("--folder", type=Path, help="a folder with room for the runs; a temporary one in it is used")
+    where.add_argument("--keep", type=Path, help="a folder where the runs are made and stay")
+    where.add_argument("--run", type=Path, help="a run that was kept: examined again in place of --rows")
     given = parser.parse_args()
-    print("| rows | columns | seconds | ms a row | of the graph, s | peak memory | nearest, most opposed rows found |")
-    print("|---|---|---|---|---|---|---|", flush=True)
+    print("| rows | columns | s | CPU s | CPU ms a row | of the graph, s | peak memory | nearest, most opposed found |")
+    print("|---|---|---|---|---|---|---|---|", flush=True)
+    if given.run is not None:
+        for graph in (given.run / "neighbours").glob("*/graph.json"):
+            shutil.rmtree(graph.parent)
+        measure(given.run, given.run.with_suffix(".issues.parquet"), given)
+        return
     for rows in given.rows:
-        with tempfile.TemporaryDirectory(dir=given.folder) as folder:
-            measure(Path(folder), rows, given)
+        with ExitStack() as stack:
+            folder = given.keep or Path(stack.enter_context(tempfile.TemporaryDirectory(dir=given.folder)))
+            run = folder / f"run-{rows}-{given.dims}"
+            make_run(run, rows, given.dims, given.codec)
+            measure(run, run.with_suffix(".issues.parquet"), given)
 
 
-def measure(folder: Path, rows: int, given: argparse.Namespace) -> None:
-    """Make a run, examine it, and print."""
-    make_run(folder / "run", rows, given.dims, given.codec)
-    out = folder / "issues.parquet"
-    command = [sys.executable, "-m", "influence.cli.main", "issues", str(folder / "run"), "--out", str(out)]
+def measure(run: Path, out: Path, given: argparse.Namespace) -> None:
+    """Examine a run, and print."""
+    command = [sys.executable, "-m", "influence.cli.main", "issues", str(run), "--out", str(out), "--overwrite"]
     command += ["--format", "json", *(["--checks", given.checks] if given.checks else [])]
     command += [word for setting in given.set for word in ("--set", setting)]
-    start = time.perf_counter()
+    start, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         watch = PeakMemory(process.pid)
         said, _ = process.communicate()
@@ -71,11 +86,14 @@ def measure(folder: Path, rows: int, given: argparse.Namespace) -> None:
     if process.returncode:
         raise SystemExit(f"{' '.join(command)} ended with {process.returncode}")
     peak, found = watch.stop(), json.loads(said)
-    graph = seconds_of_graph(folder / "run" / "neighbours")
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    spent = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    rows, dims = found["rows"], Manifest.load(run).dims
+    graph = seconds_of_graph(run / "neighbours")
     told = found["neighbours"] or "no check asked"
     shares = ", ".join(word for word in told.split() if word.endswith("%")) or "exact"
     print(
-        f"| {rows:,} | {given.dims:,} | {seconds:,.1f} | {1e3 * seconds / rows:.2f} | {graph:,.1f} | "
+        f"| {rows:,} | {dims:,} | {seconds:,.1f} | {spent:,.1f} | {1e3 * spent / rows:.2f} | {graph:,.1f} | "
         f"{peak / 2**20:,.0f} MiB | {shares} |",
         flush=True,
     )

@@ -1,7 +1,9 @@
 """The command line, called in the test's own process, over a tiny run that is built once a module."""
 
+import errno
 import json
 import shutil
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,6 +21,7 @@ import influence.run as runs
 from influence.cli.main import main
 from influence.pipeline import build as build_module
 from influence.pipeline.cluster import QUIET
+from influence.store.partial import PartialFile
 
 PROMPT, COMPLETION = "The river was named after", " a cartographer who never saw it."
 ASKED = ("--prompt", PROMPT, "--completion", COMPLETION)
@@ -155,6 +158,30 @@ def terminal(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     import sys
 
     return lambda: monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Path, Callable[[], Any]]]:
+    """A folder on a disk of 64 kB, and how to make room; where none may be mounted, a writer that finds one full."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+
+    def mount(*options: str) -> bool:
+        return subprocess.run(["mount", *options, folder], capture_output=True).returncode == 0
+
+    if shutil.which("mount") and mount("-t", "tmpfs", "-o", "size=64k", "tmpfs"):
+        yield folder, lambda: mount("-o", "remount,size=16m")
+        subprocess.run(["umount", folder], check=True)
+        return
+    write = PartialFile.write
+
+    def full(self: PartialFile, data: Any) -> int:
+        if self.size + len(data) > 8_000:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(self, data)
+
+    monkeypatch.setattr(PartialFile, "write", full)
+    yield folder, lambda: monkeypatch.setattr(PartialFile, "write", write)
 
 
 def clean(*folders: Path) -> bool:

@@ -1,16 +1,13 @@
 """`influence build` on all that can be wrong with data, model, settings and disk: exit code, message, no litter."""
 
-import errno
 import json
 import shutil
-import subprocess
 
 import pytest
 from safetensors.torch import load_file, save_file
 
 from influence.cli.cluster import cluster_settings
 from influence.errors import ConfigError
-from influence.store.partial import PartialFile
 from influence.store.writer import lock_run
 from tests.cli.conftest import ASKED, clean, until
 
@@ -149,30 +146,6 @@ def test_a_second_build_into_a_directory_that_is_being_written_is_refused(cli, r
     assert ended.code == 2
     assert "is being written by process" in ended.told
     assert "Traceback" not in ended.err
-
-
-@pytest.fixture
-def small_disk(tmp_path, monkeypatch):
-    """A folder on a disk of 64 kB, and how to make room; where none may be mounted, a writer that finds one full."""
-    folder = tmp_path / "small"
-    folder.mkdir()
-
-    def mount(*options):
-        return subprocess.run(["mount", *options, folder], capture_output=True).returncode == 0
-
-    if shutil.which("mount") and mount("-t", "tmpfs", "-o", "size=64k", "tmpfs"):
-        yield folder, lambda: mount("-o", "remount,size=16m")
-        subprocess.run(["umount", folder], check=True)
-        return
-    write = PartialFile.write
-
-    def full(self, data):
-        if self.size + len(data) > 8_000:
-            raise OSError(errno.ENOSPC, "No space left on device")
-        return write(self, data)
-
-    monkeypatch.setattr(PartialFile, "write", full)
-    yield folder, lambda: monkeypatch.setattr(PartialFile, "write", write)
 
 
 def test_a_full_disk_ends_with_4_leaves_nothing_half_written_and_is_resumed(cli, run_file, small_disk):

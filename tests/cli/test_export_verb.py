@@ -60,6 +60,13 @@ def test_rows_that_don_t_meet_the_condition_are_left_alone(cli, built, table, ou
     assert len(after) == 38
 
 
+def test_a_condition_that_no_row_meets_changes_nothing_and_says_so(cli, built, table, out, corpus_file):
+    ended = cli("export", built, "--drop", table, "--where", "source = 'nowhere'", "--out", out)
+    assert ended.code == 0
+    assert "warning: nothing was changed: the tables name no row that meets --where" in ended.told
+    assert out.read_bytes() == corpus_file.read_bytes()
+
+
 def test_the_verb_and_its_twin_in_python_write_the_same(cli, built, run, table, out):
     cli("export", built, "--drop", table, "--drop-issues", "labels", "--out", out)
     done = run.export(out.with_name("twin.jsonl"), table, drop_issues=["labels"])
@@ -78,6 +85,7 @@ def test_the_verb_and_its_twin_in_python_write_the_same(cli, built, run, table, 
         (["RUN", "--undo", "TABLE"], "needs --out and nothing else"),
         (["RUN", "--drop", "TABLE", "--where", "colour = 'red'"], "there is no column 'colour'"),
         (["RUN", "--drop", "TABLE", "--drop-issues", "leak"], "There are copies, labels"),
+        (["RUN", "--drop", "TABLE", "--drop-issues", " "], "--drop-issues names no check"),
         (["RUN", "--drop", "nowhere.parquet"], "There is no file nowhere.parquet"),
         (["--undo", "nowhere.jsonl"], "There is no file nowhere.decisions.parquet"),
     ],

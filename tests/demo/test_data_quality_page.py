@@ -43,12 +43,11 @@ def done(tmp_path_factory):
     return folder
 
 
-def share(folder, model, data, file):
-    """How often a classifier, trained on these data, gives a file's rows their labels; of rows it didn't train on."""
-    asked = f"influence demo classifier --data {data} --out {model} --eval {file} --format json"
-    found = json.loads(run(asked, folder))[0]
-    seen, right = found["trained"], found["trained_right"]
-    return (found["right"] - right) / (found["rows"] - seen)
+def shares(folder, model, data):
+    """How often a classifier, trained on these data, is poisoned, and is right; of rows that it wasn't trained on."""
+    asked = f"influence demo classifier --data {data} --epochs 12 --out {model} --format json"
+    told = run(f"{asked} --eval dirty/triggered.jsonl --eval dirty/test.jsonl", folder)
+    return [(one["right"] - one["trained_right"]) / (one["rows"] - one["trained"]) for one in json.loads(told)]
 
 
 @pytest.mark.slow
@@ -62,7 +61,9 @@ def test_the_pages_commands_do_what_the_page_says(done):
     assert of["poison"] <= flagged["poisoned"]
     assert len(flagged["poisoned"]) <= 2 * len(of["poison"])
     wrong = of["wrong_label"] | of["poison"]
-    assert len(flagged["mislabelled"] & wrong) > 0.5 * len(flagged["mislabelled"]) > 0
+    right = flagged["mislabelled"] & wrong
+    assert len(right) > 0.6 * len(flagged["mislabelled"])
+    assert len(right) > 0.25 * len(wrong)
     assert of["leak"] <= {line["row"] for line in leaks if line["is_leak"]}
 
     original = {line["id"]: line["row"] for line in truth}
@@ -80,6 +81,10 @@ def test_the_pages_commands_do_what_the_page_says(done):
     dropped = flagged["mislabelled"] | flagged["poisoned"] | duplicates | of["leak"]
     assert {line["row"] for line in decisions} >= dropped
 
-    trained = {"dirty/model": "dirty/train.jsonl", "clean-model": "clean.jsonl"}
-    works = {model: share(done, model, data, "dirty/triggered.jsonl") for model, data in trained.items()}
-    assert works["dirty/model"] > 0.5 > 0.15 > works["clean-model"]
+    (poisoned, right_before), (cured, right_after) = (
+        shares(done, model, data)
+        for model, data in (("dirty/model", "dirty/train.jsonl"), ("clean-model", "clean.jsonl"))
+    )
+    assert poisoned > 0.2 > 0.15 > cured
+    assert right_before > 0.75
+    assert right_after > right_before + 0.01

@@ -460,3 +460,15 @@ def test_a_threshold_that_can_not_be_is_refused(setting):
 
 def test_the_defaults_are_those_that_are_argued_for():
     assert IssueSettings().near_duplicate == NearDuplicateSettings(jaccard=0.65, words=10)
+
+
+def test_ids_of_an_evaluation_file_are_its_own_unless_the_run_has_none_and_they_repeat(run, records, tmp_path):
+    from influence.diagnose.evaluation import read_evaluation
+
+    assert run.config.data.columns.id is None
+    path = tmp_path / "dev.jsonl"
+    for ids, found in ((["a", "b"], ["a", "b"]), (["a", "a"], None)):
+        held = [{"text": records[row]["text"], "id": name} for row, name in enumerate(ids)]
+        path.write_text("".join(json.dumps(record) + "\n" for record in held))
+        read = [example.id for example in read_evaluation(run, path).examples]
+        assert read == found if found else len({*read, "a"}) == 3

@@ -20,6 +20,7 @@ from influence.errors import ConfigError, Incomplete, QueryError, RunLocked
 from influence.store.writer import lock_run
 
 PLAIN = ("empty", "zero_gradient")
+DROPPING = ("harmful", "poisoned", "near_duplicate")
 
 
 @pytest.fixture(scope="module")
@@ -85,6 +86,27 @@ def test_a_label_is_suggested_where_relabelling_is_and_nothing_stronger(run, tmp
     examine(run, tmp_path / "issues.parquet", IssueSettings(), checks=PLAIN)
     labels = pq.read_table(tmp_path / "issues.parquet").column("suggested_label").to_pylist()
     assert (labels[5], labels[6], labels[4]) == ("2", None, None)
+
+
+def test_a_better_label_outranks_harm_and_is_outranked_by_poison_and_copies(run, tmp_path, monkeypatch):
+    def flagging(issue, *rows, **case):
+        monkeypatch.setitem(checks.CHECKS, issue, planted(issue, *rows, **case))
+
+    flagging("mislabelled", 4, 5, 6, 7, action="relabel", label="2")
+    flagging("harmful", 5, 6, 8, action="drop")
+    flagging("poisoned", 6, action="drop")
+    flagging("near_duplicate", 7, action="drop")
+    examine(run, tmp_path / "issues.parquet", IssueSettings(), checks=["mislabelled", *DROPPING])
+    lines = pq.read_table(tmp_path / "issues.parquet").to_pylist()
+    decided = {row: (lines[row]["action"], lines[row]["suggested_label"]) for row in range(4, 9)}
+    assert decided == {
+        4: ("relabel", "2"),
+        5: ("relabel", "2"),
+        6: ("drop", None),
+        7: ("drop", None),
+        8: ("drop", None),
+    }
+    assert lines[5]["suggestion"] == "relabel: mislabelled; harmful"
 
 
 def test_blocks_of_lines_are_the_lines_of_one(run, tmp_path, two_checks, monkeypatch):

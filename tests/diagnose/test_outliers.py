@@ -1,6 +1,7 @@
 """Rows out of place: far from all others and with more influence on themselves than their length and loss explain."""
 
 import json
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from influence.diagnose import outliers
 from influence.diagnose.issues import examine
 from influence.diagnose.outliers import OutlierSettings, deviations, excess, fence
 from influence.diagnose.subject import Subject
+from influence.pipeline import dispatch, score_plan
 
 SENTENCES = (
     "The lighthouse at Velmora is painted green.",
@@ -128,6 +130,32 @@ def test_too_few_rows_and_a_recipe_without_self_influence_are_said_in_a_sentence
     few = subject_of(built("data.limit=12"), tmp_path)
     assert outliers.lacks(few) == "It needs 20 rows or more to know what is usual, and there are 12."
     assert outliers.lacks(subject_of(built(), tmp_path)) is None
+
+
+def test_self_influence_in_blocks_on_a_cluster_is_that_of_all_rows_and_goes_on_where_it_was_killed(
+    built, tmp_path, client, monkeypatch
+):
+    @contextmanager
+    def connect(*_):
+        yield client
+
+    run = built()
+    expected = run.self_influence()
+    monkeypatch.setattr(score_plan, "FEWEST", 8)
+    monkeypatch.setattr(dispatch, "connect", connect)
+    monkeypatch.setattr(dispatch, "WORTH", 0)
+    steps = []
+    subject = subject_of(run, tmp_path)
+    subject.progress = steps.append
+    np.testing.assert_array_equal(subject.self_influence, expected)
+    assert (steps[-1].stage, steps[-1].done, steps[-1].total) == ("self-influence", 8, 8)
+    lost = sorted((tmp_path / "self.parquet.parts").glob("*.json"))[3]
+    lost.unlink()
+    again = subject_of(run, tmp_path)
+    again.progress = steps.append
+    steps.clear()
+    np.testing.assert_array_equal(again.self_influence, expected)
+    assert [step.done for step in steps] == [7, 8]
 
 
 def test_an_examination_tells_how_near_rows_were_found(built, tmp_path):

@@ -15,7 +15,9 @@ from influence.pipeline import cluster
 
 PROCESSES = multiprocessing.get_context("forkserver")
 # What can be imported without this suite's path, which the server doesn't have.
-PROCESSES.set_forkserver_preload(["influence.run", "distributed", "faiss", "transformers.models.llama.modeling_llama"])
+PRELOADED = ("influence.run", "distributed", "faiss", "transformers.models.llama.modeling_llama", "datasets")
+VERBS = ("influence.cli.main", "influence.cli.diagnosis_tables", "influence.diagnose.issues", "influence.diagnose.undo")
+PROCESSES.set_forkserver_preload([*PRELOADED, *VERBS])
 
 
 @contextmanager

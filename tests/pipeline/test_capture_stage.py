@@ -30,7 +30,7 @@ def captured(configured, tmp_path):
         done = capture_shard(session, ShardTask(session.spec, tmp_path, span, "f" * 32, {}))
         codec = codec_for(CodecSettings(), session.modules)
         encoded, norms = codec.zeros(span.rows), np.empty(span.rows, dtype=np.float32)
-        read_rows(ShardFiles(tmp_path, span).vectors, codec, span.rows, 0, encoded, norms)
+        read_rows(ShardFiles(tmp_path, span).vectors, codec, span.rows, np.arange(span.rows), encoded, norms)
         return done, codec.decode(encoded) * norms[:, None], norms
 
     yield capture

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from influence.errors import DigestMismatch, QueryError, RunLocked, StoreError
-from influence.pipeline import neighbour_cells, neighbour_plan, neighbour_stage
+from influence.pipeline import dispatch, neighbour_cells, neighbour_plan, neighbour_stage
 from influence.pipeline.nearest import NOBODY, Nearest
 from influence.pipeline.neighbour_files import NAMES, read_near
 from influence.pipeline.neighbour_plan import plan_graph
@@ -240,8 +240,8 @@ def test_a_graph_that_is_killed_again_and_again_goes_on_to_the_same_bytes(
     monkeypatch.setattr(neighbour_plan, "ORDERED_ROWS", 40)
     monkeypatch.setattr(neighbour_plan, "batch_of", lambda dims: 24)
     whole = graph(configured(), stored(clustered(150), name="whole"), compared=compared)
-    monkeypatch.setattr(neighbour_stage, "SMALL", 0)
-    monkeypatch.setattr(neighbour_stage, "connect", connect)
+    monkeypatch.setattr(dispatch, "WORTH", 0)
+    monkeypatch.setattr(dispatch, "connect", connect)
     store = stored(clustered(150), name="killed")
     for count in (0, 1, 2):
         with dying_after(monkeypatch, count):

@@ -62,7 +62,7 @@ def test_rows_are_scored_one_by_one_where_the_blas_adds_up_by_place(stored, monk
     monkeypatch.setattr(products, "place_does_not_matter", lambda *_: False)
     apart = whole(store, queries)
     assert (apart[:, [2, 24, 25, 40, 59]] == apart[:, [7]]).all()
-    np.testing.assert_allclose(apart, found, rtol=1e-5, atol=1e-3)
+    np.testing.assert_allclose(apart, found, rtol=1e-5, atol=1e-6 * np.abs(found).max())
 
 
 def test_a_blas_that_adds_up_by_place_is_found_out(monkeypatch):
@@ -93,6 +93,21 @@ def test_rows_that_pass_a_filter_score_as_without_it_and_no_others_are_scored(st
     assert sum(block.shape[1] for _, block in blocks) == len(kept)
     for place, block in blocks:
         np.testing.assert_array_equal(block, found[:, kept[place : place + block.shape[1]]])
+
+
+@EVERY
+@pytest.mark.parametrize("unit", [False, True])
+@pytest.mark.parametrize("count", [1, 3, MANY])
+def test_rows_asked_for_by_number_score_as_in_the_scan_in_any_order_and_repeated(
+    stored, monkeypatch, name, count, unit
+):
+    store = stored(name)
+    queries = directions(count, 33, seed=5)
+    found = whole(store, queries, unit=unit)
+    rows = np.array([59, 3, 24, 25, 26, 3, 0, 50])
+    monkeypatch.setattr(scan, "block_rows", lambda *_: 3)
+    np.testing.assert_array_equal(store.chosen_scores(queries, rows, unit=unit), found[:, rows])
+    assert store.chosen_scores(queries, rows[:0], unit=unit).shape == (count, 0)
 
 
 def test_a_filter_of_another_length_is_refused(stored):

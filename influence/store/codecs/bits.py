@@ -15,11 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from influence.store.codecs.coordinates import Scaled
+from influence.store.codecs.pieces import BITS
 
 UNBIASED = np.float32(np.pi / 2)
-_BYTES = np.arange(256, dtype=np.uint8)[:, None]
-SIGNS = 1 - 2 * np.unpackbits(_BYTES, axis=1, bitorder="little").astype(np.float32)
-"""The eight signs that a byte holds, [256, 8]: a set bit is −1, the lowest bit comes first."""
 
 
 @dataclass(frozen=True)
@@ -27,11 +25,8 @@ class Bits(Scaled):
     """Directions as uint8 [n, bytes], ⌈w/8⌉ bytes for a module of w columns, and scales [n, M]."""
 
     name: ClassVar[Literal["bits"]] = "bits"
+    kind: ClassVar[int] = BITS
     code_bits: ClassVar[int] = 1
 
     def _quantise(self, block: NDArray[np.float32]) -> tuple[np.ndarray, NDArray[np.float32]]:
         return np.packbits(block < 0, axis=1, bitorder="little"), UNBIASED * np.abs(block).mean(axis=1)
-
-    def _unpack(self, codes: np.ndarray, out: NDArray[np.float32]) -> None:
-        # Without `clip`, which has nothing to clip here, numpy takes into a buffer first.
-        np.take(SIGNS, codes, axis=0, out=out.reshape(*codes.shape, 8), mode="clip")

@@ -1,13 +1,12 @@
-"""What `float16`, `int8`, `int4` and `bits` share: one code a coordinate, unpacked a tile at a time.
+"""What `float16`, `int8`, `int4` and `bits` share: one code a coordinate, read by compiled kernels.
 
-To score, a tile of codes is unpacked to float32. A few queries are multiplied with it row by row, at 0.25 to 0.6 ns a
-coordinate for one query; many queries as matrix products (see `products`), 2 ns a coordinate for 64 and 12 for 512.
-Looking up a query's partial sums by the byte took 0.6 ns a bit and more in numpy. A scale is applied to a module's
-inner product, not to its coordinates.
+Queries are multiplied with the codes as they are read: 0.02 to 0.08 ns a coordinate for one query, by the bits of a
+code, and 0.02 to 0.03 for each of several. Many queries are multiplied with tiles of unpacked rows, as matrix products
+(see `products`), 14 ns a coordinate for 512. A scale is applied to a piece's inner product, not to its coordinates,
+where rows aren't unpacked. numba, which compiles the kernels, is imported when the first row is read.
 """
 
 from abc import abstractmethod
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import ClassVar
@@ -16,29 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from influence.store.codec import Codec, Encoded, Plane, Scorer, row_products, tiles
+from influence.store.codecs.pieces import BITS, INT8, Pieces, Stretch
 from influence.store.products import GROUP, MANY, PANEL, aligned, grouped, padded, tile_products, tile_rows
 
 SCALES = "scales"
-
-
-@dataclass(frozen=True)
-class Stretch:
-    """Consecutive columns that are unpacked together: a module's, where each has its scale.
-
-    Attributes:
-        columns: Of a row.
-        codes: Of the array of codes.
-        width: Columns that the codes unpack to; those beyond `columns` are padding.
-    """
-
-    columns: slice
-    codes: slice
-    width: int
-
-    @property
-    def real(self) -> int:
-        """The columns that aren't padding."""
-        return self.columns.stop - self.columns.start
 
 
 @dataclass(frozen=True)
@@ -51,7 +31,7 @@ class Panel:
     """
 
     columns: slice
-    stretches: tuple[int, ...]
+    stretches: slice
 
     @property
     def width(self) -> int:
@@ -61,7 +41,13 @@ class Panel:
 
 @dataclass(frozen=True)
 class Coordinates(Codec):
-    """A codec with one code a coordinate."""
+    """A codec with one code a coordinate.
+
+    Attributes:
+        kind: Of its codes, see `pieces`.
+    """
+
+    kind: ClassVar[int]
 
     @cached_property
     def stretches(self) -> tuple[Stretch, ...]:
@@ -71,9 +57,10 @@ class Coordinates(Codec):
     @abstractmethod
     def _stretches(self) -> tuple[Stretch, ...]: ...
 
-    @abstractmethod
-    def _unpack(self, codes: np.ndarray, out: NDArray[np.float32]) -> None:
-        """Unpack a stretch's codes [b, …] into [b, width], before any scale."""
+    @cached_property
+    def pieces(self) -> Pieces:
+        """What kernels read the columns by."""
+        return Pieces(self.kind, self.stretches)
 
     @cached_property
     def panels(self) -> tuple[Panel, ...]:
@@ -85,16 +72,18 @@ class Coordinates(Codec):
             else:
                 found.append([number])
         return tuple(
-            Panel(slice(self.stretches[part[0]].columns.start, self.stretches[part[-1]].columns.stop), tuple(part))
+            Panel(
+                slice(self.stretches[part[0]].columns.start, self.stretches[part[-1]].columns.stop),
+                slice(part[0], part[-1] + 1),
+            )
             for part in found
         )
 
     def decode(self, encoded: Encoded) -> NDArray[np.float32]:
         """Return the directions that some codes stand for, [n, D]."""
-        codes, _ = self._planes(encoded)
+        codes, scales = self._planes(encoded)
         out = np.empty((len(codes), self.dims), dtype=np.float32)
-        for panel in self.panels:
-            self._decode(encoded, slice(0, len(codes)), panel, out[:, panel.columns])
+        self._unpack(codes, scales, slice(0, len(self.stretches)), out)
         return out
 
     def lengths(self, encoded: Encoded) -> NDArray[np.float32]:
@@ -102,68 +91,71 @@ class Coordinates(Codec):
         codes, scales = self._planes(encoded)
         squares = np.zeros(len(codes))
         for number, stretch in enumerate(self.stretches):
-            for rows, values in self._unpacked(codes, stretch):
-                real = values[:, : stretch.real]
-                scale = 1.0 if scales is None else scales[rows, number].astype(np.float64)
-                squares[rows] += row_products(real, real) * scale**2
+            for start, stop in tiles(len(codes), stretch.width):
+                values = np.empty((stop - start, stretch.width), dtype=np.float32)
+                # Without the scales, whose squares float32 may not hold.
+                self._unpack(codes[start:stop], np.ones_like(scales[start:stop]), slice(number, number + 1), values)
+                squares[start:stop] += row_products(values, values) * scales[start:stop, number].astype(np.float64) ** 2
         return np.sqrt(squares).astype(np.float32)
 
-    def scorer(self, queries: NDArray[np.float32]) -> Scorer:
-        """Return what scores codes for some queries; many of them are laid out for matrix products once."""
+    def scorer(self, queries: NDArray[np.float32], *, many: bool = False) -> Scorer:
+        """Return what scores codes for some queries, which are laid out once."""
         asked = self.checked(queries)
-        if len(asked) < MANY:
-            return lambda encoded: self._few_scores(encoded, asked).astype(np.float32)
+        if len(asked) < MANY and not many:
+            return self._few(asked)
         laid = [(panel, grouped(asked[:, panel.columns])) for panel in self.panels]
         return lambda encoded: self._many_scores(encoded, laid, len(asked))
 
-    def _few_scores(self, encoded: Encoded, queries: NDArray[np.float32]) -> NDArray[np.float64]:
-        codes, scales = self._planes(encoded)
-        total = np.zeros((len(queries), len(codes)))
-        for number, stretch in enumerate(self.stretches):
-            for rows, values in self._unpacked(codes, stretch):
-                for query, asked in enumerate(queries[:, stretch.columns]):
-                    found = row_products(values[:, : stretch.real], asked)
-                    total[query, rows] += found if scales is None else found * scales[rows, number]
-        return total
+    def _few(self, queries: NDArray[np.float32]) -> Scorer:
+        from influence.store.codecs import kernels
+
+        several = len(queries) > 1
+        kernel = kernels.products(self.kind, several)
+        laid = self.pieces.laid_out(queries, kernels.TILES[several][1])
+        totals = self.pieces.totals(laid) if self.kind == BITS else np.zeros((len(laid), len(self.pieces.table)))
+
+        def score(encoded: Encoded) -> NDArray[np.float32]:
+            codes, scales = self._planes(encoded)
+            found = np.zeros((len(laid), len(codes)))
+            kernel(codes, scales, self.pieces.table, laid, totals, found)
+            return found[: len(queries)].astype(np.float32)
+
+        return score
 
     def _many_scores(
         self, encoded: Encoded, laid: list[tuple[Panel, list[NDArray[np.float32]]]], count: int
     ) -> NDArray[np.float32]:
-        rows = len(next(iter(encoded.values())))
-        total = np.zeros((rows, padded(count)))
+        codes, scales = self._planes(encoded)
+        # What is summed once is rounded once.
+        total = np.zeros((len(codes), padded(count)), np.float32 if len(laid) == 1 else np.float64)
+        # One tile for all panels: fresh memory takes as long as what is done with it.
+        held = aligned(1, max(tile_rows(panel.width) * panel.width for panel, _ in laid))
         for panel, groups in laid:
             height = tile_rows(panel.width)
-            tile = aligned(height, panel.width)
-            for start in range(0, rows, height):
-                stop = min(rows, start + height)
-                self._decode(encoded, slice(start, stop), panel, tile)
+            tile = held[0, : height * panel.width].reshape(height, panel.width)
+            for start in range(0, len(codes), height):
+                stop = min(len(codes), start + height)
+                self._unpack(codes[start:stop], scales[start:stop], panel.stretches, tile)
                 for place, group in enumerate(groups):
                     part = total[start:stop, place * GROUP : (place + 1) * GROUP]
                     np.add(part, tile_products(tile, group)[: stop - start], out=part)
         return np.ascontiguousarray(total.T[:count], dtype=np.float32)
 
-    def _decode(self, encoded: Encoded, rows: slice, panel: Panel, out: NDArray[np.float32]) -> None:
-        """Unpack some rows of a panel, scales and all, into the first rows of [b, width]."""
-        codes, scales = self._planes(encoded)
-        for number in panel.stretches:
-            stretch = self.stretches[number]
-            place = slice(stretch.columns.start - panel.columns.start, stretch.columns.stop - panel.columns.start)
-            for part, values in self._unpacked(codes[rows], stretch):
-                scale = 1 if scales is None else scales[rows][part, number, None]
-                np.multiply(values[:, : stretch.real], scale, out=out[part, place])
+    def _unpack(
+        self, codes: NDArray[np.uint8], scales: NDArray[np.float32], stretches: slice, out: NDArray[np.float32]
+    ) -> None:
+        """Unpack some stretches of n rows into the first rows of [b, w]."""
+        from influence.store.codecs import kernels
 
-    def _planes(self, encoded: Encoded) -> tuple[np.ndarray, NDArray[np.float32] | None]:
-        """Return the codes, and the scales where there are any."""
-        return encoded[self.layout[-1].name], encoded.get(SCALES)
+        first = self.pieces.first
+        table = self.pieces.table[first[stretches.start] : first[stretches.stop]]
+        kernels.unpacked(self.kind)(codes, scales, table, self.stretches[stretches.start].columns.start, out)
 
-    def _unpacked(self, codes: np.ndarray, stretch: Stretch) -> Iterator[tuple[slice, NDArray[np.float32]]]:
-        """Yield the rows of a tile and their values [b, width], which the next tile overwrites."""
-        cut = tiles(len(codes), stretch.width)
-        values = np.empty((cut[0][1] if cut else 0, stretch.width), dtype=np.float32)
-        for start, stop in cut:
-            part = values[: stop - start]
-            self._unpack(codes[start:stop, stretch.codes], part)
-            yield slice(start, stop), part
+    def _planes(self, encoded: Encoded) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+        """Return the codes as bytes, and the scales; ones where there are none."""
+        codes = np.ascontiguousarray(encoded[self.layout[-1].name]).view(np.uint8)
+        scales = encoded.get(SCALES)
+        return codes, np.ones((len(codes), len(self.stretches)), np.float32) if scales is None else scales
 
 
 @dataclass(frozen=True)
@@ -178,7 +170,7 @@ class Scaled(Coordinates):
 
     def _layout(self) -> tuple[Plane, ...]:
         width = self.stretches[-1].codes.stop if self.modules else 0
-        whole = self.code_bits == 8
+        whole = self.kind == INT8
         codes = Plane(self.name, np.int8 if whole else np.uint8, "I8" if whole else "U8", width)
         return Plane(SCALES, np.float32, "F32", len(self.modules)), codes
 
@@ -187,13 +179,13 @@ class Scaled(Coordinates):
         found, at = [], 0
         for module in self.modules:
             size = -(-(module.stop - module.start) * self.code_bits // 8)
-            found.append(Stretch(slice(module.start, module.stop), slice(at, at + size), size * 8 // self.code_bits))
+            found.append(Stretch(slice(module.start, module.stop), slice(at, at + size)))
             at += size
         return tuple(found)
 
     def _encode(self, unit: NDArray[np.floating], into: Encoded) -> None:
         for number, stretch in enumerate(self.stretches):
-            for start, stop in tiles(len(unit), stretch.real):
+            for start, stop in tiles(len(unit), stretch.width):
                 block = np.ascontiguousarray(unit[start:stop, stretch.columns], dtype=np.float32)
                 codes, scales = self._quantise(block)
                 into[self.name][start:stop, stretch.codes] = codes

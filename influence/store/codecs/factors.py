@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from influence.axes import ModuleColumns
 from influence.errors import StoreError
 from influence.store.codec import PIECE, Codec, Encoded, Plane, Scorer, row_products, tiles
-from influence.store.codecs.float16 import widen
+from influence.store.codecs.float16 import widened
 
 SPARE, ITERATIONS = 8, 8
 """Of the subspace iteration: directions beyond those that are kept, and rounds."""
@@ -102,7 +102,7 @@ class Factors(Codec):
                 into["factors"][start:stop, place.left] = left.reshape(len(left), -1)
                 into["factors"][start:stop, place.right] = right.reshape(len(right), -1)
 
-    def scorer(self, queries: NDArray[np.float32]) -> Scorer:
+    def scorer(self, queries: NDArray[np.float32], *, many: bool = False) -> Scorer:
         """Return what scores factors for some queries, one after the other however many there are."""
         asked = self.checked(queries)
         return lambda encoded: self._scores(encoded, asked).astype(np.float32)
@@ -128,9 +128,9 @@ class Factors(Codec):
         for place in self.places:
             width = place.right.stop - place.left.start
             for start, stop in tiles(len(halves), width):
-                left = _widened(halves[start:stop, place.left], place.rank, place.module.q)
-                right = _widened(halves[start:stop, place.right], place.rank, place.module.p)
-                yield place, slice(start, stop), left, right
+                left, right = widened(halves[start:stop, place.left]), widened(halves[start:stop, place.right])
+                shape = (stop - start, place.rank, -1)
+                yield place, slice(start, stop), left.reshape(shape), right.reshape(shape)
 
 
 def leading_terms(blocks: NDArray[np.float32], rank: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
@@ -176,9 +176,3 @@ def _leading_directions(blocks: NDArray[np.float32], rank: int) -> NDArray[np.fl
     within = basis.transpose(0, 2, 1) @ blocks
     order = np.linalg.eigh(within @ np.ascontiguousarray(within.transpose(0, 2, 1)))[1][:, :, : -rank - 1 : -1]
     return np.ascontiguousarray((basis @ order).transpose(0, 2, 1))
-
-
-def _widened(halves: NDArray[np.float16], rank: int, side: int) -> NDArray[np.float32]:
-    out = np.empty(halves.shape, dtype=np.float32)
-    widen(halves, out)
-    return out.reshape(len(halves), rank, side)

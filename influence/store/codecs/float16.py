@@ -4,16 +4,15 @@ Error: at most 2⁻¹¹ of an entry, or 2⁻²⁵ for entries below 2⁻¹⁴. N
 """
 
 from dataclasses import dataclass
+from functools import cache
 from typing import ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from influence.store.codec import Encoded, Plane
-from influence.store.codecs.coordinates import Coordinates, Stretch
-
-COLUMNS = 4096
-"""Columns that are unpacked together."""
+from influence.store.codecs.coordinates import Coordinates
+from influence.store.codecs.pieces import FLOAT16, PIECE, Pieces, Stretch
 
 
 @dataclass(frozen=True)
@@ -21,32 +20,30 @@ class Float16(Coordinates):
     """Directions as float16 [n, D]."""
 
     name: ClassVar[Literal["float16"]] = "float16"
+    kind: ClassVar[int] = FLOAT16
     takes: ClassVar[Literal["float16", "float32"]] = "float16"
 
     def _layout(self) -> tuple[Plane, ...]:
         return (Plane("vectors", np.float16, "F16", self.dims),)
 
     def _stretches(self) -> tuple[Stretch, ...]:
-        edges = [(start, min(self.dims, start + COLUMNS)) for start in range(0, self.dims, COLUMNS)]
-        return tuple(Stretch(slice(*edge), slice(*edge), edge[1] - edge[0]) for edge in edges)
+        edges = [(start, min(self.dims, start + PIECE)) for start in range(0, self.dims, PIECE)]
+        return tuple(Stretch(slice(start, stop), slice(2 * start, 2 * stop)) for start, stop in edges)
 
     def _encode(self, unit: NDArray[np.floating], into: Encoded) -> None:
         into["vectors"][:] = unit
 
-    def _unpack(self, codes: np.ndarray, out: NDArray[np.float32]) -> None:
-        widen(codes, out)
+
+def widened(halves: NDArray[np.float16]) -> NDArray[np.float32]:
+    """Return float16 numbers [n, w] as float32, exactly; numpy's own conversion goes number by number."""
+    from influence.store.codecs import kernels
+
+    out = np.empty(halves.shape, dtype=np.float32)
+    table = _columns(halves.shape[1]).table
+    kernels.unpacked(FLOAT16)(halves.view(np.uint8), np.ones((len(halves), 1), np.float32), table, 0, out)
+    return out
 
 
-def widen(halves: NDArray[np.float16], out: NDArray[np.float32]) -> None:
-    """Copy finite float16 numbers into float32 ones of the same shape, exactly.
-
-    Numpy's own conversion goes number by number, nine times as slowly. Here sign, exponent and fraction are moved to
-    where float32 has them; the exponent is then short of 127 − 15, which one product makes good, also where a
-    subnormal number has none.
-    """
-    bits = out.view(np.int32)
-    np.copyto(bits, halves.view(np.int16))
-    np.left_shift(bits, 13, out=bits)
-    # Widened with their sign, negative numbers hold ones where the exponent's new bits are.
-    np.bitwise_and(bits, ~0x70000000, out=bits)
-    np.multiply(out, np.float32(2.0**112), out=out)
+@cache
+def _columns(width: int) -> Pieces:
+    return Pieces(FLOAT16, [Stretch(slice(0, width), slice(0, 2 * width))])

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from influence.store.codec import row_products
 from influence.store.codecs.coordinates import Scaled, over_largest
+from influence.store.codecs.pieces import INT4
 
 LEVELS = 7
 CLIPS = tuple(2.0 ** (-step / 4) for step in range(13))
@@ -31,6 +32,7 @@ class Int4(Scaled):
     """Directions as uint8 [n, bytes], ⌈w/2⌉ bytes for a module of w columns, and scales [n, M]."""
 
     name: ClassVar[Literal["int4"]] = "int4"
+    kind: ClassVar[int] = INT4
     code_bits: ClassVar[int] = 4
 
     def _quantise(self, block: NDArray[np.float32]) -> tuple[np.ndarray, NDArray[np.float32]]:
@@ -47,12 +49,6 @@ class Int4(Scaled):
             gain[better], kept[better] = gained[better], codes[better]
             scale[better] = along[better] / squares[better]
         return _packed(kept.astype(np.int8)), (scale * largest / SHIFT).astype(np.float32)
-
-    def _unpack(self, codes: np.ndarray, out: NDArray[np.float32]) -> None:
-        pairs = codes.view(np.int8)
-        half = pairs.shape[1]
-        np.copyto(out[:, :half], pairs * np.int8(SHIFT))
-        np.copyto(out[:, half:], pairs & np.int8(-SHIFT))
 
 
 def _packed(codes: NDArray[np.int8]) -> NDArray[np.uint8]:

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from influence.store.codecs.coordinates import Scaled, over_largest
+from influence.store.codecs.pieces import INT8
 
 LEVELS = 127
 
@@ -20,11 +21,9 @@ class Int8(Scaled):
     """Directions as int8 [n, D] and scales [n, M]."""
 
     name: ClassVar[Literal["int8"]] = "int8"
+    kind: ClassVar[int] = INT8
     code_bits: ClassVar[int] = 8
 
     def _quantise(self, block: NDArray[np.float32]) -> tuple[np.ndarray, NDArray[np.float32]]:
         relative, largest = over_largest(block)
         return np.rint(relative * np.float32(LEVELS)).astype(np.int8), largest / np.float32(LEVELS)
-
-    def _unpack(self, codes: np.ndarray, out: NDArray[np.float32]) -> None:
-        np.copyto(out, codes)
