@@ -21,10 +21,12 @@ from influence.store.products import MANY, padded, tile_rows
 if TYPE_CHECKING:
     from influence.store.reader import Store
 
-SCORED_BYTES = 4 * 2**20
+SCORED_BYTES = 8 * 2**20
 """Codes that are scored at a time, and scores that are made of them."""
+SEVERAL = 256
+"""Rows that are scored at a time, at least, where there are several queries and the rows fit into `MANY_BYTES`."""
 MANY_BYTES = 4 * SCORED_BYTES
-"""Scores of many queries at a time."""
+"""Codes of several queries' blocks, and scores of many queries' at most."""
 THREADS = 8
 """The most threads where nobody says how many; each holds a block."""
 FEWEST = 8
@@ -47,9 +49,9 @@ def scores(
     """Yield the inner products of queries with rows [start, stop), in order, straight from the codes.
 
     Equal rows have equal scores to the last bit, in blocks of any size and beside any other rows; see `products` for
-    what the number of queries changes. Memory, for each thread: 4 MiB of codes, as much of scores and a megabyte of
-    rows; with many queries the codes and scores of 512 rows or 4 and 16 MiB of them, 4 MiB of rows, and once another
-    copy of the queries.
+    what the number of queries changes. Memory, for each thread: 8 MiB of codes with one query, 32 MiB with several, and
+    as much of scores; with many the codes and scores of 512 rows or 8 and 32 MiB of them, and 4 MiB of rows; and once
+    another copy of the queries.
 
     Args:
         store: Of the run.
@@ -139,13 +141,16 @@ def _measured(store: "Store", found: np.ndarray, encoded: Encoded, norms: np.nda
 
 def block_rows(store: "Store", queries: int, many: bool) -> int:
     """Return the rows of a block."""
-    if not many:
-        rows = min(SCORED_BYTES // store.codec.row_bytes, SCORED_BYTES // (8 * max(1, queries)))
-        return max(FEWEST, rows // FEWEST * FEWEST)
-    # Whole tiles: what is short of one costs as much as one.
-    tile = tile_rows(1)
-    most = min(MANY_BYTES // (8 * padded(queries)), SCORED_BYTES // store.codec.row_bytes)
-    return max(1, most // tile) * tile
+    row = store.codec.row_bytes
+    if many:
+        # Whole tiles: what is short of one costs as much as one.
+        tile = tile_rows(1)
+        return max(1, min(MANY_BYTES // (8 * padded(queries)), SCORED_BYTES // row) // tile) * tile
+    rows = min(SCORED_BYTES // row, SCORED_BYTES // (8 * max(1, queries)))
+    if queries > 1:
+        # Several queries are as much as the codes: a block must be worth reading them.
+        rows = max(rows, min(SEVERAL, MANY_BYTES // row))
+    return max(FEWEST, rows // FEWEST * FEWEST)
 
 
 def _wanted(

@@ -87,4 +87,4 @@ def test_the_pages_commands_do_what_the_page_says(done):
     )
     assert poisoned > 0.2 > 0.15 > cured
     assert right_before > 0.75
-    assert right_after > right_before + 0.01
+    assert right_after > right_before

@@ -16,8 +16,18 @@ from influence.pipeline import cluster
 PROCESSES = multiprocessing.get_context("forkserver")
 # What can be imported without this suite's path, which the server doesn't have.
 PRELOADED = ("influence.run", "distributed", "faiss", "transformers.models.llama.modeling_llama", "datasets")
+LATE = (
+    "influence.model.attention",
+    "influence.store.codecs.kernels",
+    *(f"numba.{name}" for name in ("core.ccallback", "core.inline_closurecall", "core.typing.cffi_utils")),
+    *(f"numba.{name}" for name in ("experimental.function_type", "experimental.jitclass.base", "misc.cffiimpl")),
+    *(f"numba.{name}" for name in ("np.arraymath", "np.linalg", "np.polynomial", "np.random.generator_methods")),
+    *(f"numba.{name}" for name in ("typed.typeddict", "typed.typedlist", "typed.typedset", "cpython.unicode")),
+    *("datasets.packaged_modules.generator.generator", "transformers.convert_slow_tokenizer", "scipy.io"),
+)
+"""What a build imports only when it is needed."""
 VERBS = ("influence.cli.main", "influence.cli.diagnosis_tables", "influence.diagnose.issues", "influence.diagnose.undo")
-PROCESSES.set_forkserver_preload([*PRELOADED, *VERBS])
+PROCESSES.set_forkserver_preload([*PRELOADED, *LATE, *VERBS])
 
 
 @contextmanager
