@@ -62,7 +62,8 @@ def lacks(subject: Subject) -> str | None:
         return "no evaluation set is given (--eval FILE)."
     found = len(subject.evaluation.examples)
     if found < FEWEST:
-        return f"{subject.evaluation.place} holds {found} examples, and it takes {FEWEST} to tell harm from chance."
+        held = "1 example" if found == 1 else f"{found} examples"
+        return f"{subject.evaluation.place} holds {held}, and it takes {FEWEST} to tell harm from chance."
     return None
 
 
