@@ -4,8 +4,7 @@
 PYTHON ?= $(shell for p in python3.12 python3.11 python3.13 python3; do \
 	"$$p" -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && echo "$$p" && break; done)
 BIN := .venv/bin
-# Tests that wait for processes and clusters leave a core idle: three processes on two cores.
-TEST_PROCESSES ?= 3
+TEST_PROCESSES ?= 2
 RUN_STAMP := .venv/.installed-run
 DEV_STAMP := .venv/.installed-dev
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
