@@ -7,6 +7,7 @@
 Queries run in the calling process, through the same session as the rows did.
 """
 
+import threading
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -81,6 +82,8 @@ def open(path: str | Path, *, device: Literal["auto", "cpu", "cuda"] = "auto") -
 class Run(Scanning, Diagnosing):
     """One run directory. Opening it loads no model; the first query does.
 
+    Several threads may ask one run: their queries take turns, as they have one model.
+
     Attributes:
         path: The run directory.
         config: Its whole resolved configuration.
@@ -90,6 +93,7 @@ class Run(Scanning, Diagnosing):
     def __init__(self, path: str | Path, *, device: Literal["auto", "cpu", "cuda"] = "auto") -> None:
         self.path = run_path(path)
         self._device: Literal["auto", "cpu", "cuda"] = device
+        self._turn = threading.RLock()
         self.store = Store(self.path)
         self.config = load_config(self.path / CONFIG)
         missing = missing_parts(self.path, self.manifest, self.config)
@@ -177,7 +181,8 @@ class Run(Scanning, Diagnosing):
         """
         examples = self._asked(queries, exact=bool(exact) or candidates is not None)
         decision = decision_of(self.recipe, self.path, exact, candidates)
-        return self._answering.hits(examples, decision, k, where, progress)
+        with self._turn:
+            return self._answering.hits(examples, decision, k, where, progress)
 
     def score(self, queries: Sequence[Query]) -> np.ndarray:
         """Score every row for every query, without proposals: by the stored rows, or by K-FAC's whole gradients.
@@ -187,7 +192,8 @@ class Run(Scanning, Diagnosing):
             see `score_blocks`.
         """
         if self.recipe.curvature.whole:
-            return self._answering.scorer(self.recipe.decision).every_row(self.capture(queries).examples)
+            with self._turn:
+                return self._answering.scorer(self.recipe.decision).every_row(self.capture(queries).examples)
         out = np.empty((len(queries), self.rows), dtype=np.float32)
         for first, block in self.score_blocks(queries):
             out[:, first : first + block.shape[1]] = block
@@ -210,7 +216,8 @@ class Run(Scanning, Diagnosing):
         examples = self._asked(queries)
         if self.recipe.baseline == "bm25":
             raise QueryError(f"{self.path} compares words and captures nothing: take query or score.")
-        return Queries(examples, *query_gradients(self.session, examples))
+        with self._turn:
+            return Queries(examples, *query_gradients(self.session, examples))
 
     def vectors(self, rows: Sequence[int]) -> np.ndarray:
         """Return the projected gradients of some rows, float32 [n, D], on the scale of the summed loss."""
@@ -226,10 +233,11 @@ class Run(Scanning, Diagnosing):
 
     def close(self) -> None:
         """Let go of the model and the index; they come back when needed."""
-        if "session" in self.__dict__:
-            self.session.close()
-        for name in ("session", "comparison", "_answering"):
-            self.__dict__.pop(name, None)
+        with self._turn:
+            if "session" in self.__dict__:
+                self.session.close()
+            for name in ("session", "comparison", "_answering"):
+                self.__dict__.pop(name, None)
 
     def __enter__(self) -> Self:
         return self

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -170,6 +171,18 @@ def test_with_every_row_a_candidate_exact_hits_are_the_ends_of_ekfacs_ranking(de
     for found, expected in zip(deciding.query_many(QUERIES, k=5, candidates=40), everyone, strict=True):
         assert [hit.row for hit in found.promoting] == [hit.row for hit in expected.promoting]
         assert [hit.row for hit in found.opposing] == [hit.row for hit in expected.opposing]
+
+
+def test_queries_of_several_threads_have_the_answers_they_have_alone(deciding):
+    def ask(number):
+        return deciding.query(**QUERIES[number % 2], k=5, candidates=10)
+
+    alone = [ask(number) for number in range(2)]
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(ask, range(12)))
+    for number, hits in enumerate(together):
+        assert hits.promoting == alone[number % 2].promoting
+        assert hits.opposing == alone[number % 2].opposing
 
 
 def test_an_exact_answer_does_not_depend_on_the_queries_beside_it(deciding):

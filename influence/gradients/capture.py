@@ -80,9 +80,10 @@ class Capture(Hooks):
             TaskError: The measure doesn't give one value an example.
             CaptureError: A layer's input isn't split by example, or a layer ran where no graph was recorded.
         """
-        for sink in self._sinks:
-            sink.raw = raw
-        rows, values = self.collect(measure, batch, self._columns, self._sinks)
+        with self._turn:
+            for sink in self._sinks:
+                sink.raw = raw
+            rows, values = self.collect(measure, batch, self._columns, self._sinks)
         return rows if self._dense is None else self._dense(rows), values
 
 

@@ -11,9 +11,11 @@ under reentrant checkpointing only the recomputed one is: each use is handed ove
 Source: Goodfellow 2015, "Efficient per-example gradient computations".
 """
 
+import threading
 from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any, Protocol, Self
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -21,10 +23,16 @@ from torch import Tensor, nn
 from influence.axes import NSI, NSO, PerExample
 from influence.errors import CaptureError, TaskError
 from influence.gradients.conv import output_positions, project_patches
+from influence.gradients.graph_start import checkpoints_activations, require_grad, start_graph
 from influence.gradients.linear import positions, project_inputs, project_tokens
 from influence.model.layers import TrackedLayer
 
 Measure = Callable[[Any, Any], Tensor]
+
+
+_turns: WeakKeyDictionary[nn.Module, threading.RLock] = WeakKeyDictionary()
+"""Held while a batch runs through a model: of two threads' batches each would meet the other's hooks."""
+_turns_given = threading.Lock()
 
 
 class Sink(Protocol):
@@ -53,8 +61,9 @@ class Collector(Protocol):
 class Hooks:
     """Hooks on the tracked layers of one model; a context manager that leaves the model as it found it.
 
-    While it is open the model's parameters don't require gradients. Runs don't influence one another. The model's
-    `training` flag is not touched: put it in eval mode, or dropout makes gradients random.
+    While it is open the model's parameters don't require gradients. Runs don't influence one another; those of several
+    threads through one model take turns, and hooks aren't set or removed in the middle of one. The model's `training`
+    flag is not touched: put it in eval mode, or dropout makes gradients random.
     """
 
     def __init__(self, model: nn.Module, layers: Sequence[TrackedLayer], sinks: Sequence[Sink]) -> None:
@@ -62,30 +71,37 @@ class Hooks:
         self._taps = [_Tap(layer, sink) for layer, sink in zip(layers, sinks, strict=True)]
         self._handles: list[Any] = []
         self._trained: list[nn.Parameter] = []
+        with _turns_given:
+            self._turn = _turns.setdefault(model, threading.RLock())
 
     def __enter__(self) -> Self:
         """Freeze the parameters and set the hooks."""
+        with self._turn:
+            self._set()
+        return self
+
+    def _set(self) -> None:
         self._trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         for parameter in self._trained:
             parameter.requires_grad_(False)
         self._handles = [tap.layer.module.register_forward_hook(tap.forward) for tap in self._taps]
-        checkpoints = _checkpoints_activations(self.model)
+        checkpoints = checkpoints_activations(self.model)
         for tap in self._taps:
             tap.checkpoints = checkpoints
         if checkpoints:
             embedding = self.model.get_input_embeddings()  # type: ignore[operator]
-            self._handles.append(embedding.register_forward_hook(_require_grad))
-        return self
+            self._handles.append(embedding.register_forward_hook(require_grad))
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Remove the hooks and give the parameters back their flags."""
-        for handle in self._handles:
-            handle.remove()
-        for parameter in self._trained:
-            parameter.requires_grad_(True)
-        self._handles, self._trained = [], []
+        with self._turn:
+            for handle in self._handles:
+                handle.remove()
+            for parameter in self._trained:
+                parameter.requires_grad_(True)
+            self._handles, self._trained = [], []
 
     def run(self, measure: Measure, batch: Any, begin: Callable[[Tensor], None] | None = None) -> PerExample:
         """Differentiate the sum of every example's measured value; the sinks hear of every tracked layer.
@@ -100,9 +116,15 @@ class Hooks:
 
         Raises:
             TaskError: The measure doesn't give one value an example.
-            CaptureError: A layer's input isn't split by example, or a layer ran where no graph was recorded.
+            CaptureError: A layer's input isn't split by example, a layer ran where no graph was recorded, or the hooks
+                were removed by the measure itself.
         """
-        if not self._handles:
+        with self._turn:
+            return self._run(measure, batch, begin)
+
+    def _run(self, measure: Measure, batch: Any, begin: Callable[[Tensor], None] | None) -> PerExample:
+        handles = self._handles
+        if not handles:
             raise CaptureError("Hooks are set by a context manager: call this inside `with Capture(...) as capture:`.")
         for tap in self._taps:
             tap.start()
@@ -115,6 +137,8 @@ class Hooks:
                 for tap in self._taps:
                     tap.examples = len(values)
                 values.sum().backward()
+            if self._handles is not handles:
+                raise CaptureError("The hooks were removed while a batch ran: parts of its gradients would be zeros.")
             for tap in self._taps:
                 tap.check()
         finally:
@@ -148,11 +172,12 @@ class Hooks:
             for sink in sinks:
                 sink.made = made[0]
 
-        try:
-            values = self.run(measure, batch, begin)
-        finally:
-            for sink in sinks:
-                sink.made = None
+        with self._turn:
+            try:
+                values = self.run(measure, batch, begin)
+            finally:
+                for sink in sinks:
+                    sink.made = None
         return made[0], values
 
     def _check(self, values: Any) -> None:
@@ -232,7 +257,7 @@ class _Tap:
             kept = self._sink.keep(module, args[0].detach(), output)
         replaced = None
         if not output.requires_grad:
-            replaced = output = _start_graph(output)
+            replaced = output = start_graph(output)
         output.register_hook(lambda grad: self._backward(grad, kept))
         return replaced
 
@@ -248,37 +273,3 @@ class _Tap:
         self._due -= 1
         grads = output_positions(grad) if self.layer.kind == "conv2d" else positions(grad)
         self._sink.take(grads, kept, last=self._due == 0)
-
-
-def _checkpoints_activations(model: nn.Module) -> bool:
-    """Ask by the new name first: transformers 5 renamed the property and warns on the old name."""
-    if hasattr(model, "get_base_model"):
-        model = model.get_base_model()  # type: ignore[operator]
-    name = (
-        "is_activation_checkpointing"
-        if hasattr(type(model), "is_activation_checkpointing")
-        else "is_gradient_checkpointing"
-    )
-    return bool(getattr(model, name, False))
-
-
-def _require_grad(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
-    """Start the graph at the input embedding: reentrant checkpointing needs a block's input to require grad."""
-    return output if output.requires_grad or not torch.is_grad_enabled() else _start_graph(output)
-
-
-def _start_graph(output: Tensor) -> Tensor:
-    """Return the same numbers as the first node of a graph; not a leaf, which in-place activations can't change."""
-    anchor = torch.empty(0, requires_grad=True)
-    started: Tensor = _Start.apply(output, anchor)  # type: ignore[assignment]
-    return started
-
-
-class _Start(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, output: Tensor, anchor: Tensor) -> Tensor:
-        return output.detach()
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[None, None]:
-        return None, None

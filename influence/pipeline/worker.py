@@ -20,7 +20,11 @@ PLUGIN = "influence-session"
 
 
 class SessionPlugin(WorkerPlugin):
-    """Keeps a worker's session, so that the model is loaded once a process however many shards it captures."""
+    """Keeps a worker's session, so that the model is loaded once a process however many shards it captures.
+
+    Nothing is let go of when the worker closes: its tasks' threads go on until the process ends, and a shard whose
+    hooks were removed under it would be committed with zeros in it.
+    """
 
     name = PLUGIN
     idempotent = True
@@ -45,12 +49,6 @@ class SessionPlugin(WorkerPlugin):
             signal.signal(signal.SIGINT, signal.SIG_IGN)
             sys.stdout.flush()
             os.dup2(2, 1)
-
-    def teardown(self, worker: Worker) -> None:
-        """Let go of the model."""
-        if self._session is not None:
-            self._session.close()
-            self._session = None
 
     @contextmanager
     def lend(self, spec: CaptureSpec) -> Iterator[Session]:

@@ -1,5 +1,7 @@
 """The hooks: each use of a layer handed over once, and no trace left in the model or the next batch."""
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import pytest
@@ -186,6 +188,47 @@ def test_a_layer_that_only_ran_without_gradients_is_refused_by_name():
 
     with pytest.raises(CaptureError, match="first ran under no_grad"):
         recorded(Hidden(), summed, torch.ones(4, 3))
+
+
+def test_hooks_that_are_removed_while_a_batch_runs_are_an_error_and_no_zeros():
+    model, x = network(3, 4, 2), torch.ones(5, 3, dtype=torch.float64)
+    layers = tracked_layers(model, LayerSettings())
+    with Hooks(model, layers, [Recorder() for _ in layers]) as hooks:
+
+        def measure(model, batch):
+            values = summed(model, batch)
+            hooks.__exit__(None, None, None)
+            return values
+
+        with pytest.raises(CaptureError, match="removed while a batch ran"):
+            hooks.run(measure, x)
+
+
+def test_batches_of_two_threads_through_one_model_take_turns():
+    model, x = network(3, 4, 2), torch.randn(5, 3, dtype=torch.float64)
+    layers = tracked_layers(model, LayerSettings())
+    inside, others = threading.Event(), threading.Event()
+    mine, theirs = ([Recorder() for _ in layers] for _ in range(2))
+
+    def measure(model, batch):
+        inside.set()
+        # Given time to come between, were it let.
+        assert not others.wait(0.2)
+        return summed(model, batch)
+
+    def other():
+        with Hooks(model, layers, theirs) as hooks:
+            others.set()
+            return hooks.run(summed, 2 * x)
+
+    with ThreadPoolExecutor(1) as pool:
+        with Hooks(model, layers, mine) as hooks:
+            future = pool.submit(lambda: inside.wait(10) and other())
+            hooks.run(measure, x)
+        assert torch.equal(future.result(timeout=10), summed(model, 2 * x))
+    assert torch.equal(mine[0].taken[0][0], x)
+    assert torch.equal(theirs[0].taken[0][0], 2 * x)
+    assert [len(sink.taken) for sink in (*mine, *theirs)] == [1] * 4
 
 
 def test_a_layer_called_with_something_else_than_a_tensor_is_refused_by_name():

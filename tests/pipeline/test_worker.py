@@ -12,6 +12,7 @@ from influence.errors import FingerprintMismatch
 from influence.pipeline import fingerprint
 from influence.pipeline import worker as worker_module
 from influence.pipeline.build import build_run
+from influence.pipeline.spec import CaptureSpec
 from influence.pipeline.threads import torch_threads
 from influence.pipeline.worker import SessionPlugin
 from influence.store.manifest import Manifest
@@ -84,6 +85,18 @@ def test_a_task_that_fails_returns_the_session(plugin):
         raise ValueError("poisoned")
     with plugin.lend(Spec("b1")) as session:
         assert session.spec == "b1"
+
+
+def test_a_worker_that_closes_in_the_middle_of_a_batch_captures_it_whole(configured):
+    plugin = SessionPlugin(local=False)
+    plugin.setup(cast(Any, None))
+    with plugin.lend(CaptureSpec.of(configured())) as session:
+        parts, names = session.tokenise(list(session.rows.examples(0, 3))), ["a", "b", "c"]
+        whole = [piece.rows for piece in session.losses(parts, names)]
+        session.model.model.layers[1].register_forward_pre_hook(lambda *_: plugin.teardown(cast(Any, None)))
+        closing = [piece.rows for piece in session.losses(parts, names)]
+        assert all(torch.equal(a, b) for a, b in zip(closing, whole, strict=True))
+        session.close()
 
 
 def test_a_thread_that_never_computed_multiplies_to_the_same_bits():
