@@ -217,13 +217,14 @@ def test_batches_of_two_threads_through_one_model_take_turns():
         return summed(model, batch)
 
     def other():
+        inside.wait(10)
         with Hooks(model, layers, theirs) as hooks:
             others.set()
             return hooks.run(summed, 2 * x)
 
     with ThreadPoolExecutor(1) as pool:
         with Hooks(model, layers, mine) as hooks:
-            future = pool.submit(lambda: inside.wait(10) and other())
+            future = pool.submit(other)
             hooks.run(measure, x)
         assert torch.equal(future.result(timeout=10), summed(model, 2 * x))
     assert torch.equal(mine[0].taken[0][0], x)
