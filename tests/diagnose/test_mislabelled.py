@@ -89,14 +89,19 @@ def test_a_row_that_trusted_rows_of_another_label_oppose_is_flagged_with_their_l
     assert (case.action, case.label, case.suggestion) == ("relabel", "web", "relabel to 'web'")
     assert case.evidence == ("row-3", "row-4")
     assert finding.scores[6] == 1
-    assert finding.rule == "Flagged from 0.5 on: where the nearest rows and the model speak against it."
+    assert finding.rule == "Flagged from 0.5 on: nine to one of the nearest rows and the model."
     assert np.nanmax(np.delete(finding.scores, 6)) < 0.5
 
 
 def test_a_row_whose_label_the_model_has_learnt_is_not_flagged_whatever_its_neighbours_say():
-    finding = mislabelled.check(seven(losses=[0.1, 0.1, 0.1, 0.1, 0.1, 0.2, 0.6]), MislabelledSettings())
+    finding = mislabelled.check(seven(losses=[0.1, 0.1, 0.1, 0.1, 0.1, 0.2, 0.02]), MislabelledSettings())
     assert finding.cases == {}
-    assert int(finding.scores.argmax()) == 6
+
+
+def test_a_row_that_the_model_finds_unlikely_is_not_flagged_where_its_neighbours_speak_for_it():
+    finding = mislabelled.check(seven(losses=[9.0, 0.1, 0.1, 0.1, 0.1, 0.2, 0.01]), MislabelledSettings())
+    assert finding.cases == {}
+    assert finding.scores[0] < 0.5
 
 
 def test_rows_that_a_wrong_row_opposes_are_not_outvoted_because_nobody_trusts_it():
@@ -131,35 +136,42 @@ def test_scores_and_flags_are_those_of_a_plain_loop_in_float64(seed, k):
     subject = subject_of(near, codes, losses, itself, examples=scores, labels=["web"] * examples)
     finding = mislabelled.check(subject, MislabelledSettings(examples=2))
     scaled = scores.astype(np.float64) / np.sqrt((scores.astype(np.float64) ** 2).mean(axis=0))
-    juries = np.zeros((2, rows))
+    con, pro = np.zeros((2, 2, rows))
     for row in range(rows):
-        pro = con = 0.0
         for place in range(k):
             if near[0][row, place] >= 0:
-                pro += max(0.0, near[1][row, place]) * np.exp(-losses[near[0][row, place]])
+                pro[0, row] += max(0.0, near[1][row, place]) ** 2 * np.exp(-losses[near[0][row, place]])
             if near[2][row, place] >= 0:
-                con += max(0.0, -near[3][row, place]) * np.exp(-losses[near[2][row, place]])
-        juries[0, row] = con / (con + pro) if con + pro else 0.5
+                con[0, row] += max(0.0, -near[3][row, place]) ** 2 * np.exp(-losses[near[2][row, place]])
         line = sorted(scaled[row])
-        pro, con = (sum(max(0.0, sign * one) for one in part) for sign, part in ((1, line[-2:]), (-1, line[:2])))
-        juries[1, row] = con / (con + pro) if con + pro else 0.5
+        pro[1, row], con[1, row] = (
+            sum(max(0.0, sign * one) for one in part) for sign, part in ((1, line[-2:]), (-1, line[:2]))
+        )
+    odds = np.ones(rows)
+    for jury in range(2):
+        heard = (con[jury] + pro[jury]).mean() / 100
+        odds *= (con[jury] + heard) / (pro[jury] + heard)
+    chance_of_own = np.exp(-losses)
+    flagged = (odds > 1) & (odds * (1 - chance_of_own) / chance_of_own >= 9)
     ranks = [
         [sum(other < one for other in line) + (sum(other == one for other in line) + 1) / 2 for one in line]
-        for line in (itself, *juries.round(6))
+        for line in (losses, itself, odds.round(6))
     ]
-    outvoted = (juries.round(6) > 0.5).all(axis=0) & (np.exp(-losses) < 0.5)
-    np.testing.assert_allclose(finding.scores, (np.mean(ranks, axis=0) / rows + outvoted) / 2, rtol=1e-4)
-    assert set(finding.cases) == set(np.flatnonzero(outvoted).tolist())
+    np.testing.assert_allclose(finding.scores, (np.mean(ranks, axis=0) / rows + flagged) / 2, rtol=1e-4)
+    assert set(finding.cases) == set(np.flatnonzero(flagged).tolist())
 
 
 def test_an_evaluation_set_that_shares_the_label_saves_a_row_and_one_that_does_not_is_evidence():
     near = np.full((7, 3), 0.01)
     for row, code in enumerate([0, 0, 0, 1, 1, 1, 0]):
         near[row] = (1, -0.2, 0.1) if code == 0 else (-0.2, 1, 0.1)
-    saved = mislabelled.check(seven(examples=near, labels=LABELS), MislabelledSettings())
+    losses = [0.1, 0.1, 0.1, 0.1, 0.1, 0.2, 1.0]
+    assert list(mislabelled.check(seven(losses=losses), MislabelledSettings()).cases) == [6]
+    saved = mislabelled.check(seven(examples=near, labels=LABELS, losses=losses), MislabelledSettings())
     assert saved.cases == {}
     near[6] = -0.1, -3, 0.1
-    case = mislabelled.check(seven(examples=near, labels=LABELS), MislabelledSettings(evidence=3)).cases[6]
+    told = mislabelled.check(seven(examples=near, labels=LABELS, losses=losses), MislabelledSettings(evidence=3))
+    case = told.cases[6]
     assert (case.action, case.label) == ("relabel", "web")
     assert case.evidence == ("eval:1", "row-3", "row-4")
 
