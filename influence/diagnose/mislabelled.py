@@ -17,11 +17,11 @@ average added to both: who is hardly heard says little.
 
 An evaluation example's scores are divided by their root mean square over all rows, or a few hard examples would speak
 for all. A row is flagged where the neighbours speak against its label and their odds, times the model's own, (1−p)/p
-for the probability p = exp(−loss), are nine to one or more: an opinion each of a label, held together as if they were
+for the probability p = exp(−loss), are five to one or more: an opinion each of a label, held together as if they were
 independent. How many these are depends on the data alone. The mean rank of the three witnesses orders the rows, those
 that are flagged above the rest.
 
-Of all this the squares, the nine and the hundredth were chosen on other seeds than those of BENCHMARKS.md, as was the
+Of all this the squares, the five and the hundredth were chosen on other seeds than those of BENCHMARKS.md, as was the
 loss for a witness: a model that hasn't learnt wrong labels by heart tells them by it, and self-influence tells what it
 has. What didn't help there: self-influence divided by the loss (divided by the length it is the same: a classifier's
 row is one scored token), more neighbours than ten, all witnesses' odds in the place of their ranks, and the mean
@@ -46,7 +46,7 @@ from influence.errors import QueryError
 BLOCK = 4096
 EVEN = 0.5
 """The score from which on a row is flagged."""
-NINE_TO_ONE = float(np.log(9))
+FIVE_TO_ONE = float(np.log(5))
 TINY = float(np.finfo(np.float32).tiny)
 CAUTION = 0.01
 """Of what a row hears on average: added to either side."""
@@ -58,7 +58,7 @@ class MislabelledSettings(BaseModel):
     """When a label is taken for wrong.
 
     Attributes:
-        threshold: Flag rows from this score on, between 0 and 1; those with odds of nine to one if None.
+        threshold: Flag rows from this score on, between 0 and 1; those with odds of five to one if None.
         examples: Nearest examples of the evaluation set that are heard at either end.
         evidence: Ids that are given as evidence, at most.
     """
@@ -92,7 +92,7 @@ def check(subject: Subject, settings: MislabelledSettings) -> Finding:
         whom += " and evaluation examples"
     neighbours, losses = neighbours[judged], subject.losses[judged].astype(np.float64)
     model = losses + np.log(-np.expm1(-np.maximum(losses, TINY)))
-    flags = (neighbours > 0) & (neighbours + model >= NINE_TO_ONE)
+    flags = (neighbours > 0) & (neighbours + model >= FIVE_TO_ONE)
     scores = np.full(subject.rows, np.nan, dtype=np.float32)
     scores[judged] = ranked([losses, subject.self_influence[judged], neighbours], flags)
     threshold = EVEN if settings.threshold is None else settings.threshold
@@ -103,9 +103,9 @@ def check(subject: Subject, settings: MislabelledSettings) -> Finding:
         scores,
         _cases(subject, settings, flagged),
         f"Half the mean rank, from 0 to 1, of the row's loss, its self-influence and the odds that its {whom} give "
-        "against its label; plus a half where these speak against it and, times the model's own odds, are nine to one.",
+        "against its label; plus a half where these speak against it and, times the model's own odds, are five to one.",
         f"Flagged from {threshold:g} on: "
-        + (f"nine to one of the {whom} and the model." if settings.threshold is None else "as set."),
+        + (f"five to one of the {whom} and the model." if settings.threshold is None else "as set."),
     )
 
 

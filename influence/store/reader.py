@@ -24,6 +24,7 @@ from influence.store.codec import Codec, Encoded
 from influence.store.codecs import codec_for
 from influence.store.commits import Commits
 from influence.store.manifest import Manifest, ShardRange
+from influence.store.mapped import mapped_rows
 from influence.store.shard import METADATA, ROW_GROUP, ROWS, ShardFiles, read_rows, read_weights
 
 GATHERED = 256
@@ -246,6 +247,22 @@ class Store:
         for _ in each(fill, self._cut(rows), self.run_dir):
             pass
         return encoded, norms
+
+    def lent(self, rows: np.ndarray, into: tuple[Encoded, np.ndarray]) -> tuple[Encoded, np.ndarray]:
+        """Return what `encoded` does, read-only: the codes of consecutive rows of a shard where they lie, if they can.
+
+        Only for as long as they are scored; see `mapped`.
+        """
+        cut = self._cut(rows)
+        if len(cut) == 1 and int(rows[-1]) - int(rows[0]) == len(rows) - 1:
+            span = cut[0][0]
+            path = ShardFiles(self.run_dir, span).vectors
+            self._commits.check(path, span)
+            first = int(rows[0]) - span.start
+            found = mapped_rows(path, self.codec, span.rows, first, first + len(rows))
+            if found is not None:
+                return found
+        return self.encoded(rows, into)
 
     def arrays(self, rows: int) -> tuple[Encoded, np.ndarray]:
         """Return arrays for the codes and norms of so many rows."""

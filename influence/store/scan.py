@@ -1,7 +1,7 @@
 """Score every row of a store, or those that pass a filter, block after block on several threads.
 
-What limits a scan is memory traffic where one query is asked and multiplying where several are. Blocks are read and
-scored by several threads, each in buffers of its own, and handed out in order. From `products.MANY` queries on, matrix
+What limits a scan is memory traffic where one query is asked and multiplying where several are. Blocks are scored by
+several threads, where they lie in the page cache or in buffers that each thread reads into, and handed out in order. From `products.MANY` queries on, matrix
 products bring BLAS's own threads: beside those, more of ours would only wait.
 """
 
@@ -85,7 +85,7 @@ def scores(
         # One buffer for all blocks of a thread: fresh memory costs as much as scoring what is read into it.
         buffer = buffers.get()
         try:
-            encoded, norms = store.encoded(rows, buffer)
+            encoded, norms = store.lent(rows, buffer)
             if kept is not None:
                 encoded, norms = {name: array[kept] for name, array in encoded.items()}, norms[kept]
             return _measured(store, score(encoded), encoded, None if unit else norms)
