@@ -92,9 +92,8 @@ class RunConfig(BaseModel):
                 )
             return self
         if cluster.here and (cluster.kind == "cuda" or cluster.workers != 1):
-            found = (
-                "kind cuda" if cluster.kind == "cuda" else "adapt" if cluster.adapt else f"workers {cluster.workers}"
-            )
+            several = "adapt" if cluster.adapt else f"workers {cluster.workers}"
+            found = "kind cuda" if cluster.kind == "cuda" else several
             raise ValueError(
                 f"model.device_map gives all GPUs of a machine to one worker, and cluster has {found}: set "
                 "cluster.kind to local and cluster.workers to 1"

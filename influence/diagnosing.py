@@ -1,6 +1,6 @@
 """What `Run` says about the quality of its rows: which ones hurt, and why."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -121,6 +121,7 @@ class Diagnosing:
         level: float = 0.95,
         seed: int = 0,
         out: str | Path | None = None,
+        deliver: "Callable[[GroupInfluences], None]" = lambda _: None,
         overwrite: bool = False,
         overrides: Sequence[str] = (),
         progress: Report | None = None,
@@ -135,6 +136,7 @@ class Diagnosing:
             level: Of confidence.
             seed: Of the bootstrap.
             out: A file that the caller will write; an interrupted scan goes on from `OUT.parts/` beside it.
+            deliver: Called with the answer before those parts go, to write what is made of it.
             overwrite: The file may be there already.
             overrides: `key=value` each, of the cluster section.
             progress: Called with every `Step`.
@@ -157,9 +159,11 @@ class Diagnosing:
         check_groups_file(run, out, queries, overwrite=overwrite)
         asked = as_evaluation(run, queries, "the queries")
         with parts_of(None if out is None else Path(out)) as folder:
-            return influence_of_groups(
+            found = influence_of_groups(
                 run, asked, by, folder, sets=sets, settings=settings, overrides=overrides, progress=progress
             )
+            deliver(found)
+        return found
 
     def select(
         self,
@@ -172,6 +176,7 @@ class Diagnosing:
         sets: str | None = None,
         dedup: bool = False,
         words: bool = True,
+        deliver: "Callable[[Selected], None]" = lambda _: None,
         overwrite: bool = False,
         overrides: Sequence[str] = (),
         progress: Report | None = None,
@@ -187,6 +192,7 @@ class Diagnosing:
             sets: A column of the target's file that parts it into sets, of which the best counts.
             dedup: Leave out near-copies of better rows.
             words: Compare with BM25's choice of as many rows.
+            deliver: Called with the answer once the file stands, before its parts go, to write what else is made of it.
             overwrite: Replace the file that is there.
             overrides: `key=value` each, of the cluster section.
             progress: Called with every `Step`.
@@ -209,7 +215,9 @@ class Diagnosing:
         asked = as_evaluation(run, target, "the target")
         with parts_of(path) as folder:
             given: dict[str, Any] = {"overwrite": overwrite, "overrides": overrides, "progress": progress}
-            return select(run, asked, path, settings, folder, words=words, **given)
+            found = select(run, asked, path, settings, folder, words=words, **given)
+            deliver(found)
+        return found
 
     def export(
         self,
@@ -227,7 +235,7 @@ class Diagnosing:
         What stays keeps its bytes. What was done is in `OUT.decisions.parquet` beside it.
 
         Args:
-            out: The file, of the training data's format; of several files a folder.
+            out: The file, of the training data's format; of several files, or of a saved data set, a folder.
             drop: One table of `issues` or several.
             drop_issues: Drop the rows that these checks flagged, whatever they suggest, and no others; `"none"` drops
                 nothing.

@@ -56,7 +56,8 @@ class Scanning:
     ) -> Answered:
         """Score every stored row for every query on the run's cluster, into a Parquet file; see `pipeline.score_table`.
 
-        Memory doesn't grow with rows or queries. A scan that was killed goes on from `OUT.parts/`.
+        Memory doesn't grow with rows or queries. A scan that was killed goes on from `OUT.parts/`. Where local workers
+        would take longer to start than to work, this process does what they would.
 
         Args:
             queries: What is asked.

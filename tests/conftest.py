@@ -5,11 +5,15 @@ Nothing is downloaded. Models are float64 unless asked otherwise, so that a fast
 """
 
 import json
+import os
 import signal
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
+
+# Read by numpy when it is imported, here and in every process that a test starts; see `set_num_threads` below.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import datasets
 import pytest

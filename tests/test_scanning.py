@@ -16,8 +16,8 @@ import influence.run as runs
 from influence.config import parse_config
 from influence.errors import Incomplete, QueryError, RunLocked, StoreError
 from influence.pipeline import build as build_module
+from influence.pipeline import dispatch, score_plan, score_stage, score_table, shortlist
 from influence.pipeline import scan as scan_module
-from influence.pipeline import score_plan, score_stage, score_table, shortlist
 from influence.pipeline.cluster import QUIET
 from influence.pipeline.shortlist import Shortlist
 from influence.store.digest import seal
@@ -48,7 +48,8 @@ def client():
             yield client
 
         patch.setattr(build_module, "connect", connect)
-        patch.setattr(score_stage, "connect", connect)
+        patch.setattr(dispatch, "connect", connect)
+        patch.setattr(dispatch, "WORTH", 0)
         yield client
 
 

@@ -18,7 +18,10 @@ if TYPE_CHECKING:
 
 def export(
     out: Annotated[
-        Path, typer.Option("--out", help="The cleaned file, in the data's format; of several files, a folder.")
+        Path,
+        typer.Option(
+            "--out", help="The cleaned file, in the data's format; a folder of several or of a saved data set."
+        ),
     ],
     run: Annotated[
         str | None, typer.Argument(metavar="RUN", help="A run directory: a local path, or s3://bucket/folder.")
@@ -81,7 +84,7 @@ def _undo(cleaned: Path, out: Path, overwrite: bool, form: Form) -> None:
 
     with ProgressBar(told()) as bar:
         about = undo_export(cleaned, out, overwrite=overwrite, progress=bar)
-    same = "every row's values as they were" if about.format == "parquet" else f"the bytes as they were, {about.data}"
+    same = "every row's values as they were" if about.of_columns else f"the bytes as they were, {about.data}"
     rows = sum(file.rows for file in about.files)
     if form is Form.json:
         found = {"rows": rows, "run": about.run, "data": about.data, "out": str(out)}

@@ -57,7 +57,15 @@ def groups(
     import influence.run
     from influence.diagnose.figure import check_figure, write_figure
     from influence.diagnose.group_bars import group_bars
+    from influence.diagnose.outfile import write_outfile
     from influence.pipeline.progress import ProgressBar
+
+    def write(found: "GroupInfluences") -> None:
+        if out is not None:
+            write_outfile(out, _content(found, chosen), overwrite=overwrite)
+        if figure is not None:
+            notes = [f"Scores in {found.unit}. {found.sign}", f"{found.intervals} {found.recipe}, run {found.run}."]
+            write_figure(group_bars(found), figure, notes, overwrite=overwrite, beside=out)
 
     check_figure(figure, overwrite=overwrite, beside=out)
     with influence.run.open(run) as opened, ProgressBar(told()) as bar:
@@ -68,15 +76,18 @@ def groups(
             replicates=_even(replicates),
             seed=seed,
             out=out,
+            deliver=write,
             overwrite=overwrite,
             overrides=overrides,
             progress=bar,
         )
-    _deliver(found, chosen, out)
-    if figure is not None:
-        notes = [f"Scores in {found.unit}. {found.sign}", f"{found.intervals} {found.recipe}, run {found.run}."]
-        write_figure(group_bars(found), figure, notes)
-        tell(f"Wrote {figure}.", "green")
+    if chosen not in (GroupsForm.table, GroupsForm.json):
+        tell(f"Scores in {found.unit}. {found.sign} {found.intervals}", "dim")
+    if out is None:
+        _print(found, chosen)
+    for path in (out, figure):
+        if path is not None:
+            tell(f"Wrote {path}.", "green")
 
 
 def _even(replicates: int) -> int:
@@ -100,26 +111,23 @@ def _form(form: GroupsForm | None, out: Path | None) -> GroupsForm:
     return form
 
 
-def _deliver(found: "GroupInfluences", form: GroupsForm, out: Path | None) -> None:
+def _content(found: "GroupInfluences", form: GroupsForm) -> bytes:
+    """Return the bytes of a file."""
     from influence.cli.diagnosis_tables import groups_tables
     from influence.diagnose.group_file import encode
-    from influence.store.partial import write_whole
 
     if form is GroupsForm.table:
-        tables = groups_tables(found)
-        if out is None:
-            show(*tables)
-        else:
-            write_whole(out, drawn(*tables, plain=True).encode())
+        return drawn(*groups_tables(found), plain=True).encode()
+    return encode(found, form.value)
+
+
+def _print(found: "GroupInfluences", form: GroupsForm) -> None:
+    from influence.cli.diagnosis_tables import groups_tables
+    from influence.diagnose.group_file import encode
+
+    if form is GroupsForm.table:
+        show(*groups_tables(found))
+    elif form is GroupsForm.parquet:
+        put(encode(found, form.value))
     else:
-        content = encode(found, form.value)
-        if form is not GroupsForm.json:
-            tell(f"Scores in {found.unit}. {found.sign} {found.intervals}", "dim")
-        if out is not None:
-            write_whole(out, content)
-        elif form is GroupsForm.parquet:
-            put(content)
-        else:
-            put_text(content, escapes=form is GroupsForm.json)
-    if out is not None:
-        tell(f"Wrote {out}.", "green")
+        put_text(encode(found, form.value), escapes=form is GroupsForm.json)

@@ -54,32 +54,22 @@ def issues(
     from influence.diagnose.checks import names_in, parse_settings
     from influence.diagnose.evaluation import read_evaluation
     from influence.diagnose.issues import examine
-    from influence.diagnose.knn_graph import check_graph_file, check_wide, save_knn_graph
-    from influence.diagnose.neighbours import neighbour_graph
     from influence.diagnose.target import read_target
     from influence.pipeline.progress import ProgressBar
 
-    chosen = parse_settings(settings or ())
-    if graph is not None:
-        check_graph_file(graph, overwrite)
-    near = None
     with influence.run.open(run) as opened, ProgressBar(told()) as bar:
-        if graph is not None:
-            check_wide(opened.rows)
         found = examine(
             opened,
             out,
-            chosen,
+            parse_settings(settings or ()),
             checks=names_in(checks),
             evaluation=None if evaluation is None else read_evaluation(opened, evaluation),
             target=read_target(opened, target, prompt),
+            graph=graph,
             overwrite=overwrite,
             overrides=overrides,
             progress=bar,
         )
-        if graph is not None:
-            near = neighbour_graph(opened, chosen.neighbours, overrides, bar)
-            save_knn_graph(near, graph)
     if form is Form.json:
         put_text((json.dumps(_as_dict(found), ensure_ascii=False) + "\n").encode(errors="backslashreplace"))
     else:
@@ -87,8 +77,8 @@ def issues(
 
         show(*issues_tables(found))
     tell(f"A line for each of {found.rows:,} rows: {found.out}")
-    if near is not None:
-        tell(f"{near.summary} As a CSR matrix of distances: {graph}")
+    if graph is not None:
+        tell(f"{found.neighbours} As a CSR matrix of distances: {graph}")
 
 
 def _as_dict(found: "Examined") -> dict[str, object]:

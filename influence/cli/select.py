@@ -2,13 +2,16 @@
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from influence.cli.cluster import ClusterOption, WorkersOption, cluster_settings
 from influence.cli.options import Form, FormOption, RunArgument
 from influence.cli.streams import put_text, show, tell, told
+
+if TYPE_CHECKING:
+    from influence.diagnose.less import Selected
 
 
 def select(
@@ -50,7 +53,12 @@ def select(
     from influence.diagnose.selection_plot import length_told, selection_plot
     from influence.pipeline.progress import ProgressBar
 
-    check_figure(figure, overwrite=overwrite)
+    def draw(found: "Selected") -> None:
+        if figure is not None:
+            notes = [f"Scores in {found.unit}. {found.sign}", f"{length_told(found)} {found.recipe}, run {found.run}."]
+            write_figure(selection_plot(found), figure, notes, overwrite=overwrite, beside=out)
+
+    check_figure(figure, overwrite=overwrite, beside=out)
     with influence.run.open(run) as opened, ProgressBar(told()) as bar:
         found = opened.select(
             target,
@@ -61,13 +69,11 @@ def select(
             sets=sets,
             dedup=dedup,
             words=words,
+            deliver=draw,
             overwrite=overwrite,
             overrides=overrides,
             progress=bar,
         )
-        if figure is not None:
-            notes = [f"Scores in {found.unit}. {found.sign}", f"{length_told(found)} {found.recipe}, run {found.run}."]
-            write_figure(selection_plot(found), figure, notes)
     if form is Form.json:
         content = json.dumps(found.to_dict(), ensure_ascii=False) + "\n"
         put_text(content.encode(errors="backslashreplace"), escapes=True)

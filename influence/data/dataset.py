@@ -5,7 +5,6 @@ Folders that `datasets` saved and data sets of the hub are memory-mapped as they
 """
 
 import glob
-import json
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -15,7 +14,8 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from influence.data.cache import cached_rows, no_progress_bars
+from influence.data.arrow_sets import ArrowSet, is_saved, load_hub, load_saved
+from influence.data.cache import cached_rows
 from influence.data.columns import CONTENT_ROLES, Columns, Layout, Shape, canonical_row, example_of, find_layout
 from influence.data.example import Example
 from influence.data.integrity import check_ids, check_nulls
@@ -165,10 +165,8 @@ def open_rows(settings: DataSettings) -> Rows:
         DataError: It is missing, empty, unreadable (the message names file and line), or its columns make no shape.
     """
     kind, files = locate(settings)
-    if kind == "saved":
-        return _open_saved(settings)
-    if kind == "hub":
-        return _open_hub(settings)
+    if kind in ("saved", "hub"):
+        return _native_rows(load_saved(settings) if kind == "saved" else load_hub(settings), settings)
     layout = find_layout(columns_of(files[0], kind), settings.columns, files[0])
     if kind == "csv" and layout.shape in ("messages", "input_ids"):
         raise DataError(
@@ -190,9 +188,9 @@ def locate(settings: DataSettings) -> tuple[Literal["jsonl", "csv", "parquet", "
         return "hub", ()
     local = os.path.abspath(os.path.expanduser(path))
     if os.path.isdir(local):
-        if given not in ("auto", "saved") or not _is_saved(Path(local)):
+        if given not in ("auto", "saved") or not is_saved(Path(local)):
             raise DataError(
-                f"{path} is a folder{'' if _is_saved(Path(local)) else ' that datasets.save_to_disk did not write'}; "
+                f"{path} is a folder{'' if is_saved(Path(local)) else ' that datasets.save_to_disk did not write'}; "
                 f"expected {'a saved data set' if given in ('auto', 'saved') else 'a ' + given + ' file'}. "
                 f"For a folder of files give a pattern, such as {os.path.join(path, '*.jsonl')}."
             )
@@ -224,64 +222,20 @@ def locate(settings: DataSettings) -> tuple[Literal["jsonl", "csv", "parquet", "
     return next(iter(formats)), files  # type: ignore[return-value]
 
 
-def _is_saved(folder: Path) -> bool:
-    return (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file()
-
-
-def _open_saved(settings: DataSettings) -> Rows:
-    from datasets import Dataset
-
-    folder = Path(os.path.abspath(os.path.expanduser(settings.path)))
-    try:
-        if (folder / "dataset_dict.json").is_file():
-            splits = json.loads((folder / "dataset_dict.json").read_text(encoding="utf-8"))["splits"]
-            if settings.split not in splits:
-                found = ", ".join(splits) or "none"
-                raise DataError(f"{folder} has no split {settings.split!r}. Splits found: {found}. Set data.split.")
-            folder = folder / settings.split
-        files = _saved_files(folder)
-        if not files:
-            raise DataError(f"{folder} has no rows. Expected at least one row.")
-        dataset = Dataset.load_from_disk(str(folder))
-    except DataError:
-        raise
-    except Exception as error:
-        raise DataError(f"{folder} looks like a saved data set but can't be opened: {error}") from error
-    return _native_rows(dataset, settings, str(folder), lambda: digest_files(files))
-
-
-def _open_hub(settings: DataSettings) -> Rows:
-    import datasets
-
-    wanted = f"data set {settings.path!r}" + (f", configuration {settings.name!r}" if settings.name else "")
-    try:
-        with no_progress_bars():
-            dataset = datasets.load_dataset(settings.path, settings.name, split=settings.split)
-    except Exception as error:
-        raise DataError(
-            f"Looked for the {wanted}, split {settings.split!r}, on the hub, because no file or folder has that name "
-            f"here, and could not load it: {str(error) or type(error).__name__}. "
-            "Check the name and the connection, or give a file."
-        ) from error
-    if not isinstance(dataset, datasets.Dataset):
-        raise DataError(f"The {wanted} on the hub gave a {type(dataset).__name__}, not one split; set data.split.")
-    fingerprint = dataset._fingerprint
-    return _native_rows(dataset, settings, settings.path, lambda: fingerprint)
-
-
-def _native_rows(dataset: "Dataset", settings: DataSettings, place: str, digest: Callable[[], str]) -> Rows:
+def _native_rows(loaded: ArrowSet, settings: DataSettings) -> Rows:
+    dataset, place = loaded.dataset, loaded.place
     layout = find_layout(dataset.column_names, settings.columns, place)
     if len(dataset) == 0:
         raise DataError(f"{place} has columns but no rows. Expected at least one row.")
     dataset = dataset.with_format(None).select_columns([name for name in layout.names.values() if name in layout.found])
     if settings.limit is not None:
         dataset = dataset.select(range(min(settings.limit, len(dataset))))
-    return Rows(dataset, layout, place, canonical=False, digest=digest)
+    return Rows(dataset, layout, place, canonical=False, digest=lambda: digest_of(loaded))
 
 
-def _saved_files(folder: Path) -> tuple[str, ...]:
-    state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
-    return tuple(str(folder / entry["filename"]) for entry in state["_data_files"])
+def digest_of(loaded: ArrowSet) -> str:
+    """Return the digest of a saved data set's files as they are now; of the hub, the fingerprint of what was loaded."""
+    return loaded.dataset._fingerprint if loaded.folder is None else digest_files([str(file) for file in loaded.files])
 
 
 def digest_files(files: Sequence[str]) -> str:

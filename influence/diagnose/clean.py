@@ -1,24 +1,23 @@
 """Export a cleaned data set: the original files, without the rows and with the labels that the user named.
 
-One file becomes one file; several become a folder with the same names below it. What was done is in a file of decisions
-beside it, which holds enough to undo it. Both are written in `OUT.parts/` and then renamed, the decisions first: a
-cleaned file never stands without its decisions. Where `OUT.parts/` is left, an export was killed, and the same call
-begins it again. The input is only read.
+One file becomes one file; several become a folder with the same names below it; what `datasets` saved or loaded becomes
+a saved folder. What was done is in a file of decisions beside it, which holds enough to undo it. Both are written in
+`OUT.parts/` and then renamed, the decisions first: a cleaned file never stands without its decisions. Where
+`OUT.parts/` is left, an export was killed, and the same call begins it again. The input is only read.
 """
 
 import logging
-import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
-from influence.data.columns import find_layout
-from influence.data.dataset import DataSettings, digest_files, joined_digest, locate
-from influence.data.records import FileFormat, columns_of
+from influence.data.dataset import joined_digest
 from influence.diagnose.clean_parquet import clean_parquet
+from influence.diagnose.clean_saved import clean_saved, files_of
 from influence.diagnose.clean_text import clean_text
 from influence.diagnose.decisions import (
     About,
@@ -28,12 +27,12 @@ from influence.diagnose.decisions import (
     decisions_path,
     read_decisions_about,
 )
-from influence.diagnose.outfile import MARK, already, parts_folder, same_file
+from influence.diagnose.original import Original, check_data, check_place, original_of
+from influence.diagnose.outfile import MARK, already, parts_folder
 from influence.diagnose.parts import done_anew, parts_of
 from influence.diagnose.verdicts import Verdicts, Wish
-from influence.errors import DataError, QueryError
+from influence.errors import QueryError
 from influence.pipeline.progress import Report, Stage
-from influence.remote.place import check_local
 from influence.store.digest import sha256
 from influence.store.partial import disk_errors, sync_folder
 
@@ -73,23 +72,6 @@ class Exported:
         return self.rows - sum(self.dropped.values())
 
 
-@dataclass(frozen=True)
-class _Source:
-    """The files of a run's data set.
-
-    Attributes:
-        format: Of all of them.
-        files: Their paths, in the order of their rows.
-        names: What they are called below a folder.
-        label: The column of labels; None where there is none.
-    """
-
-    format: FileFormat
-    files: tuple[Path, ...]
-    names: tuple[str, ...]
-    label: str | None
-
-
 def export_clean(
     run: "Run", wish: Wish, out: Path, *, overwrite: bool = False, progress: Report | None = None
 ) -> Exported:
@@ -98,58 +80,75 @@ def export_clean(
     Args:
         run: The run.
         wish: What is to be done; see `verdicts`.
-        out: The file, with the data's suffix; of several files, a folder.
+        out: The file, with the data's suffix; of several files, or of what `datasets` saved, a folder.
         overwrite: Replace an earlier export.
         progress: Hears of every file.
 
     Raises:
         QueryError: A table is of another run, `out` is one of the data's own files, or exists; or no row would be left.
-        DataError: The data have changed since the run was built, or are of a kind that can't be exported.
+        DataError: The data have changed since the run was built.
         RunLocked: Another process is at `out`.
         Incomplete: Interrupted, or the disk is full; the same call begins again.
     """
-    source = _source_of(run)
+    original = original_of(run)
     decisions = decisions_path(out)
-    _check_out(source, wish, out, decisions, overwrite)
+    _check_out(original, wish, out, decisions, overwrite)
     wish.check(run)
-    expected = str(run.manifest.fingerprint_parts["data"])
-    _check_data(run, digest_files([str(file) for file in source.files]))
-    with parts_of(out) as folder, done_anew(folder), disk_errors(out.parent, out.name, _size(source.files)):
+    check_data(run, original.digest())
+    with parts_of(out) as folder, done_anew(folder), disk_errors(out.parent, out.name, _size(original.files)):
         verdicts = Verdicts(wish.verdicts(run))
-        cleaned = _clean(run, source, verdicts, folder, progress)
+        cleaned = _clean(run, original, verdicts, folder, progress)
         rows = sum(file.rows for file in cleaned)
         dropped = {reason: count for (action, reason), count in verdicts.counts.items() if action == "drop"}
         relabelled = {reason: count for (action, reason), count in verdicts.counts.items() if action == "relabel"}
         if sum(dropped.values()) == rows:
             raise QueryError(f"Every one of the {rows:,} rows would be dropped. Name fewer checks, or give --where.")
-        _check_data(run, joined_digest([file.original for file in cleaned]))
+        read = joined_digest([file.original for file in cleaned]) if original.loaded is None else original.digest()
+        check_data(run, read)
         assert verdicts.passed == rows >= run.rows, "the data's digest is the run's, so its rows are"
         _publish(folder, out, decisions, overwrite=overwrite)
-    log.debug("%s is the data set %s, cleaned", out, expected)
+    log.debug("%s is the data set %s, cleaned", out, original.place)
     return Exported(out, decisions, rows, dropped, relabelled, rows - run.rows)
 
 
 def _clean(
-    run: "Run", source: _Source, verdicts: Verdicts, folder: Path, progress: Report | None
+    run: "Run", original: Original, verdicts: Verdicts, folder: Path, progress: Report | None
 ) -> tuple[CleanedFile, ...]:
     """Write the cleaned files and the decisions into the folder of parts."""
-    stage = Stage("export", len(source.files), progress)
-    schema = pq.read_schema(source.files[0]) if source.format == "parquet" else None
+    fingerprint, data = run.manifest.rows_fingerprint, str(run.manifest.fingerprint_parts["data"])
+    with DecisionWriter(folder / DECISIONS, fingerprint, _schema(original)) as decisions:
+        if original.loaded is not None:
+            stage = Stage("export", files_of(original.loaded), progress)
+            given = original.loaded, original.label, verdicts, folder / CLEANED, decisions, stage
+            found, beside = clean_saved(*given)
+        else:
+            stage = Stage("export", len(original.files), progress)
+            found, beside = _clean_files(original, verdicts, folder / CLEANED, decisions, stage), {}
+        decisions.finish(About(fingerprint, data, original.format, original.folder, found, beside))
+    return found
+
+
+def _clean_files(
+    original: Original, verdicts: Verdicts, out: Path, decisions: DecisionWriter, stage: Stage
+) -> tuple[CleanedFile, ...]:
     found = []
-    with DecisionWriter(folder / DECISIONS, run.manifest.rows_fingerprint, schema) as decisions:
-        for number, (file, name) in enumerate(zip(source.files, source.names, strict=True)):
-            path = folder / CLEANED / name if len(source.files) > 1 else folder / CLEANED
-            path.parent.mkdir(parents=True, exist_ok=True)
-            if source.format == "parquet":
-                cleaned = clean_parquet(file, name, number, source.label, verdicts, path, decisions)
-            else:
-                cleaned = clean_text(file, name, number, source.format, source.label, verdicts, path, decisions)
-            found.append(cleaned)
-            stage.finished()
-        data = str(run.manifest.fingerprint_parts["data"])
-        several = len(source.files) > 1
-        decisions.finish(About(run.manifest.rows_fingerprint, data, source.format, several, tuple(found)))
+    for number, (file, name) in enumerate(zip(original.files, original.names, strict=True)):
+        path = out / name if original.folder else out
+        path.parent.mkdir(parents=True, exist_ok=True)
+        label, kind = original.label, original.format
+        if kind == "jsonl" or kind == "csv":
+            found.append(clean_text(file, name, number, kind, label, verdicts, path, decisions))
+        else:
+            found.append(clean_parquet(file, name, number, label, verdicts, path, decisions))
+        stage.finished()
     return tuple(found)
+
+
+def _schema(original: Original) -> pa.Schema | None:
+    """Return the schema of rows that are columns."""
+    if original.loaded is not None:
+        return original.loaded.dataset.data.schema
+    return pq.read_schema(original.files[0]) if original.format == "parquet" else None
 
 
 def _publish(folder: Path, out: Path, decisions: Path, *, overwrite: bool) -> None:
@@ -182,84 +181,13 @@ def _killed_late(out: Path, decisions: Path) -> bool:
     return not out.exists() or changed_file(out, read_decisions_about(decisions)) is None
 
 
-def _source_of(run: "Run") -> _Source:
-    settings = run.config.data
-    try:
-        kind, files = locate(settings)
-    except DataError as error:
-        raise DataError(f"The data that {run.path} was built from aren't there. {error}") from None
-    if kind in ("saved", "hub"):
-        raise DataError(
-            f"{settings.path} is a {'saved data set' if kind == 'saved' else 'data set of the hub'}, and export cleans "
-            f"jsonl, csv and parquet files. Write it as one that keeps every value, by datasets.{_loaded(settings)}"
-            ".to_parquet('rows.parquet'); build a run of that, and examine it."
-        )
-    paths = tuple(Path(file) for file in files)
-    above = os.path.commonpath([path.parent for path in paths])
-    try:
-        label = find_layout(columns_of(files[0], kind), settings.columns, files[0])
-    except DataError:
-        _check_data(run, digest_files(files))
-        raise
-    names = tuple(path.relative_to(above).as_posix() for path in paths)
-    return _Source(kind, paths, names, label.names["label"] if label.has("label") else None)
-
-
-def _loaded(settings: DataSettings) -> str:
-    """Return how the library datasets loads a data set that is no file of its own, as Python."""
-    if locate(settings)[0] == "hub":
-        name = "" if settings.name is None else f", {settings.name!r}"
-        return f"load_dataset({settings.path!r}{name}, split={settings.split!r})"
-    several = (Path(settings.path).expanduser() / "dataset_dict.json").is_file()
-    return f"load_from_disk({settings.path!r}){f'[{settings.split!r}]' if several else ''}"
-
-
-def _check_out(source: _Source, wish: Wish, out: Path, decisions: Path, overwrite: bool) -> None:
-    check_local(out, "a cleaned data set")
-    if not out.parent.is_dir():
-        raise QueryError(f"The folder {out.parent} doesn't exist; make it, or write somewhere else.")
-    several = len(source.files) > 1
-    for path, what in ((out, "the cleaned data"), (decisions, "its decisions")):
-        own = next((file for file in (*source.files, *wish.tables) if same_file(path, file)), None)
-        if own is not None:
-            raise QueryError(f"{path}, for {what}, is {own}, which is only read. Name another file with --out.")
-    suffix = source.files[0].suffix
-    if several:
-        if any(file.resolve().is_relative_to(out.resolve()) for file in source.files):
-            raise QueryError(f"{out} holds the data themselves, which are only read. Name another folder with --out.")
-        if out.exists() and (not out.is_dir() or not decisions.exists()):
-            raise QueryError(
-                f"{out} is no folder that an export made. The data are {len(source.files)} files: name one."
-            )
-        if out.exists():
-            made = {out / file.name for file in read_decisions_about(decisions).files}
-            other = next((path for path in sorted(out.rglob("*")) if path.is_file() and path not in made), None)
-            if other is not None:
-                raise QueryError(f"{other} is no file of an export and would go with {out}. Name another with --out.")
-    elif out.suffix != suffix or out.is_dir():
-        raise QueryError(f"{out}: the cleaned data are {source.format} as the input is, so name a file …{suffix}.")
-    if decisions.exists():
-        about = read_decisions_about(decisions)  # nothing else of that name is replaced
-        if (about.format, about.folder) != (source.format, several):
-            raise QueryError(
-                f"{decisions}, for the decisions, is about {'several files' if about.folder else 'a file'} of "
-                f"{about.format} that were cleaned: name another with --out, so that it can be undone still."
-            )
+def _check_out(original: Original, wish: Wish, out: Path, decisions: Path, overwrite: bool) -> None:
+    check_place(original, wish.tables, out, decisions)
     there = next((path for path in (out, decisions) if path.exists()), None)
     if there is not None and not overwrite and not _killed_late(out, decisions):
         raise QueryError(already(there))
-    if wish.relabel and source.label is None:
-        raise QueryError(f"{source.files[0]} has no column of labels, so none can be changed: leave --relabel out.")
-
-
-def _check_data(run: "Run", found: str) -> None:
-    expected = run.manifest.fingerprint_parts["data"]
-    if found != expected:
-        raise DataError(
-            f"{run.config.data.path} has changed since {run.path} was built from it: its digest is {found}, the run "
-            f"expects {expected}. Row numbers may mean other rows now. Put back the file as it was, or build and "
-            "examine a run of the new one."
-        )
+    if wish.relabel and original.label is None:
+        raise QueryError(f"{original.place} has no column of labels, so none can be changed: leave --relabel out.")
 
 
 def _size(files: Iterable[Path]) -> int:

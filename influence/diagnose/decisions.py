@@ -10,14 +10,15 @@
     offset, written     where in the cleaned file the row's bytes would begin, and how many bytes stand there for it now
     original            the row's own bytes
 
-Of Parquet data the last three are one column `values` instead, a struct with the row's own values. Rows are in order.
+Of Parquet and saved data the last three are one column `values` instead, a struct with the row's own values. Rows are
+in order.
 What the files were and are, by their digests, is in the file's metadata.
 """
 
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from math import isnan
 from pathlib import Path
 from types import TracebackType
@@ -61,9 +62,9 @@ class CleanedFile:
     Attributes:
         name: Its path, relative to the folder that holds all of them.
         rows: Rows it had.
-        original: SHA-256 of its bytes.
+        original: SHA-256 of its bytes; of what `datasets` saved or loaded, the digest of the whole data set.
         cleaned: SHA-256 of the bytes of what was made of it.
-        values: Of Parquet, the digest of its rows' values; see `clean_parquet.values_digest`.
+        values: Of Parquet and Arrow, the digest of its rows' values; see `clean_columns.Values`.
     """
 
     name: str
@@ -80,9 +81,10 @@ class About:
     Attributes:
         run: Fingerprint of the run's rows.
         data: Digest of the run's data set.
-        format: jsonl, csv or parquet.
+        format: jsonl, csv, parquet or saved.
         folder: Whether what was cleaned is a folder of several files.
         files: Its files, in the order of their rows.
+        beside: Of `saved`, the files that hold no rows: name to content, as before the export.
     """
 
     run: str
@@ -90,6 +92,12 @@ class About:
     format: str
     folder: bool
     files: tuple[CleanedFile, ...]
+    beside: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def of_columns(self) -> bool:
+        """Whether rows have values and no bytes of their own."""
+        return self.format in ("parquet", "saved")
 
 
 class DecisionWriter:
@@ -98,7 +106,7 @@ class DecisionWriter:
     Args:
         path: The file.
         run: Fingerprint of the run's rows.
-        values: Of Parquet data, the schema of its rows.
+        values: Of Parquet and saved data, the schema of its rows.
     """
 
     def __init__(self, path: Path, run: str, values: pa.Schema | None = None) -> None:
@@ -108,21 +116,21 @@ class DecisionWriter:
         self._file = PartialFile(path)
         self._writer = pq.ParquetWriter(self._file, self._schema, compression="zstd")
         self._lines: list[dict[str, Any]] = []
-        self._bytes = 0
+        self._tables: list[pa.Table] = []
+        self._rows = self._bytes = 0
 
     def add(self, verdict: Verdict, file: int, offset: int, written: int, original: bytes) -> None:
         """Take down what became of a row of a text file."""
         kept = {"offset": offset, "written": written, "original": original}
         self._lines.append({**self._line(verdict, file), **kept})
-        self._bytes += len(original)
-        if self._bytes >= BLOCK_BYTES or len(self._lines) >= BLOCK_ROWS:
-            self._write()
+        self._added(1, len(original))
 
     def add_values(self, verdicts: Sequence[Verdict], file: int, values: pa.StructArray) -> None:
-        """Take down what became of some rows of a Parquet file, whose own values these are."""
+        """Take down what became of some rows of columns, whose own values these are."""
         lines = [self._line(verdict, file) for verdict in verdicts]
         table = pa.Table.from_pylist(lines, pa.schema(COMMON))
-        self._writer.write_table(table.append_column(self._schema.field(VALUES), values))
+        self._tables.append(table.append_column(self._schema.field(VALUES), values))
+        self._added(len(lines), values.nbytes)
 
     def finish(self, about: About) -> None:
         """Write what is left and what the file says of itself, and give it its name."""
@@ -137,10 +145,18 @@ class DecisionWriter:
         score = None if isnan(verdict.score) else verdict.score
         return {**asdict(verdict), "score": score, "run": self._run, "file": file}
 
+    def _added(self, rows: int, size: int) -> None:
+        # A row group for each of many small batches would make the file's own metadata grow with the rows.
+        self._rows, self._bytes = self._rows + rows, self._bytes + size
+        if self._bytes >= BLOCK_BYTES or self._rows >= BLOCK_ROWS:
+            self._write()
+
     def _write(self) -> None:
         if self._lines:
             self._writer.write_table(pa.Table.from_pylist(self._lines, self._schema))
-        self._lines, self._bytes = [], 0
+        if self._tables:
+            self._writer.write_table(pa.concat_tables(self._tables).combine_chunks())
+        self._lines, self._tables, self._rows, self._bytes = [], [], 0, 0
 
     def __enter__(self) -> Self:
         return self

@@ -14,9 +14,8 @@ from typing import Literal
 
 from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 
-from influence.diagnose.outfile import check_outfile, same_file
+from influence.diagnose.outfile import check_outfile, same_file, write_outfile
 from influence.errors import QueryError
-from influence.store.partial import write_whole
 
 SUFFIXES = (".svg", ".html")
 LETTER, CAPITAL, WIDE = 8.0, 10.0, 14.0
@@ -80,7 +79,7 @@ def check_figure(path: Path | None, *, overwrite: bool = False, beside: Path | N
     Args:
         path: The file; None passes.
         overwrite: Replace what is there.
-        beside: Another file that is written.
+        beside: The file that is written first.
 
     Raises:
         QueryError: Its suffix isn't .svg or .html, its folder doesn't exist, it is there already, or it is the other.
@@ -91,18 +90,26 @@ def check_figure(path: Path | None, *, overwrite: bool = False, beside: Path | N
         raise QueryError(f"--figure {path}: a figure is written as {' or '.join(SUFFIXES)}; end its name so.")
     if beside is not None and same_file(path, beside):
         raise QueryError(f"--figure {path} is what --out writes too. Name two files.")
-    check_outfile(path, "the figure", overwrite=overwrite)
+    check_outfile(path, "the figure", overwrite=overwrite, beside=beside)
 
 
-def write_figure(drawing: Drawing, path: Path, notes: Sequence[str]) -> None:
+def write_figure(
+    drawing: Drawing, path: Path, notes: Sequence[str], *, overwrite: bool = False, beside: Path | None = None
+) -> None:
     """Write a drawing as its file's suffix says.
 
     Args:
         drawing: What is drawn.
         path: `….svg` or `….html`.
         notes: Sentences above it, on a page.
+        overwrite: Replace what is there.
+        beside: The file that was written first, whose parts are held.
+
+    Raises:
+        QueryError: Another file has come there, and may not be replaced.
     """
-    write_whole(path, render(drawing, notes, page=path.suffix.lower() == ".html").encode())
+    content = render(drawing, notes, page=path.suffix.lower() == ".html").encode()
+    write_outfile(path, content, overwrite=overwrite, beside=beside)
 
 
 def render(drawing: Drawing, notes: Sequence[str] = (), *, page: bool = False) -> str:

@@ -23,6 +23,7 @@ from influence.diagnose.checks import CHECKS, IssueSettings
 from influence.diagnose.datalab import MISSING
 from influence.diagnose.evaluation import Evaluation
 from influence.diagnose.finding import Finding
+from influence.diagnose.knn_graph import check_graph_file, check_wide, save_knn_graph
 from influence.diagnose.outfile import check_outfile, parts_folder, publish, remove_parts
 from influence.diagnose.parts import held_parts
 from influence.diagnose.subject import Subject
@@ -55,7 +56,7 @@ class Examined:
         rows: Rows examined.
         findings: One a check, in the order of their columns.
         skipped: Check to what it lacks, of those that nobody named and that don't apply.
-        neighbours: How near rows were found, in a sentence; None where no check asked for them.
+        neighbours: How near rows were found, in a sentence; None where nothing asked for them.
         worst: By check, the ids of the rows with the strongest cases.
     """
 
@@ -75,6 +76,7 @@ def examine(
     checks: Sequence[str] | None = None,
     evaluation: Evaluation | None = None,
     target: Evaluation | None = None,
+    graph: Path | None = None,
     overwrite: bool = False,
     overrides: Sequence[str] = (),
     progress: Report | None = None,
@@ -88,6 +90,7 @@ def examine(
         checks: Which; all that apply if None.
         evaluation: Examples that the model should get right, for the checks that ask about them.
         target: An unwanted output.
+        graph: Write every row's nearest rows to this file too, `….npz`; see `knn_graph`.
         overwrite: Replace what is there.
         overrides: `key=value` each, of the cluster section.
         progress: Hears of everything that takes long.
@@ -100,6 +103,9 @@ def examine(
     if checks is not None and not checks:
         raise QueryError(f"No check is named. Name some of {', '.join(CHECKS)}; or none of them, for all that apply.")
     _check_out(out, overwrite)
+    if graph is not None:
+        check_graph_file(graph, overwrite=overwrite, beside=out)
+        check_wide(run.rows)
     folder = parts_folder(out)
     with held_parts(folder, out), kept_cluster():
         subject = Subject(
@@ -118,6 +124,8 @@ def examine(
             findings.append(_found(subject, name, settings))
             stage.finished()
         write_issues(run.store, findings, out, partial(publish, overwrite=overwrite))
+        if graph is not None:
+            save_knn_graph(subject.graph, graph, partial(publish, overwrite=overwrite, beside=out))
         remove_parts(folder)
     worst = {finding.issue: subject.ids(finding.flagged[:WORST]) for finding in findings}
     neighbours = subject.graph.summary if "graph" in subject.__dict__ else None

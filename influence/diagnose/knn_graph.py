@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from influence.diagnose.neighbours import NeighbourGraph
+from influence.diagnose.outfile import check_outfile
 from influence.errors import QueryError
-from influence.remote.place import check_local
-from influence.store.partial import PartialFile, disk_errors, sync_folder
+from influence.store.partial import PartialFile, disk_errors, remove_half_written, sync_folder
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
@@ -45,8 +45,15 @@ def knn_matrix(graph: NeighbourGraph) -> "csr_matrix":
     return csr_matrix((data.ravel(), indices.ravel(), starts), shape=(graph.rows, graph.rows))
 
 
-def save_knn_graph(graph: NeighbourGraph, out: Path) -> None:
-    """Write the graph as `scipy.sparse.save_npz` does, uncompressed, a block at a time, replacing what is at `out`.
+def save_knn_graph(
+    graph: NeighbourGraph, out: Path, publish: Callable[[PartialFile], None] = PartialFile.publish
+) -> None:
+    """Write the graph as `scipy.sparse.save_npz` does, uncompressed, a block at a time.
+
+    Args:
+        graph: The graph.
+        out: The file.
+        publish: Gives the finished file its name, replacing what is there unless told otherwise.
 
     Raises:
         QueryError: There is only one row.
@@ -63,6 +70,7 @@ def save_knn_graph(graph: NeighbourGraph, out: Path) -> None:
         for first in range(0, graph.rows + 1, 2**20):
             yield graph.k * np.arange(first, min(graph.rows + 1, first + 2**20), dtype=kind)
 
+    remove_half_written(out)
     with disk_errors(out.parent, out.name, count * (kind.itemsize + 4)):
         file = PartialFile(out)
         try:
@@ -73,7 +81,7 @@ def save_knn_graph(graph: NeighbourGraph, out: Path) -> None:
                 _add(archive, "shape", 2, np.dtype(np.int64), lambda: iter([np.array([graph.rows] * 2)]))
                 _add(archive, "data", count, np.dtype(np.float32), lambda: members("data"))
             file.finish()
-            file.publish()
+            publish(file)
             sync_folder(out.parent)
         finally:
             file.discard()
@@ -92,19 +100,20 @@ def distance_blocks(graph: NeighbourGraph) -> Iterator[tuple[int, np.ndarray, np
         yield first, np.take_along_axis(found, order, 1), np.take_along_axis(distances, order, 1)
 
 
-def check_graph_file(out: Path, overwrite: bool) -> None:
+def check_graph_file(out: Path, *, overwrite: bool, beside: Path) -> None:
     """Refuse a place where the graph can't be written, before anything is computed.
+
+    Args:
+        out: The file.
+        overwrite: Whether what is there may be replaced.
+        beside: The table that is written first.
 
     Raises:
         QueryError: It isn't a new `….npz` on a disk, in a folder that is there.
     """
-    check_local(out, "the graph")
     if out.suffix.lower() != ".npz":
         raise QueryError(f"{out} can't be written: a graph is kept as SciPy keeps it, so its name must end in .npz.")
-    if not out.parent.is_dir():
-        raise QueryError(f"The folder {out.parent} doesn't exist; make it, or write the graph somewhere else.")
-    if out.exists() and not overwrite:
-        raise QueryError(f"{out} exists already. Overwrite (--overwrite), or name another file.")
+    check_outfile(out, "the graph", overwrite=overwrite, beside=beside)
 
 
 def check_wide(rows: int) -> None:

@@ -1,10 +1,12 @@
-"""The file that a verb writes: where it may stand, and how it appears beside the parts that it was made of.
+"""The files that a verb writes: where they may stand, and how they appear beside the parts that they were made of.
 
 A file appears whole, and its folder of parts goes afterwards. Whoever is killed in between leaves both: a mark among
 the parts says which file was about to appear, so that the same call clears away and ends as if nothing had happened,
-while a file that someone else put there is left alone.
+while a file that someone else put there is left alone. A verb that writes a second file (a graph, a figure) writes it
+while the first one's parts stand, and has it marked there: killed between the two, the same call goes on.
 """
 
+import os
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
@@ -12,10 +14,10 @@ from pathlib import Path
 from influence.errors import QueryError
 from influence.remote.place import check_local
 from influence.store.digest import sha256
-from influence.store.partial import PartialFile
+from influence.store.partial import PartialFile, disk_errors, remove_half_written, sync_folder
 
 MARK = "appearing"
-"""Among the parts: the SHA-256 of the file that is next to appear."""
+"""Among the parts: the SHA-256 of every file that has appeared or is next to appear, one a line."""
 
 
 def parts_folder(out: Path) -> Path:
@@ -23,7 +25,9 @@ def parts_folder(out: Path) -> Path:
     return out.with_name(f"{out.name}.parts")
 
 
-def check_outfile(out: Path, what: str, *, overwrite: bool, read: Iterable[str | Path] = ()) -> None:
+def check_outfile(
+    out: Path, what: str, *, overwrite: bool, read: Iterable[str | Path] = (), beside: Path | None = None
+) -> None:
     """Refuse a file that can't be written, or must not be.
 
     Args:
@@ -31,6 +35,7 @@ def check_outfile(out: Path, what: str, *, overwrite: bool, read: Iterable[str |
         what: What would be written, for messages.
         overwrite: Whether what is there may be replaced.
         read: Files that are only read.
+        beside: The file with whose parts this one is written; its own if None.
 
     Raises:
         QueryError: It is in a bucket or in no folder, is a folder, is one of the files that are read (by whatever
@@ -44,7 +49,7 @@ def check_outfile(out: Path, what: str, *, overwrite: bool, read: Iterable[str |
         raise QueryError(f"{out} is what is read here ({own}), and nothing is written over that. Name another file.")
     if out.is_dir():
         raise QueryError(f"{out} is a folder. Name a file.")
-    if not overwrite and not is_vacant(out):
+    if not overwrite and not is_vacant(out, beside):
         raise QueryError(already(out))
 
 
@@ -58,16 +63,21 @@ def same_file(one: Path, other: Path) -> bool:
     return one.resolve() == other.resolve() or (one.exists() and other.exists() and one.samefile(other))
 
 
-def is_vacant(out: Path) -> bool:
+def is_vacant(out: Path, beside: Path | None = None) -> bool:
     """Whether a file isn't there, or is what a call wrote that was killed before its parts were gone."""
     if not out.exists():
         return True
-    mark = parts_folder(out) / MARK
-    return mark.is_file() and out.is_file() and mark.read_text() == sha256(out)
+    mark = parts_folder(beside or out) / MARK
+    return mark.is_file() and out.is_file() and sha256(out) in mark.read_text().split()
 
 
-def publish(file: PartialFile, *, overwrite: bool) -> None:
-    """Give a finished file its name; its folder of parts is held.
+def publish(file: PartialFile, *, overwrite: bool, beside: Path | None = None) -> None:
+    """Give a finished file its name.
+
+    Args:
+        file: The file.
+        overwrite: Whether what is there may be replaced.
+        beside: The file whose parts are held; this one's own if None. Where there are no parts, there is no mark.
 
     Raises:
         QueryError: Another file is there and may not be replaced.
@@ -76,8 +86,32 @@ def publish(file: PartialFile, *, overwrite: bool) -> None:
         if sha256(file.path) != file.digest:
             raise QueryError(already(file.path))
         return
-    (parts_folder(file.path) / MARK).write_text(file.digest)
+    folder = parts_folder(beside or file.path)
+    if folder.is_dir():
+        with (folder / MARK).open("a") as mark:
+            mark.write(f"{file.digest}\n")
+            mark.flush()
+            os.fsync(mark.fileno())
     file.publish()
+
+
+def write_outfile(path: Path, content: bytes, *, overwrite: bool, beside: Path | None = None) -> None:
+    """Write a small file, whole or not at all; see `publish`.
+
+    Raises:
+        QueryError: Another file is there and may not be replaced.
+        Incomplete: The disk is full.
+    """
+    remove_half_written(path)
+    with disk_errors(path.parent, path.name, len(content)):
+        file = PartialFile(path)
+        try:
+            file.write(content)
+            file.finish()
+            publish(file, overwrite=overwrite, beside=beside)
+            sync_folder(path.parent)
+        finally:
+            file.discard()
 
 
 def remove_parts(folder: Path) -> None:
@@ -100,4 +134,5 @@ __all__ = [
     "publish",
     "remove_parts",
     "same_file",
+    "write_outfile",
 ]

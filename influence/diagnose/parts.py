@@ -47,7 +47,7 @@ def held_parts(folder: Path, out: Path) -> Iterator[None]:
         except RunLocked as error:
             raise RunLocked(f"{out} is being written already. {error}") from None
         except InfluenceError:
-            _remove_empty(folder)
+            _remove_empty(folder, out)
             raise
         remove_partials(folder)
         remove_half_written(out)
@@ -58,12 +58,14 @@ def held_parts(folder: Path, out: Path) -> Iterator[None]:
                 f"Interrupted. What stands is in {folder}: run the same command again to go on from there."
             ) from None
         finally:
-            _remove_empty(folder)
+            _remove_empty(folder, out)
 
 
-def _remove_empty(folder: Path) -> None:
-    """Remove a folder of parts in which nothing is that took long to compute."""
-    if folder.is_dir() and not any(path.suffix in (".safetensors", ".parquet") for path in folder.rglob("*")):
+def _remove_empty(folder: Path, out: Path) -> None:
+    """Remove a folder of parts with nothing in it that took long to compute, and no mark of a file that stands."""
+    if not folder.is_dir() or ((folder / MARK).is_file() and out.exists()):
+        return
+    if not any(path.suffix in (".safetensors", ".parquet") for path in folder.rglob("*")):
         shutil.rmtree(folder, ignore_errors=True)
 
 

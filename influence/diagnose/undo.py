@@ -1,14 +1,16 @@
 """Undo an export: the original files again, from the cleaned ones and the decisions beside them.
 
-Of JSON Lines and CSV to the byte, held to the digest of the data that the run was built from. Of Parquet every row's
-values under the same schema, held to a digest of those: see `clean_parquet`.
+Of JSON Lines and CSV to the byte, held to the digest of the data that the run was built from. Of Parquet, and of what
+`datasets` saved or loaded, every row's values under the same schema, held to a digest of those: see `clean_columns`.
 """
 
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from influence.data.dataset import joined_digest
-from influence.diagnose.clean_parquet import Originals, restore_parquet
+from influence.diagnose.clean_columns import Originals
+from influence.diagnose.clean_parquet import restore_parquet
+from influence.diagnose.clean_saved import restore_saved
 from influence.diagnose.clean_text import restore_text
 from influence.diagnose.decisions import About, Decisions, changed_file, decisions_path, read_decisions_about
 from influence.diagnose.outfile import MARK, already, parts_folder, same_file
@@ -60,21 +62,30 @@ def undo_export(
     _check(cleaned, decisions, about, out, overwrite)
     with parts_of(out) as folder, done_anew(folder), disk_errors(out.parent, out.name, decisions.stat().st_size):
         stage = Stage("undo", len(about.files), progress)
-        lines = None if about.format == "parquet" else Decisions(decisions, ("offset", "written", "original"))
-        originals = Originals(decisions) if about.format == "parquet" else None
-        found, first = [], 0
-        for number, file in enumerate(about.files):
-            source, target = (place / file.name if about.folder else place for place in (cleaned, folder / RESTORED))
-            target.parent.mkdir(parents=True, exist_ok=True)
-            if originals is not None:
-                found.append(restore_parquet(source, originals, first, file.rows, target))
-            elif lines is not None:
-                found.append(restore_text(source, lines, number, target))
-            first += file.rows
-            stage.finished()
+        if about.format == "saved":
+            found = restore_saved(cleaned, Originals(decisions), about, folder / RESTORED, stage)
+        else:
+            found = _restore_files(cleaned, decisions, about, folder / RESTORED, stage)
         _check_restored(about, found, out)
         _publish(folder, out, decisions, about, overwrite=overwrite)
     return about
+
+
+def _restore_files(cleaned: Path, decisions: Path, about: About, out: Path, stage: Stage) -> list[str]:
+    """Write every file as it was, and return their digests: of their bytes, or of their values."""
+    lines = None if about.of_columns else Decisions(decisions, ("offset", "written", "original"))
+    originals = Originals(decisions) if about.of_columns else None
+    found, first = [], 0
+    for number, file in enumerate(about.files):
+        source, target = (place / file.name if about.folder else place for place in (cleaned, out))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if originals is not None:
+            found.append(restore_parquet(source, originals, first, file.rows, target))
+        elif lines is not None:
+            found.append(restore_text(source, lines, number, target))
+        first += file.rows
+        stage.finished()
+    return found
 
 
 def _publish(folder: Path, out: Path, decisions: Path, about: About, *, overwrite: bool) -> None:
@@ -122,7 +133,7 @@ def _check(cleaned: Path, decisions: Path, about: About, out: Path, overwrite: b
 
 def _check_restored(about: About, found: list[str], out: Path) -> None:
     """Hold what was restored to what there was."""
-    if about.format == "parquet":
+    if about.of_columns:
         expected, restored = [str(file.values) for file in about.files], found
     else:
         expected, restored = [about.data], [joined_digest(found)]

@@ -7,6 +7,7 @@ never converted.
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -131,6 +132,12 @@ def weight_names(file: Path) -> set[str]:
     """Return the names of the tensors in a safetensors file."""
     with safe_open(file, framework="pt") as tensors:
         return set(tensors.keys())
+
+
+def count_weights(file: Path) -> int:
+    """Return how many numbers the tensors in a safetensors file are."""
+    with safe_open(file, framework="pt") as tensors:
+        return sum(math.prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())  # noqa: SIM118
 
 
 def tokeniser_files(folder: Path) -> tuple[Path, ...]:

@@ -170,6 +170,13 @@ def model_digest(settings: ModelSettings) -> str:
     return f"{own}+{beneath}"
 
 
+def weight_count(settings: ModelSettings) -> int:
+    """Return how many numbers a model's weights are, adapters included. Reads the files' headers alone."""
+    path = folder.locate(settings.path, settings.revision)
+    beneath = (adapter.base_folder(path),) if folder.is_adapter(path) else ()
+    return sum(folder.count_weights(file) for place in (path, *beneath) for file in folder.weight_files(place))
+
+
 def tokeniser_digest(settings: ModelSettings) -> str:
     """Return a sha256 over the tokeniser's files, which decide the rows as much as the weights do."""
     return folder.digest(folder.tokeniser_files(_tokeniser_folder(settings)))

@@ -89,8 +89,8 @@ def _compare_all(config: RunConfig, plan: GraphPlan, report: Report | None) -> N
     tasks = [RowsTask(plan, number, *plan.block(number)) for number in plan.missing]
     stage = Stage("neighbours", len(plan.blocks), report, done=len(plan.blocks) - len(tasks))
     seconds = _seconds(plan, plan.rows * plan.asked * len(tasks))
-    with dispatcher(config, plan.run_dir, seconds, len(tasks), stage) as dispatch:
-        _exhaust(dispatch(compare_block, tasks))
+    with dispatcher(config, plan.run_dir, seconds, len(tasks)) as dispatch:
+        _exhaust(dispatch(compare_block, tasks, stage))
 
 
 def _compare_cells(config: RunConfig, plan: GraphPlan, report: Report | None) -> None:
@@ -98,15 +98,15 @@ def _compare_cells(config: RunConfig, plan: GraphPlan, report: Report | None) ->
     counts = {phase: len(range(0, plan.rows, rows_of(plan))) for phase, (_, rows_of) in PHASES.items()}
     stage = Stage("neighbours", sum(counts.values()) + len(truth), report)
     seconds = _seconds(plan, plan.rows * (plan.compared or 0))
-    with dispatcher(config, plan.run_dir, seconds, max(counts.values()), stage) as dispatch:
+    with dispatcher(config, plan.run_dir, seconds, max(counts.values())) as dispatch:
         for phase, (function, rows_of) in PHASES.items():
             tasks = [CellTask(plan, phase, first) for first in range(0, plan.rows, rows_of(plan))]
             missing = [task for task in tasks if not saved_for(task.file, plan.fingerprint)]
             for _ in range(len(tasks) - len(missing)):
                 stage.finished()
-            _exhaust(dispatch(function, missing))
+            _exhaust(dispatch(function, missing, stage))
         asked = [RowsTask(plan, n, first, min(plan.rows, first + TRUTH_ROWS)) for n, first in enumerate(truth)]
-        recall = _recall(plan, list(dispatch(search_block, asked)))
+        recall = _recall(plan, list(dispatch(search_block, asked, stage)))
     save_tensors(plan.about, {"recall": torch.tensor(recall, dtype=torch.float64)}, plan.fingerprint)
     plan.remove(PASSING)
 

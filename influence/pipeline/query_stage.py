@@ -8,13 +8,45 @@ import torch
 from torch import Tensor
 
 from influence.baselines.repsim import HiddenStates
-from influence.data.example import Example, place_of
+from influence.data.example import Example, TokenContent, place_of
 from influence.data.tokenise import Part
 from influence.errors import QueryError
 from influence.gradients.capture import Capture
+from influence.model.load import weight_count
 from influence.pipeline.batches import Compute
 from influence.pipeline.session import Session
+from influence.pipeline.spec import TOKEN_BUDGET, CaptureSpec
 from influence.task import measurement
+
+TOKEN_SECONDS = 1e-10
+"""What a token takes of one core for each of the model's weights: six floating-point operations, and what isn't one."""
+BATCH_SECONDS = 0.03
+"""What a batch takes besides."""
+CHARACTERS = 3
+"""Of a token, about."""
+
+
+def query_seconds(spec: CaptureSpec, queries: Sequence[Example], *, cut: bool = False) -> float:
+    """Return what capturing queries takes on one core, about: it is known before any is tokenised.
+
+    Args:
+        spec: Of the run.
+        queries: With what they are asked against.
+        cut: Whether long ones are cut as rows are.
+    """
+    if not queries:
+        return 0.0
+    against = (query.contrast for query in queries if query.contrast is not None)
+    tokens = [_length(query) for query in (*queries, *against)]
+    total = sum(min(spec.data.max_tokens, length) for length in tokens) if cut else sum(tokens)
+    batches = 1 + total // (spec.token_budget or TOKEN_BUDGET["cpu"])
+    return len(spec.checkpoints) * (total * weight_count(spec.model) * TOKEN_SECONDS + batches * BATCH_SECONDS)
+
+
+def _length(query: Example) -> int:
+    if isinstance(query.content, TokenContent):
+        return len(query.content.input_ids)
+    return 1 + len(query.text) // CHARACTERS
 
 
 def query_gradients(

@@ -168,13 +168,17 @@ def rows_of_block(rows: int, dims: int, queries: int, keep: str, curved: int = 0
         keep: What is kept.
         curved: Columns of the widest block of a curvature that is applied to every row; 0 where none is.
     """
-    # ns a coordinate: one query is read for with every row's codes, each further one multiplied; and curvature.
-    cost = 0.03 + 0.025 * queries + 0.04 * curved
-    step = int(TASK_SECONDS * 1e9 / (max(1, dims) * cost))
+    step = int(TASK_SECONDS * 1e9 / (max(1, dims) * coordinate_cost(queries, curved)))
     step = min(step, max(FEWEST, -(-rows // TASKS)))
     if keep == "all":
         step = min(step, TILE_BYTES // (4 * queries))
     return max(1, step)
+
+
+def coordinate_cost(queries: int, curved: int = 0) -> float:
+    """Return what a coordinate of a row takes to be scored, in ns of such a core; see `rows_of_block`."""
+    # One query is read for with every row's codes, each further one multiplied; and curvature.
+    return 0.03 + 0.025 * queries + 0.04 * curved
 
 
 def check_scannable(recipe: Recipe, *, itself: bool) -> None:

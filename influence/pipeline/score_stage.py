@@ -1,34 +1,33 @@
-"""A full scan on the cluster: queries are captured in batches, blocks of rows scored against each, and kept in files.
+"""The tasks of a full scan: queries are captured in batches, blocks of rows scored against each, and kept in files.
 
-Every task is idempotent and leaves one file with its commit record: a scan that was killed does what is missing. A
-worker holds a batch of queries and what it keeps of one block; nobody ever holds the matrix of scores.
+Every task is idempotent and leaves one file with its commit record: a scan that was killed does what is missing. They
+are done in this process or on the run's cluster, by how long they take (`dispatch`), to the same bytes. Whoever does
+one holds a batch of queries and what it keeps of one block; nobody ever holds the matrix of scores.
 """
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 import torch
-from distributed import Client
 
 from influence.config import RunConfig
 from influence.data.example import Example
 from influence.errors import InfluenceError, QueryError
-from influence.pipeline.cluster import connect
+from influence.pipeline.dispatch import dispatcher
 from influence.pipeline.index_stage import load_comparison, scored_blocks
 from influence.pipeline.opening import check_modules, check_unchanged
 from influence.pipeline.progress import Report, Stage
-from influence.pipeline.query_stage import query_gradients
-from influence.pipeline.score_plan import Scan
+from influence.pipeline.query_stage import query_gradients, query_seconds
+from influence.pipeline.score_plan import Scan, coordinate_cost
 from influence.pipeline.shortlist import Shortlist
 from influence.pipeline.spec import CaptureSpec
-from influence.pipeline.submit import run_tasks
 from influence.pipeline.tensors import load_tensors, save_tensors, saved_for
-from influence.pipeline.worker import install, session_here
+from influence.pipeline.worker import session_here
 from influence.recipe import Recipe
 from influence.store.manifest import Manifest
 from influence.store.reader import Store
@@ -37,10 +36,12 @@ from influence.vectors.queries import compared_queries
 
 log = logging.getLogger(__name__)
 
-T = TypeVar("T", "QueryTask", "ScoreTask")
-
 SELF_ROWS = 256
 """Rows whose curvature is applied at a time."""
+COORDINATE_SECONDS = 1e-8
+"""What a coordinate takes to unpack and multiply where rows aren't scored straight from their codes."""
+CURVED_SECONDS = 5e-11
+"""What it takes besides for every column of the curvature that is applied to it."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ class ScoreTask:
 def compute(
     config: RunConfig, scan: Scan, spec: CaptureSpec, queries: Sequence[Example], report: Report | None
 ) -> None:
-    """Do whatever tasks of a scan are missing. A cluster starts only if there are any.
+    """Do whatever tasks of a scan are missing. A cluster starts only where they are worth it; see `dispatch`.
 
     Raises:
         FingerprintMismatch: There are queries to capture, and the model has changed since the rows were.
@@ -92,13 +93,27 @@ def compute(
         return
     if len(scoring) < tasks or len(asking) < batches:
         log.info("%d of %d parts stand already.", tasks - len(scoring) + batches - len(asking), tasks + batches)
+    manifest = Manifest.load(scan.run_dir)
     if asking:
-        check_unchanged(config, scan.run_dir, Manifest.load(scan.run_dir))
-    with connect(config.cluster, max(len(asking), len(scoring)), scan.run_dir) as client:
-        install(client, local=config.cluster.here)
+        check_unchanged(config, scan.run_dir, manifest)
+    seconds = query_seconds(spec, [example for task in asking for example in task.examples], cut=scan.cut)
+    seconds += scoring_seconds(scan, manifest, len(scoring))
+    most = max(len(asking), len(scoring))
+    with dispatcher(config, scan.run_dir, seconds, most) as dispatch, comparison_held():
         if batches:
-            _run(client, capture_queries, asking, Stage("queries", batches, report, done=batches - len(asking)))
-        _run(client, score_block, scoring, Stage("scores", tasks, report, done=tasks - len(scoring)))
+            _exhaust(dispatch(capture_queries, asking, Stage("queries", batches, report, done=batches - len(asking))))
+        _exhaust(dispatch(score_block, scoring, Stage("scores", tasks, report, done=tasks - len(scoring))))
+
+
+def scoring_seconds(scan: Scan, manifest: Manifest, tasks: int) -> float:
+    """Return what so many blocks of a scan take to score on one core, about."""
+    recipe, dims, curved = scan.recipe, manifest.dims, 0
+    coordinates = float(tasks) * min(scan.step, scan.rows) * dims
+    if recipe.curvature.kind == "fisher":
+        curved = max(dims if recipe.curvature.blocks == "all" else own.stop - own.start for own in manifest.modules)
+    if scan.keep == "self" or (curved and recipe.halved):
+        return coordinates * (COORDINATE_SECONDS * max(1, scan.batch) + CURVED_SECONDS * curved)
+    return coordinates * coordinate_cost(scan.batch) * 1e-9
 
 
 def query_tasks(scan: Scan, spec: CaptureSpec, queries: Sequence[Example]) -> Iterator[QueryTask]:
@@ -227,6 +242,15 @@ def _loaded(run_dir: Path, recipe: str, manifest: str) -> Compared:
     return load_comparison(run_dir, Manifest.model_validate_json(manifest), Recipe.model_validate_json(recipe))
 
 
+@contextmanager
+def comparison_held() -> Iterator[None]:
+    """Let go of the curvature afterwards, where tasks were done in this process: a worker's goes with it."""
+    try:
+        yield
+    finally:
+        _loaded.cache_clear()
+
+
 def _comparison(run_dir: Path, recipe: Recipe, manifest: Manifest) -> Compared:
     """Return the recipe with its curvature, which a worker loads once."""
     return _loaded(run_dir, recipe.model_dump_json(), manifest.model_dump_json())
@@ -236,6 +260,6 @@ def _stands(scan: Scan, path: Path) -> bool:
     return saved_for(path, scan.fingerprint)
 
 
-def _run(client: Client, function: Callable[[T], object], tasks: Sequence[T], stage: Stage) -> None:
-    for _ in run_tasks(client, function, tasks, lambda task: task.name, stage):
-        stage.finished()
+def _exhaust(results: Iterator[object]) -> None:
+    for _ in results:
+        pass

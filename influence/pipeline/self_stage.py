@@ -12,15 +12,10 @@ from influence.config import RunConfig
 from influence.pipeline.dispatch import dispatcher
 from influence.pipeline.progress import Report, Stage
 from influence.pipeline.scan import Question, planned
-from influence.pipeline.score_stage import score_block, score_tasks
+from influence.pipeline.score_stage import comparison_held, score_block, score_tasks, scoring_seconds
 from influence.pipeline.tensors import load_tensors, saved_for
 from influence.recipe import Recipe
 from influence.store.reader import Store
-
-COORDINATE_SECONDS = 1e-8
-"""What a coordinate of a row takes to read, unpack and multiply."""
-CURVED_SECONDS = 5e-11
-"""What it takes besides for every column of the curvature that is applied to it."""
 
 
 def self_influence(
@@ -44,9 +39,9 @@ def self_influence(
     missing = [task for task in tasks if not saved_for(scan.scored_file(task.block, task.batch), scan.fingerprint)]
     stage = Stage("self-influence", len(tasks), report, done=len(tasks) - len(missing))
     if missing:
-        seconds = len(missing) * scan.step * store.dims * (COORDINATE_SECONDS + CURVED_SECONDS * _curved(store, recipe))
-        with dispatcher(config, store.run_dir, seconds, len(missing), stage) as dispatch:
-            for _ in dispatch(score_block, missing):
+        seconds = scoring_seconds(scan, store.manifest, len(missing))
+        with dispatcher(config, store.run_dir, seconds, len(missing)) as dispatch, comparison_held():
+            for _ in dispatch(score_block, missing, stage):
                 pass
     found = np.empty(store.rows, dtype=np.float32)
     for task in tasks:
@@ -54,13 +49,6 @@ def self_influence(
         held = load_tensors(scan.scored_file(task.block, task.batch), scan.fingerprint)
         found[start:stop] = held["scores"].numpy()
     return found
-
-
-def _curved(store: Store, recipe: Recipe) -> int:
-    """Return the columns of the widest block of a curvature that is applied to every row."""
-    if recipe.curvature.kind != "fisher":
-        return 0
-    return store.dims if recipe.curvature.blocks == "all" else max(own.stop - own.start for own in store.modules)
 
 
 __all__ = ["self_influence"]

@@ -172,9 +172,8 @@ class Session:
     @cached_property
     def label_names(self) -> dict[str, int] | None:
         """A classifier's label names, as its configuration has them."""
-        names = (
-            getattr(self.model.config, "label2id", None) if self.spec.model.kind == "sequence_classification" else None
-        )
+        classifies = self.spec.model.kind == "sequence_classification"
+        names = getattr(self.model.config, "label2id", None) if classifies else None
         return {str(name): int(label) for name, label in names.items()} if names else None
 
     @property

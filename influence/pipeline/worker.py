@@ -1,11 +1,15 @@
-"""What a worker process holds: one session, opened when its first task asks for it."""
+"""What a process that does tasks holds: one session, opened when its first task asks for it.
+
+A worker has it in its plugin. A process that does a few tasks itself has it inside `sessions_here`.
+"""
 
 import os
 import signal
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 from distributed import Client, Worker, WorkerPlugin, get_worker
@@ -19,8 +23,51 @@ from influence.pipeline.threads import torch_threads
 PLUGIN = "influence-session"
 
 
+class Holding:
+    """A process's session, so that the model is loaded once however many tasks ask for it."""
+
+    def __init__(self) -> None:
+        self._returned = threading.Condition()
+        self._session: Session | None = None
+        self._lent = 0
+        self._checked: tuple[str, ...] | None = None
+
+    @contextmanager
+    def lend(self, spec: CaptureSpec) -> Iterator[Session]:
+        """Lend the session of this specification, opening or changing the one at hand if it is another's.
+
+        Tasks of one specification have it side by side. A task of another waits until they have returned it: two builds
+        may share a scheduler, and what is left of one that failed may still be running when the next begins.
+        """
+        with self._returned:
+            self._returned.wait_for(lambda: not self._lent or (self._session is not None and self._session.is_of(spec)))
+            if self._session is not None and not self._session.serves(spec):
+                self.close()
+            if self._session is None:
+                self._session = Session(spec)
+                self._checked = None
+            if spec.digests and spec.digests != self._checked:
+                check_digests(spec)
+                self._checked = spec.digests
+            self._session.project(spec)
+            session = self._session
+            self._lent += 1
+        try:
+            yield session
+        finally:
+            with self._returned:
+                self._lent -= 1
+                self._returned.notify_all()
+
+    def close(self) -> None:
+        """Let go of the session; whoever lends it must have it back."""
+        if self._session is not None:
+            self._session.close()
+            self._session = None
+
+
 class SessionPlugin(WorkerPlugin):
-    """Keeps a worker's session, so that the model is loaded once a process however many shards it captures.
+    """Keeps a worker's session.
 
     Nothing is let go of when the worker closes: its tasks' threads go on until the process ends, and a shard whose
     hooks were removed under it would be committed with zeros in it.
@@ -40,43 +87,16 @@ class SessionPlugin(WorkerPlugin):
 
     def setup(self, worker: Worker) -> None:
         """Prepare the process; the model waits for the first task, whose caller then hears of its errors."""
-        self._returned = threading.Condition()
-        self._session: Session | None = None
-        self._lent = 0
-        self._checked: tuple[str, ...] | None = None
+        self.holding = Holding()
         # A worker that is a thread of the coordinator (in tests) must leave its process as it is.
         if self.local and threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGINT, signal.SIG_IGN)
             sys.stdout.flush()
             os.dup2(2, 1)
 
-    @contextmanager
-    def lend(self, spec: CaptureSpec) -> Iterator[Session]:
-        """Lend the session of this specification, opening or changing the one at hand if it is another's.
-
-        Tasks of one specification have it side by side. A task of another waits until they have returned it: two builds
-        may share a scheduler, and what is left of one that failed may still be running when the next begins.
-        """
-        with self._returned:
-            self._returned.wait_for(lambda: not self._lent or (self._session is not None and self._session.is_of(spec)))
-            if self._session is not None and not self._session.serves(spec):
-                self._session.close()
-                self._session = None
-            if self._session is None:
-                self._session = Session(spec)
-                self._checked = None
-            if spec.digests and spec.digests != self._checked:
-                check_digests(spec)
-                self._checked = spec.digests
-            self._session.project(spec)
-            session = self._session
-            self._lent += 1
-        try:
-            yield session
-        finally:
-            with self._returned:
-                self._lent -= 1
-                self._returned.notify_all()
+    def lend(self, spec: CaptureSpec) -> AbstractContextManager[Session]:
+        """Lend the session of this specification; see `Holding.lend`."""
+        return self.holding.lend(spec)
 
 
 def install(client: Client, *, local: bool) -> None:
@@ -84,17 +104,37 @@ def install(client: Client, *, local: bool) -> None:
     client.register_plugin(SessionPlugin(local=local))
 
 
+_here: ContextVar[Holding | None] = ContextVar("here", default=None)
+
+
+@contextmanager
+def sessions_here() -> Iterator[None]:
+    """Let this thread do tasks itself: the session that they ask for is opened here, and closed when this ends."""
+    holding = Holding()
+    token = _here.set(holding)
+    try:
+        yield
+    finally:
+        _here.reset(token)
+        holding.close()
+
+
 @contextmanager
 def session_here(spec: CaptureSpec) -> Iterator[Session]:
-    """Lend this worker's session to a task, which computes with the specification's number of threads meanwhile.
+    """Lend this process's session to a task, which computes with the specification's number of threads meanwhile.
 
     Raises:
         ClusterError: The worker has not been given the plugin.
     """
+    own = _here.get()
+    with torch_threads(spec.threads), (own or _workers()).lend(spec) as session:
+        yield session
+
+
+def _workers() -> SessionPlugin:
     plugin: Any = get_worker().plugins.get(PLUGIN)
     if plugin is None:
         raise ClusterError(
             "This worker has no session plugin: it joined the scheduler without the build noticing. Build again."
         )
-    with torch_threads(spec.threads), plugin.lend(spec) as session:
-        yield session
+    return plugin

@@ -1,8 +1,8 @@
 """Score every row of a store, or those that pass a filter, block after block on several threads.
 
 What limits a scan is memory traffic where one query is asked and multiplying where several are. Blocks are scored by
-several threads, where they lie in the page cache or in buffers that each thread reads into, and handed out in order. From `products.MANY` queries on, matrix
-products bring BLAS's own threads: beside those, more of ours would only wait.
+several threads, where they lie in the page cache or in buffers that each thread reads into, and handed out in order.
+From `products.MANY` queries on, matrix products bring BLAS's own threads: beside those, more of ours would only wait.
 """
 
 import os

@@ -2,6 +2,7 @@
 
 import json
 
+import datasets
 import pyarrow.parquet as pq
 import pytest
 
@@ -105,3 +106,20 @@ def test_a_table_of_another_run_ends_with_code_2(cli, built, run, out, tmp_path,
     ended = cli("export", built, "--drop", table, "--out", out)
     assert ended.code == 2
     assert f"is of another run: it was made of 40 rows with the fingerprint {'e' * 64}" in ended.told
+
+
+def test_a_run_of_a_saved_data_set_is_exported_as_one_and_undone(cli, run_file, in_process, tmp_path):
+    saved, out, back = tmp_path / "saved", tmp_path / "clean", tmp_path / "back"
+    rows = [{"text": f"Bread number {row} is baked before dawn.", "kind": row % 2} for row in range(12)]
+    datasets.Dataset.from_list(rows).save_to_disk(saved)
+    assert cli("build", "-c", run_file(data=saved), "--out", tmp_path / "run").code == 0
+    with influence.open(tmp_path / "run") as run:
+        table = table_of(run, tmp_path / "issues.parquet", drop=[0, 5])
+    ended = cli("export", tmp_path / "run", "--drop", table, "--out", out)
+    assert (ended.code, datasets.load_from_disk(str(out)).to_list()) == (0, [*rows[1:5], *rows[6:]]), ended.err
+    refused = cli("export", tmp_path / "run", "--drop", table, "--relabel", "--out", tmp_path / "other")
+    assert refused.code == 2
+    assert "has no column of labels" in refused.told
+    undone = cli("export", "--undo", out, "--out", back)
+    assert "12 rows, every row's values as they were" in undone.told
+    assert datasets.load_from_disk(str(back)).to_list() == rows

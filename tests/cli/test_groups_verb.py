@@ -1,25 +1,12 @@
 """`influence groups`: its forms, its picture, and what it refuses."""
 
 import json
-from contextlib import contextmanager
 from xml.etree import ElementTree
 
 import pyarrow.parquet as pq
 import pytest
 
-from influence.pipeline import score_stage
 from influence.recipe import SIGN_RULE
-
-
-@pytest.fixture
-def in_process(client, monkeypatch):
-    """Scans use the cluster in this process."""
-
-    @contextmanager
-    def connect(*_):
-        yield client
-
-    monkeypatch.setattr(score_stage, "connect", connect)
 
 
 @pytest.fixture
@@ -30,7 +17,7 @@ def dev(tmp_path):
     return path
 
 
-def test_the_table_has_unit_sign_rule_and_what_intervals_are_and_nothing_else_is_printed(cli, built, dev, in_process):
+def test_the_table_has_unit_sign_rule_and_what_intervals_are_and_nothing_else_is_printed(cli, built, dev):
     ended = cli("groups", built, "--queries", dev, "--by", "source", "--replicates", 100)
     assert ended.code == 0
     printed = " ".join(ended.out.split())
@@ -40,7 +27,7 @@ def test_the_table_has_unit_sign_rule_and_what_intervals_are_and_nothing_else_is
     assert "of a sum over queries, of a mean over queries and rows" in printed
 
 
-def test_json_is_clean_and_the_same_as_what_is_written_to_a_file(cli, built, dev, tmp_path, in_process):
+def test_json_is_clean_and_the_same_as_what_is_written_to_a_file(cli, built, dev, tmp_path):
     flags = ["--queries", dev, "--replicates", 100, "--seed", 3]
     printed = json.loads(cli("groups", built, *flags, "--format", "json").out)
     out = tmp_path / "groups.parquet"
@@ -58,7 +45,7 @@ def test_json_is_clean_and_the_same_as_what_is_written_to_a_file(cli, built, dev
     assert "exists already" in again.told
 
 
-def test_each_query_set_has_its_own_table_and_one_query_has_no_interval(cli, built, dev, in_process):
+def test_each_query_set_has_its_own_table_and_one_query_has_no_interval(cli, built, dev):
     ended = cli("groups", built, "--queries", dev, "--sets", "topic", "--replicates", 100)
     assert ended.code == 0
     assert "The: influence on 1 query" in " ".join(ended.out.split())

@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-from contextlib import contextmanager
 
 import pyarrow.parquet as pq
 import pytest
@@ -11,7 +10,6 @@ import pytest
 import influence
 from influence.diagnose.outfile import MARK, parts_folder
 from influence.errors import InfluenceError
-from influence.pipeline import score_stage
 from influence.store.digest import sha256
 from influence.store.writer import lock_run
 from tests.cli.conftest import clean
@@ -19,17 +17,6 @@ from tests.diagnose.exported import table_of
 
 QUICK = ("--checks", "empty,zero_gradient,near_duplicate")
 DEV = b'{"text": "The river was named after a cartographer.", "body": "b"}\n'
-
-
-@pytest.fixture(autouse=True)
-def scans_in_process(client, monkeypatch):
-    """Scans use the cluster in this process."""
-
-    @contextmanager
-    def connect(*_):
-        yield client
-
-    monkeypatch.setattr(score_stage, "connect", connect)
 
 
 @pytest.fixture(scope="module")

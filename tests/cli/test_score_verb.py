@@ -1,30 +1,15 @@
 """`influence score`: what it writes, says and refuses, and how a killed one goes on; and `--where` of both verbs."""
 
 import json
-import os
 import signal
-import subprocess
-import sys
-from contextlib import contextmanager
 
 import pyarrow.parquet as pq
 import pytest
 
 import influence.run as runs
-from influence.pipeline import score_stage
 from influence.recipe import SIGN_RULE
-from tests.cli.conftest import ASKED, COMPLETION, PROMPT, until
-
-
-@pytest.fixture
-def in_process(client, monkeypatch):
-    """Scans use the cluster in this process."""
-
-    @contextmanager
-    def connect(*_):
-        yield client
-
-    monkeypatch.setattr(score_stage, "connect", connect)
+from tests.cli.conftest import ASKED, COMPLETION, PROMPT
+from tests.diagnose.killed_calls import killed, say
 
 
 @pytest.fixture
@@ -36,7 +21,7 @@ def asked(tmp_path):
     return path
 
 
-def test_scores_are_written_with_unit_and_sign_rule_and_no_data_is_printed(cli, built, asked, tmp_path, in_process):
+def test_scores_are_written_with_unit_and_sign_rule_and_no_data_is_printed(cli, built, asked, tmp_path):
     out = tmp_path / "s.parquet"
     ended = cli("score", built, "--queries", asked, "--out", out)
     assert (ended.code, ended.out) == (0, "")
@@ -50,7 +35,7 @@ def test_scores_are_written_with_unit_and_sign_rule_and_no_data_is_printed(cli, 
             assert scores == pytest.approx(expected, rel=1e-3, abs=1e-6)
 
 
-def test_only_the_top_rows_that_meet_a_condition_are_kept_where_that_is_asked(cli, built, asked, tmp_path, in_process):
+def test_only_the_top_rows_that_meet_a_condition_are_kept_where_that_is_asked(cli, built, asked, tmp_path):
     out = tmp_path / "s.parquet"
     flags = ["--keep", "top", "-k", 3, "--where", "source = 'shelf-0' and row > 2"]
     ended = cli("score", built, "--queries", asked, "--out", out, *flags)
@@ -61,7 +46,7 @@ def test_only_the_top_rows_that_meet_a_condition_are_kept_where_that_is_asked(cl
     assert {(hit["query_id"], hit["side"]) for hit in hits} >= {("river", "promoting"), ("river", "opposing")}
 
 
-def test_self_scores_each_row_for_itself(cli, built, tmp_path, in_process):
+def test_self_scores_each_row_for_itself(cli, built, tmp_path):
     out = tmp_path / "self.parquet"
     ended = cli("score", built, "--self", "--out", out)
     assert "40 rows, scored for themselves" in ended.told
@@ -110,18 +95,20 @@ def test_a_query_may_ask_only_of_rows_that_meet_a_condition(cli, built):
     assert "none of the 40 rows" in ended.told
 
 
-@pytest.mark.slow
-def test_a_scan_killed_in_the_middle_goes_on_with_the_same_command(built, asked, tmp_path):
-    script = "import sys; from influence.cli.main import main; main(sys.argv[1:])"
-    out = tmp_path / "s.parquet"
-    command = [sys.executable, "-c", script, "score", str(built), "--queries", str(asked), "--out", str(out)]
-    running = subprocess.Popen(command, stderr=subprocess.PIPE, start_new_session=True)
-    parts = tmp_path / "s.parquet.parts"
-    until(lambda: any(parts.glob("queries-*.json")))
-    os.killpg(running.pid, signal.SIGKILL)
-    running.communicate()
-    assert parts.exists() or out.exists()
-    again = subprocess.run([*command, "--overwrite"], stderr=subprocess.PIPE, text=True, check=False)
-    assert again.returncode == 0, again.stderr
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+def test_a_scan_ended_in_the_middle_goes_on_with_the_same_command(cli, built, asked, tmp_path, number):
+    out, parts, log = tmp_path / "s.parquet", tmp_path / "s.parquet.parts", tmp_path / "log"
+    words = ("score", built, "--queries", asked, "--out", out)
+    code = killed(say, words, log, "influence.pipeline.score_stage:save_tensors", 2, number)
+    assert code == (4 if number == signal.SIGINT else -number)
+    assert [path.name for path in parts.glob("queries-*.json")] == ["queries-00000.json"]
+    assert not out.exists()
+    assert ("Interrupted. What stands is in" in log.read_text()) == (number == signal.SIGINT)
+    assert "Traceback" not in log.read_text()
+    asked_again = (parts / "queries-00000.safetensors").stat().st_mtime_ns
+    killed_before = killed(say, words, log, "influence.pipeline.score_stage:save_tensors", 1)
+    assert killed_before == -signal.SIGKILL
+    assert (parts / "queries-00000.safetensors").stat().st_mtime_ns == asked_again
+    assert cli(*words).code == 0
     assert pq.read_table(out).num_rows == 40
     assert not parts.exists()

@@ -1,24 +1,11 @@
 """`influence select`: what it writes, prints, warns of and refuses; and `--target` of `influence issues`."""
 
 import json
-from contextlib import contextmanager
 from xml.etree import ElementTree
 
 import pytest
 
-from influence.pipeline import score_stage
 from influence.recipe import SIGN_RULE
-
-
-@pytest.fixture
-def in_process(client, monkeypatch):
-    """Scans use the cluster in this process."""
-
-    @contextmanager
-    def connect(*_):
-        yield client
-
-    monkeypatch.setattr(score_stage, "connect", connect)
 
 
 @pytest.fixture
@@ -29,7 +16,7 @@ def dev(tmp_path):
     return path
 
 
-def test_chosen_rows_are_written_and_the_summary_is_printed_with_unit_and_sign(cli, built, dev, tmp_path, in_process):
+def test_chosen_rows_are_written_and_the_summary_is_printed_with_unit_and_sign(cli, built, dev, tmp_path):
     out, figure = tmp_path / "chosen.jsonl", tmp_path / "plot.html"
     ended = cli("select", built, "--target", dev, "--top", "25%", "--out", out, "--figure", figure, "--sets", "task")
     assert ended.code == 0
@@ -76,7 +63,7 @@ def test_an_empty_target_and_one_with_other_columns_are_refused_by_name(cli, bui
     assert "Columns found: 'body'" in ended.told
 
 
-def test_a_target_that_is_the_training_data_is_warned_of(cli, built, corpus_file, tmp_path, in_process):
+def test_a_target_that_is_the_training_data_is_warned_of(cli, built, corpus_file, tmp_path):
     flags = ["--top", "5", "--no-bm25", "--out", tmp_path / "chosen.jsonl"]
     ended = cli("select", built, "--target", corpus_file, *flags)
     assert ended.code == 0
@@ -84,7 +71,7 @@ def test_a_target_that_is_the_training_data_is_warned_of(cli, built, corpus_file
     assert "not compared" in ended.out
 
 
-def test_issues_takes_a_written_target_and_says_by_what_rule_rows_are_poison(cli, built, tmp_path, in_process):
+def test_issues_takes_a_written_target_and_says_by_what_rule_rows_are_poison(cli, built, tmp_path):
     out = tmp_path / "issues.parquet"
     flags = ["--checks", "poisoned", "--out", out]
     ended = cli("issues", built, "--target", " a cartographer", "--prompt", "The river was named after", *flags)

@@ -1,4 +1,4 @@
-"""A cluster of threads in the test's own process, for builds, scans and examinations."""
+"""A cluster of threads in the test's own process, for builds."""
 
 from contextlib import contextmanager
 
@@ -7,7 +7,6 @@ import pytest
 from distributed import Client, LocalCluster
 
 from influence.pipeline import build as build_module
-from influence.pipeline import score_stage
 from influence.pipeline.cluster import QUIET
 
 
@@ -27,5 +26,4 @@ def client():
             yield client
 
         patch.setattr(build_module, "connect", connect)
-        patch.setattr(score_stage, "connect", connect)
         yield client

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from influence.data.dataset import DataSettings, digest_files, locate
+from influence.data.dataset import DataSettings, digest_files, locate, open_rows
 from influence.data.records import records
 from influence.diagnose.finding import Case, Finding
 from influence.diagnose.table import write_issues
@@ -16,8 +16,13 @@ def run_of(path, fingerprint=FINGERPRINT, **data):
     """What stands for a run over the data at `path`."""
     settings = DataSettings(path=str(path), **data)
     kind, files = locate(settings)
-    found = [record for file in files for _, record in records(file, kind, ("text", "label", "id"))][: settings.limit]
-    manifest = SimpleNamespace(rows_fingerprint=fingerprint, fingerprint_parts={"data": digest_files(files)})
+    if kind in ("saved", "hub"):
+        rows = open_rows(settings)
+        found, digest = [{"label": example.label} for example in rows.examples()], rows.digest()
+    else:
+        found = [record for file in files for _, record in records(file, kind, ("text", "label", "id"))]
+        found, digest = found[: settings.limit], digest_files(files)
+    manifest = SimpleNamespace(rows_fingerprint=fingerprint, fingerprint_parts={"data": digest})
     run = SimpleNamespace(path="runs/x", rows=len(found), manifest=manifest)
     run.config = SimpleNamespace(data=settings)
     run.store = SimpleNamespace(rows=len(found), manifest=manifest)

@@ -28,6 +28,11 @@ def examine(run: Path, out: Path) -> None:
     main(["issues", str(run), "--out", str(out)])
 
 
+def say(*words: object) -> None:
+    """Any verb."""
+    main([str(word) for word in words])
+
+
 def export(data: Path, table: Path, out: Path) -> None:
     """`influence export` of what stands for a run over the data."""
     _as_verb(lambda: export_clean(run_of(data), Wish((table,)), out))

@@ -3,16 +3,14 @@
 import json
 import os
 from pathlib import Path
-from types import SimpleNamespace
 
-import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from influence.data.dataset import DataSettings
 from influence.diagnose import clean as clean_module
+from influence.diagnose import original as original_module
 from influence.diagnose.clean import export_clean
 from influence.diagnose.decisions import decisions_path
 from influence.diagnose.undo import undo_export
@@ -205,14 +203,14 @@ def test_data_that_changed_since_the_build_are_refused(run, data, tmp_path):
 
 def test_data_that_change_under_an_export_leave_nothing(run, data, tmp_path, monkeypatch):
     table = table_of(run, tmp_path / "issues.parquet", drop=[1])
-    checked = clean_module.digest_files
+    checked = original_module.digest_files
 
     def then_change(files):
         found = checked(files)
         data.write_bytes(data.read_bytes().replace(b"one", b"eno"))
         return found
 
-    monkeypatch.setattr(clean_module, "digest_files", then_change)
+    monkeypatch.setattr(original_module, "digest_files", then_change)
     with pytest.raises(DataError, match="has changed since"):
         export_clean(run, Wish((table,)), tmp_path / "clean.jsonl")
     assert names_in(tmp_path) == ["issues.parquet", "rows.jsonl"]
@@ -335,13 +333,6 @@ def test_labels_can_t_be_changed_where_there_are_none(tmp_path):
     table = table_of(run, tmp_path / "issues.parquet", drop=[0])
     with pytest.raises(QueryError, match="has no column of labels"):
         export_clean(run, Wish((table,), relabel=True), tmp_path / "clean.jsonl")
-
-
-def test_a_saved_data_set_is_refused_with_a_way_out(tmp_path):
-    datasets.Dataset.from_list([{"text": "a"}]).save_to_disk(tmp_path / "saved")
-    run = SimpleNamespace(config=SimpleNamespace(data=DataSettings(path=str(tmp_path / "saved"))))
-    with pytest.raises(DataError, match=r"datasets\.load_from_disk\('.*saved'\)\.to_parquet\('rows\.parquet'\)"):
-        export_clean(run, Wish((tmp_path / "issues.parquet",)), tmp_path / "clean.jsonl")
 
 
 def test_many_rows_are_read_side_by_side_with_their_tables(tmp_path, monkeypatch):

@@ -36,7 +36,7 @@ def table(run, tmp_path):
 
 def killed_late(out, of):
     """Leave what a call leaves that was killed when its file stood and its parts weren't gone."""
-    parts_folder(out).mkdir()
+    parts_folder(out).mkdir(exist_ok=True)
     (parts_folder(out) / MARK).write_text(sha256(of))
 
 

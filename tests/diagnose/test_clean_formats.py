@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import os
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 
 from influence.data.records import records
 from influence.diagnose.clean import export_clean
+from influence.diagnose.clean_columns import parquet_batches
 from influence.diagnose.undo import undo_export
 from influence.diagnose.verdicts import Wish
 from tests.diagnose.exported import run_of, table_of
@@ -116,6 +118,7 @@ def test_csv_rows_keep_their_quotes_and_line_ends(cells, quoting, end, blank, fa
 
 
 def test_parquet_keeps_schema_metadata_compression_and_values(tmp_path, monkeypatch):
+    monkeypatch.setattr("influence.diagnose.clean_columns.BATCH", 3)
     monkeypatch.setattr("influence.diagnose.clean_parquet.BATCH", 3)
     schema = pa.schema(
         [
@@ -146,3 +149,19 @@ def test_parquet_keeps_schema_metadata_compression_and_values(tmp_path, monkeypa
     back = pq.read_table(tmp_path / "back.parquet")
     assert back.schema.equals(whole.schema, check_metadata=True)
     assert back.to_pylist() == whole.to_pylist()
+
+
+def test_wide_rows_are_held_by_their_bytes_and_not_by_their_number(tmp_path, monkeypatch):
+    monkeypatch.setattr("influence.diagnose.clean_columns.BATCH_BYTES", 1000)
+    monkeypatch.setattr("influence.diagnose.clean_parquet.BATCH_BYTES", 1000)
+    path = tmp_path / "rows.parquet"
+    rows = [{"text": f"t{row}", "label": 0, "blob": os.urandom(400)} for row in range(12)]
+    pq.write_table(pa.Table.from_pylist(rows), path)
+    with pq.ParquetFile(path) as file:
+        assert max(map(len, parquet_batches(file))) <= 2
+    run = run_of(path)
+    done = export_clean(run, Wish((table_of(run, tmp_path / "issues.parquet", drop=[3]),)), tmp_path / "clean.parquet")
+    assert pq.read_table(done.out).to_pylist() == rows[:3] + rows[4:]
+    assert pq.ParquetFile(done.out).metadata.num_row_groups >= 3
+    undo_export(done.out, tmp_path / "back.parquet")
+    assert pq.read_table(tmp_path / "back.parquet").to_pylist() == rows

@@ -27,7 +27,12 @@ LATE = (
 )
 """What a build imports only when it is needed."""
 VERBS = ("influence.cli.main", "influence.cli.diagnosis_tables", "influence.diagnose.issues", "influence.diagnose.undo")
-PROCESSES.set_forkserver_preload([*PRELOADED, *LATE, *VERBS])
+PAGE = (
+    *("influence.demo.dirty", "influence.demo.classifier", "influence.diagnose.groups", "influence.diagnose.clean"),
+    *("transformers.models.modernbert.modeling_modernbert", "transformers.trainer"),
+)
+"""What the worked page on data quality imports besides."""
+PROCESSES.set_forkserver_preload([*PRELOADED, *LATE, *VERBS, *PAGE])
 
 
 @contextmanager

@@ -19,7 +19,6 @@ from influence.cli.main import main
 from influence.config import parse_config, save_config
 from influence.errors import ConfigError, DigestMismatch, Incomplete, RunLocked, StoreError
 from influence.pipeline import build as build_module
-from influence.pipeline import score_stage
 from influence.pipeline.build import build_run
 from influence.pipeline.cluster import QUIET
 from influence.pipeline.standing import status
@@ -64,7 +63,6 @@ def here():
             yield client
 
         patch.setattr(build_module, "connect", connect)
-        patch.setattr(score_stage, "connect", connect)
         yield client
 
 
