@@ -20,6 +20,11 @@ POPULATE_READ = 22
 """The number of `MADV_POPULATE_READ`, which Python has no name for."""
 
 
+def may_lend(path: Path) -> bool:
+    """Whether rows below a folder can be lent at all: not those in a bucket, and by Linux alone."""
+    return not isinstance(path, ObjectPath) and sys.platform == "linux"
+
+
 def mapped_rows(path: Path, codec: Codec, rows: int, start: int, stop: int) -> tuple[Encoded, np.ndarray] | None:
     """Return the codes of some rows of a shard, read-only and only as long as they are held, and a copy of their norms.
 
@@ -35,7 +40,7 @@ def mapped_rows(path: Path, codec: Codec, rows: int, start: int, stop: int) -> t
         in a bucket, isn't laid out as expected or ends too soon, its arrays don't begin where processors want numbers
         to begin, or the kernel can't promise pages.
     """
-    if isinstance(path, ObjectPath) or sys.platform != "linux":
+    if not may_lend(path):
         return None
     header = rows_header(codec, rows)
     planes = [("", np.float32, 1), *((plane.name, plane.dtype, plane.width) for plane in codec.layout)]
@@ -69,4 +74,4 @@ def _promised(file: int, start: int, length: int) -> np.ndarray | None:
     return np.frombuffer(pages, dtype=np.uint8)[before:]
 
 
-__all__ = ["mapped_rows"]
+__all__ = ["mapped_rows", "may_lend"]

@@ -16,17 +16,21 @@ import numpy as np
 
 from influence.errors import StoreError
 from influence.store.codec import Encoded
+from influence.store.mapped import may_lend
 from influence.store.products import MANY, padded, tile_rows
 
 if TYPE_CHECKING:
     from influence.store.reader import Store
 
 SCORED_BYTES = 8 * 2**20
-"""Codes that are scored at a time, and scores that are made of them."""
+"""Codes that are scored at a time where they are read first, and scores that are made of them."""
 SEVERAL = 256
 """Rows that are scored at a time, at least, where there are several queries and the rows fit into `MANY_BYTES`."""
 MANY_BYTES = 4 * SCORED_BYTES
-"""Codes of several queries' blocks, and scores of many queries' at most."""
+"""Codes of several queries' blocks, and of one query's where they are scored as they lie: finding them takes as long as
+scoring two megabytes of them. And scores of many queries' at most."""
+SHARE = 4
+"""Blocks a thread has to do at least, so that none waits long for the others at the end."""
 THREADS = 8
 """The most threads where nobody says how many; each holds a block."""
 FEWEST = 8
@@ -49,9 +53,9 @@ def scores(
     """Yield the inner products of queries with rows [start, stop), in order, straight from the codes.
 
     Equal rows have equal scores to the last bit, in blocks of any size and beside any other rows; see `products` for
-    what the number of queries changes. Memory, for each thread: 8 MiB of codes with one query, 32 MiB with several, and
-    as much of scores; with many the codes and scores of 512 rows or 8 and 32 MiB of them, and 4 MiB of rows; and once
-    another copy of the queries.
+    what the number of queries changes. Memory, for each thread: 8 MiB of codes with one query (32 where they are scored
+    as they lie, which are the page cache's), 32 MiB with several, and as much of scores; with many the codes and scores
+    of 512 rows or 8 and 32 MiB of them, and 4 MiB of rows; and once another copy of the queries.
 
     Args:
         store: Of the run.
@@ -75,7 +79,7 @@ def scores(
             f"A filter of {passing.shape} rows was given for rows {start} to {blocks.stop} of {store.run_dir}."
         )
     score = store.codec.scorer(queries, many=many)
-    usual = 1 if many else min(THREADS, len(os.sched_getaffinity(0)))
+    usual = 1 if many else _threads()
     count = max(1, min(len(blocks), threads or usual))
     buffers: SimpleQueue[tuple[Encoded, np.ndarray]] = SimpleQueue()
     for _ in range(count):
@@ -146,11 +150,18 @@ def block_rows(store: "Store", queries: int, many: bool) -> int:
         # Whole tiles: what is short of one costs as much as one.
         tile = tile_rows(1)
         return max(1, min(MANY_BYTES // (8 * padded(queries)), SCORED_BYTES // row) // tile) * tile
-    rows = min(SCORED_BYTES // row, SCORED_BYTES // (8 * max(1, queries)))
+    read = SCORED_BYTES // row
+    if may_lend(store.run_dir):
+        read = max(read, min(MANY_BYTES // row, store.rows // (SHARE * _threads())))
+    rows = min(read, SCORED_BYTES // (8 * max(1, queries)))
     if queries > 1:
         # Several queries are as much as the codes: a block must be worth reading them.
         rows = max(rows, min(SEVERAL, MANY_BYTES // row))
     return max(FEWEST, rows // FEWEST * FEWEST)
+
+
+def _threads() -> int:
+    return min(THREADS, len(os.sched_getaffinity(0)))
 
 
 def _wanted(
