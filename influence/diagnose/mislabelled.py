@@ -103,9 +103,9 @@ def check(subject: Subject, settings: MislabelledSettings) -> Finding:
         scores,
         _cases(subject, settings, flagged),
         f"Half the mean rank, from 0 to 1, of the row's loss, its self-influence and the odds that its {whom} give "
-        "against its label; plus a half where these speak against it and, times the model's own odds, are five to one.",
+        "against its label; plus a half where these are above even and, times the model's own, five to one or more.",
         f"Flagged from {threshold:g} on: "
-        + (f"five to one of the {whom} and the model." if settings.threshold is None else "as set."),
+        + (f"the {whom} and the model say five to one against." if settings.threshold is None else "as set."),
     )
 
 

@@ -89,7 +89,7 @@ def test_a_row_that_trusted_rows_of_another_label_oppose_is_flagged_with_their_l
     assert (case.action, case.label, case.suggestion) == ("relabel", "web", "relabel to 'web'")
     assert case.evidence == ("row-3", "row-4")
     assert finding.scores[6] == 1
-    assert finding.rule == "Flagged from 0.5 on: five to one of the nearest rows and the model."
+    assert finding.rule == "Flagged from 0.5 on: the nearest rows and the model say five to one against."
     assert np.nanmax(np.delete(finding.scores, 6)) < 0.5
 
 
