@@ -68,17 +68,9 @@ class Diagnosing:
         ]
         with TemporaryDirectory() as scratch:
             path = Path(scratch) / "issues.parquet" if out is None else Path(out)
-            found = examine(
-                run,
-                path,
-                parse_settings([settings] if isinstance(settings, str) else settings),
-                checks=names_in(checks),
-                evaluation=given[0],
-                target=given[1],
-                overwrite=overwrite,
-                overrides=overrides,
-                progress=progress,
-            )
+            chosen = parse_settings([settings] if isinstance(settings, str) else settings)
+            more: dict[str, Any] = {"overwrite": overwrite, "overrides": overrides, "progress": progress}
+            found = examine(run, path, chosen, checks=names_in(checks), evaluation=given[0], target=given[1], **more)
             frame = pq.read_table(path).to_pandas()
         frame.attrs = {
             "run": run.manifest.fingerprint,
