@@ -142,12 +142,14 @@ def _rows_of(
 def _captured(session: Session, parts: Sequence[Part], names: Sequence[str]) -> tuple[torch.Tensor, list[str]]:
     """Return the rows of some parts, [n, D], and what trak's projector drew for each checkpoint."""
     captured, drawings = [], []
-    for number in range(session.checkpoints):
-        session.load(number)
-        pieces = session.losses(parts, names)
-        captured.append(torch.cat([_checked(piece, names, session.spec.row_is) for piece in pieces]))
-        if session.rows_capture.record is not None:
-            drawings.append(drawn(session.rows_capture.record))
+    # Another build's tasks may have the session, too.
+    with session.computing:
+        for number in range(session.checkpoints):
+            session.load(number)
+            pieces = session.losses(parts, names)
+            captured.append(torch.cat([_checked(piece, names, session.spec.row_is) for piece in pieces]))
+            if session.rows_capture.record is not None:
+                drawings.append(drawn(session.rows_capture.record))
     return torch.cat(captured, dim=1), drawings
 
 
