@@ -18,7 +18,7 @@ from distributed import Client
 from influence.cluster import ClusterSettings
 from influence.errors import ClusterError
 from influence.pipeline.jobs import ROUNDS, bounds, queued_cluster
-from influence.pipeline.local import local_cluster, resolve_device, worker_count
+from influence.pipeline.local import interrupts_deferred, local_cluster, resolve_device, worker_count
 from influence.pipeline.workforce import Workforce, introduce
 
 log = logging.getLogger(__name__)
@@ -158,7 +158,8 @@ def _connected(settings: ClusterSettings, tasks: int | None, run_dir: Path | Non
             return
         try:
             cluster, workforce = stack.enter_context(_ours(settings, tasks, run_dir))
-            client = stack.enter_context(Client(cluster, timeout=START_TIMEOUT, set_as_default=False))
+            with interrupts_deferred():
+                client = stack.enter_context(Client(cluster, timeout=START_TIMEOUT, set_as_default=False))
         except (OSError, TimeoutError, RuntimeError) as error:
             raise ClusterError(f"The {settings.kind} workers didn't start: {error}") from error
         introduce(client, workforce)
@@ -186,13 +187,14 @@ def _tell_dashboard(cluster: Any) -> None:
 
 @contextmanager
 def _remote(address: str) -> Iterator[Client]:
-    try:
-        client = Client(address, timeout=REACH_TIMEOUT, set_as_default=False)
-    except (OSError, TimeoutError, ValueError) as error:
-        raise ClusterError(
-            f"The scheduler at {address} can't be reached: {error}. Is it running, and the port open?"
-        ) from error
-    with client:
+    with ExitStack() as stack:
+        try:
+            with interrupts_deferred():
+                client = stack.enter_context(Client(address, timeout=REACH_TIMEOUT, set_as_default=False))
+        except (OSError, TimeoutError, ValueError) as error:
+            raise ClusterError(
+                f"The scheduler at {address} can't be reached: {error}. Is it running, and the port open?"
+            ) from error
         absent = f"The scheduler at {address} waits for workers. Start some: dask worker {address}"
         introduce(client, Workforce(rounds=ROUNDS, absent=lambda: absent))
         yield client

@@ -22,6 +22,7 @@ from influence.cluster import ClusterSettings
 from influence.errors import ClusterError
 from influence.pipeline.adapt import ByTasks, adapt
 from influence.pipeline.jobqueue import dask_settings, job_classes, job_options, listed_jobs, listing_command, log_tail
+from influence.pipeline.local import interrupts_deferred
 from influence.pipeline.workforce import Workforce
 from influence.remote.place import is_remote
 
@@ -180,13 +181,10 @@ def queued_cluster(
         stack.enter_context(_terminated_like_interrupted())
         options = job_options(settings, slots, environment, logs)
         watched = type(job_kind.__name__, (Watched, job_kind), {})
-        cluster = kind(
-            job_cls=watched,
-            scheduler_options={"dashboard_address": "127.0.0.1:0"},
-            silence_logs=False,
-            **options,
-        )
-        stack.enter_context(cluster)
+        shown = {"dashboard_address": "127.0.0.1:0"}
+        with interrupts_deferred():
+            cluster = kind(job_cls=watched, scheduler_options=shown, silence_logs=False, **options)
+            stack.enter_context(cluster)
         smallest, largest = bounds(settings, tasks)
         first = max(1, smallest)
         log.info(

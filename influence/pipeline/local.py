@@ -86,7 +86,7 @@ def local_cluster(
         if device == "cpu":
             # Both allocator and OpenMP read these when a process starts: its `env` argument would come too late.
             stack.enter_context(dask.config.set({"distributed.nanny.pre-spawn-environ": environment}))
-        with _interrupts_deferred(), _handlers_heard():
+        with interrupts_deferred(), _handlers_heard():
             cluster = stack.enter_context(_started(least, most, slots, device))
         stack.callback(_let_dead_be_replaced, cluster)
         if settings.adapt is not None:
@@ -131,27 +131,35 @@ def _coming_up(nanny: Any) -> bool:
 
 
 @contextmanager
-def _interrupts_deferred() -> Iterator[None]:
-    """Put Ctrl-C off while worker processes start, then deliver it; the workers inherit the deaf ear and keep it.
+def interrupts_deferred() -> Iterator[None]:
+    """Put Ctrl-C off, and SIGTERM where it is heard as one, while workers or a client start; then deliver it.
 
-    Interrupted halfway, `distributed` leaves processes and tracebacks behind. Only the main thread hears signals, so
-    elsewhere there is nothing to put off.
+    Interrupted halfway, `distributed` leaves processes and tracebacks behind, and a client that can't be closed any
+    more and keeps the process from ending. Workers inherit the deaf ear and keep it. Only the main thread hears
+    signals, so elsewhere there is nothing to put off.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     pressed: list[int] = []
-    before = signal.signal(signal.SIGINT, lambda number, frame: pressed.append(number))
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    if not callable(before[signal.SIGTERM]):
+        del before[signal.SIGTERM]
+    for number in before:
+        signal.signal(number, lambda number, frame: pressed.append(number))
+    # Not SIGTERM, which workers must hear.
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-        signal.signal(signal.SIGINT, before)
-    if pressed and callable(before):
-        before(signal.SIGINT, None)
-    elif pressed:
-        raise KeyboardInterrupt
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if pressed:
+        handler = before[signal.Signals(pressed[0])]
+        if not callable(handler):
+            raise KeyboardInterrupt
+        handler(pressed[0], None)
 
 
 @contextmanager

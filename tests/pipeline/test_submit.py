@@ -2,6 +2,7 @@
 
 import logging
 import os
+import signal
 from types import SimpleNamespace
 
 import dask
@@ -255,3 +256,32 @@ def test_a_kept_cluster_is_one_for_stages_alike_and_grows_where_more_workers_are
     with connect(one, 1) as own:
         assert own is not more
     assert own.status == "closed"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_while_a_client_connects_waits_until_it_can_be_closed_and_closes_it(number, monkeypatch):
+    happened = []
+
+    class Connecting:
+        def __init__(self, *_, **__):
+            signal.raise_signal(number)
+            happened.append("connected")
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            happened.append("closed")
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cluster, "Client", Connecting)
+    before = signal.signal(number, interrupt)
+    try:
+        with pytest.raises(KeyboardInterrupt), connect(ClusterSettings(kind="address", address="tcp://one:1")):
+            pass
+        assert signal.getsignal(number) is interrupt
+    finally:
+        signal.signal(number, before)
+    assert happened == ["connected", "closed"]
