@@ -6,7 +6,7 @@ values under the same schema, held to a digest of them.
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -193,6 +193,35 @@ class _Kept:
             yield found
 
 
+class Gathered:
+    """Rows that come in small batches and are written in larger ones.
+
+    Args:
+        write: Is given the rows, a table in one piece.
+        schema: Of the rows.
+        most: Rows that are written at a time, or BATCH_BYTES of them, or a little more.
+    """
+
+    def __init__(self, write: Callable[[pa.Table], None], schema: pa.Schema, most: int) -> None:
+        self._write_table, self._schema, self._most = write, schema, most
+        self._held: list[pa.RecordBatch] = []
+        self._rows = self._bytes = 0
+
+    def add(self, batch: pa.RecordBatch) -> None:
+        """Take rows, and write what is held once there is enough."""
+        self._held.append(batch)
+        self._rows += len(batch)
+        self._bytes += batch.nbytes
+        if self._rows >= self._most or self._bytes >= BATCH_BYTES:
+            self.write()
+
+    def write(self) -> None:
+        """Write what is held."""
+        if self._rows:
+            self._write_table(pa.Table.from_batches(self._held, self._schema).combine_chunks())
+        self._held, self._rows, self._bytes = [], 0, 0
+
+
 def portions(batch: pa.RecordBatch, most: int) -> Iterator[pa.RecordBatch]:
     """Yield rows in parts of at most some, and of about BATCH_BYTES."""
     size = _rows_of(most, batch.nbytes, len(batch))
@@ -217,6 +246,7 @@ def parquet_batches(file: pq.ParquetFile, columns: list[str] | None = None) -> I
 __all__ = [
     "BATCH",
     "BATCH_BYTES",
+    "Gathered",
     "Labels",
     "Originals",
     "Values",

@@ -7,13 +7,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 
 from influence.data.dataset import digest_files
 from influence.diagnose.clean_columns import (
     BATCH,
-    BATCH_BYTES,
+    Gathered,
     Labels,
     Originals,
     Values,
@@ -80,20 +79,8 @@ class _Written:
             columns = [group.column(number) for number in range(group.num_columns)]
             codecs = {column.path_in_schema: column.compression.replace("UNCOMPRESSED", "NONE") for column in columns}
         self._writer = pq.ParquetWriter(file, like.schema_arrow, compression=codecs)
-        self._held: list[pa.RecordBatch] = []
-        self._rows = self._bytes = 0
-
-    def add(self, batch: pa.RecordBatch) -> None:
-        self._held.append(batch)
-        self._rows += len(batch)
-        self._bytes += batch.nbytes
-        if self._rows >= BATCH or self._bytes >= BATCH_BYTES:
-            self._write()
-
-    def _write(self) -> None:
-        if self._rows:
-            self._writer.write_table(pa.Table.from_batches(self._held).combine_chunks())
-        self._held, self._rows, self._bytes = [], 0, 0
+        self._rows = Gathered(self._writer.write_table, like.schema_arrow, BATCH)
+        self.add = self._rows.add
 
     def __enter__(self) -> Self:
         return self
@@ -102,7 +89,7 @@ class _Written:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if error is None:
-            self._write()
+            self._rows.write()
             self._writer.close()
         else:
             give_up(self._writer)

@@ -17,7 +17,7 @@ from influence.data.cache import no_progress_bars
 from influence.data.dataset import digest_of
 from influence.diagnose.clean_columns import (
     BATCH,
-    BATCH_BYTES,
+    Gathered,
     Labels,
     Originals,
     Values,
@@ -158,22 +158,9 @@ class _Written:
     def __init__(self, path: Path, schema: pa.Schema) -> None:
         self.digest = ""
         self._file = PartialFile(path)
-        self._schema = schema
         self._writer = pa.ipc.new_stream(self._file, schema)
-        self._held: list[pa.RecordBatch] = []
-        self._rows = self._bytes = 0
-
-    def add(self, batch: pa.RecordBatch) -> None:
-        self._held.append(batch)
-        self._rows += len(batch)
-        self._bytes += batch.nbytes
-        if self._rows >= HELD or self._bytes >= BATCH_BYTES:
-            self._write()
-
-    def _write(self) -> None:
-        if self._rows:
-            self._writer.write_table(pa.Table.from_batches(self._held, self._schema).combine_chunks())
-        self._held, self._rows, self._bytes = [], 0, 0
+        self._rows = Gathered(self._writer.write_table, schema, HELD)
+        self.add = self._rows.add
 
     def __enter__(self) -> "_Written":
         return self
@@ -181,7 +168,7 @@ class _Written:
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         try:
             if error is None:
-                self._write()
+                self._rows.write()
                 self._writer.close()
                 self._file.finish()
                 self._file.publish()

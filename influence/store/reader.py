@@ -252,6 +252,10 @@ class Store:
         """Return what `encoded` does, read-only: the codes of consecutive rows of a shard where they lie, if they can.
 
         Only for as long as they are scored; see `mapped`.
+
+        Raises:
+            StoreError: A shard can't be used.
+            DigestMismatch: A file isn't the one that was committed.
         """
         cut = self._cut(rows)
         if len(cut) == 1 and int(rows[-1]) - int(rows[0]) == len(rows) - 1:

@@ -153,7 +153,6 @@ def test_parquet_keeps_schema_metadata_compression_and_values(tmp_path, monkeypa
 
 def test_wide_rows_are_held_by_their_bytes_and_not_by_their_number(tmp_path, monkeypatch):
     monkeypatch.setattr("influence.diagnose.clean_columns.BATCH_BYTES", 1000)
-    monkeypatch.setattr("influence.diagnose.clean_parquet.BATCH_BYTES", 1000)
     path = tmp_path / "rows.parquet"
     rows = [{"text": f"t{row}", "label": 0, "blob": os.urandom(400)} for row in range(12)]
     pq.write_table(pa.Table.from_pylist(rows), path)

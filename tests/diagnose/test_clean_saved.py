@@ -85,8 +85,7 @@ def check_same(found, expected):
 @pytest.mark.parametrize(("batch", "size"), [(2, 2**20), (8192, 300), (8192, 2**20)])
 def test_a_saved_data_set_is_cleaned_as_datasets_would_and_undone(batch, size, saved, tmp_path, monkeypatch):
     monkeypatch.setattr("influence.diagnose.clean_saved.BATCH", batch)
-    for module in ("clean_columns", "clean_saved"):
-        monkeypatch.setattr(f"influence.diagnose.{module}.BATCH_BYTES", size)
+    monkeypatch.setattr("influence.diagnose.clean_columns.BATCH_BYTES", size)
     before, run = held(saved), run_of(saved)
     drop = [0, 4, 5, *range(8, 16), 22]
     table = table_of(run, tmp_path / "issues.parquet", drop=drop, relabel={2: "0", 7: "1", 20: "0"})
