@@ -37,6 +37,12 @@ class Cases(Mapping[int, Case]):
         self._table = table
         self.rows: np.ndarray = table.column("row").to_numpy()
 
+    @property
+    def labels(self) -> int:
+        """How many cases suggest a label."""
+        column = self._table.column("label")
+        return len(column) - column.null_count
+
     def __len__(self) -> int:
         return len(self.rows)
 

@@ -38,12 +38,14 @@ class Check:
         lacks: What the subject would need for it and hasn't; None where it applies.
         check: Looks.
         named_only: Whether it is made only where somebody names it.
+        of_labels: Whether it looks for wrong labels.
     """
 
     about: str
     lacks: Callable[[Subject], str | None]
     check: Callable[[Subject, Any], Finding]
     named_only: bool = False
+    of_labels: bool = False
 
 
 class IssueSettings(BaseModel):
@@ -67,7 +69,7 @@ class IssueSettings(BaseModel):
 
 
 CHECKS: dict[str, Check] = {
-    "mislabelled": Check("with a wrong label", mislabelled.lacks, mislabelled.check),
+    "mislabelled": Check("with a wrong label", mislabelled.lacks, mislabelled.check, of_labels=True),
     "harmful": Check("oppose the evaluation set", harmful.lacks, harmful.check),
     "near_duplicate": Check("copies of another row", duplicates.lacks, duplicates.check),
     "leak": Check("in the evaluation set too", leak.lacks, leak.check),
@@ -76,7 +78,9 @@ CHECKS: dict[str, Check] = {
     "empty": Check("without text", empty.lacks, empty.check_empty),
     "zero_gradient": Check("teach nothing", empty.lacks, empty.check_zero_gradient),
     "poisoned": Check("promote an unwanted output", poisoned.lacks, poisoned.check),
-    "cleanlab_label": Check("cleanlab doubts the label", datalab.lacks_labels, datalab.check_label, named_only=True),
+    "cleanlab_label": Check(
+        "cleanlab doubts the label", datalab.lacks_labels, datalab.check_label, named_only=True, of_labels=True
+    ),
     "cleanlab_outlier": Check("far, says cleanlab", datalab.lacks_rows, datalab.check_outlier, named_only=True),
     "cleanlab_near_duplicate": Check(
         "near another row, says cleanlab", datalab.lacks_rows, datalab.check_near_duplicate, named_only=True

@@ -9,7 +9,7 @@ holds what its own page says.
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -118,12 +118,13 @@ def examine(
             progress=progress,
         )
         wanted, skipped = _wanted(subject, checks)
+        _check_settings(settings, wanted, skipped)
         stage = Stage("checks", len(wanted), progress)
         findings = []
         for name in wanted:
             findings.append(_found(subject, name, settings))
             stage.finished()
-        write_issues(run.store, findings, out, partial(publish, overwrite=overwrite))
+        write_issues(run.store, findings, out, partial(publish, overwrite=overwrite), skipped)
         if graph is not None:
             save_knn_graph(subject.graph, graph, partial(publish, overwrite=overwrite, beside=out))
         remove_parts(folder)
@@ -155,6 +156,14 @@ def _wanted(subject: Subject, names: Sequence[str] | None) -> tuple[list[str], d
             f"{', '.join(applying)}."
         )
     return [name for name in CHECKS if name in names], {}
+
+
+def _check_settings(settings: IssueSettings, wanted: Sequence[str], skipped: Mapping[str, str]) -> None:
+    """Refuse settings of a check that is not made: they would do nothing."""
+    for name in sorted(settings.model_fields_set & CHECKS.keys()):
+        if name not in wanted:
+            why = skipped.get(name, f"--checks names only {', '.join(wanted)}.")
+            raise QueryError(f"--set {name}.… has no effect: the check {name} is not made. {why}")
 
 
 def _found(subject: Subject, name: str, settings: IssueSettings) -> Finding:

@@ -12,14 +12,14 @@ What each score means, from where on rows are flagged, and the run are in the fi
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from influence.diagnose.cases import gather
+from influence.diagnose.cases import Cases, gather
 from influence.diagnose.finding import Action, Case, Finding
 from influence.errors import QueryError, StoreError
 from influence.store.partial import PartialFile, disk_errors, sync_folder
@@ -32,7 +32,9 @@ STRENGTH: tuple[Action, ...] = ("drop", "relabel", "review")
 """Which suggestion counts, where checks make several; but see `OF_THE_LABEL`."""
 OF_THE_LABEL = frozenset({"harmful"})
 """Checks whose reason to drop a row a better label takes away. Poison and copies go, whatever their label should be."""
-VERSION = 1
+VERSION = 2
+WITHOUT_SKIPPED = 1
+"""The version whose tables don't say which checks were skipped."""
 IS, SCORE = "is_", "_score"
 KEY = b"influence.issues"
 
@@ -47,6 +49,8 @@ class IssuesFile:
         issues: The checks, in the order of their columns.
         meanings: By check, what a score means.
         rules: By check, from where on rows are flagged.
+        labels: How many rows a label is suggested for; None where the table doesn't say.
+        skipped: By check that was not made, why; of checks that nobody named.
     """
 
     run: str
@@ -54,6 +58,8 @@ class IssuesFile:
     issues: tuple[str, ...]
     meanings: dict[str, str]
     rules: dict[str, str]
+    labels: int | None = None
+    skipped: dict[str, str] = field(default_factory=dict)
 
 
 def write_issues(
@@ -61,6 +67,7 @@ def write_issues(
     findings: Sequence[Finding],
     out: Path,
     publish: Callable[[PartialFile], None] = PartialFile.publish,
+    skipped: Mapping[str, str] | None = None,
 ) -> None:
     """Write the table.
 
@@ -69,16 +76,18 @@ def write_issues(
         findings: One a check.
         out: The file.
         publish: Gives the finished file its name, replacing what is there unless told otherwise.
+        skipped: By check that was not made, why.
 
     Raises:
         Incomplete: The disk is full; nothing half-written is left.
     """
-    schema = _schema(store, findings)
+    cases = {finding.issue: gather(finding.cases) for finding in findings}
+    schema = _schema(store, findings, cases, skipped or {})
     with disk_errors(out.parent, out.name, ROW_BYTES * store.rows):
         file = PartialFile(out)
         try:
             with pq.ParquetWriter(file, schema, compression="zstd") as writer:
-                for table in _tables(store, findings, schema):
+                for table in _tables(store, findings, cases, schema):
                     writer.write_table(table, row_group_size=BLOCK)
             file.finish()
             publish(file)
@@ -103,7 +112,7 @@ def read_about(path: Path) -> IssuesFile:
     if KEY not in metadata:
         raise QueryError(f"{path} is a Parquet file, but no table of issues. {expected}")
     told = json.loads(metadata[KEY])
-    if told.pop("version") != VERSION:
+    if told.pop("version") not in (VERSION, WITHOUT_SKIPPED):
         raise StoreError(f"{path} was written by another version of this format. Run `influence issues` again.")
     return IssuesFile(**{**told, "issues": tuple(told["issues"])})
 
@@ -116,7 +125,9 @@ def read_issues(path: Path, columns: Sequence[str] | None = None) -> Iterator[pa
             yield file.read_row_group(group, columns=None if columns is None else list(columns))
 
 
-def _schema(store: Store, findings: Sequence[Finding]) -> pa.Schema:
+def _schema(
+    store: Store, findings: Sequence[Finding], cases: Mapping[str, Cases], skipped: Mapping[str, str]
+) -> pa.Schema:
     told = {
         "version": VERSION,
         "run": store.manifest.rows_fingerprint,
@@ -124,6 +135,8 @@ def _schema(store: Store, findings: Sequence[Finding]) -> pa.Schema:
         "issues": [finding.issue for finding in findings],
         "meanings": {finding.issue: finding.meaning for finding in findings},
         "rules": {finding.issue: finding.rule for finding in findings},
+        "labels": sum(found.labels for found in cases.values()),
+        "skipped": dict(skipped),
     }
     named: list[pa.Field] = [pa.field("row", pa.int64(), False), pa.field("id", pa.string(), False)]
     named += [pa.field("source", pa.string()), pa.field("label", pa.string())]
@@ -138,8 +151,9 @@ def _schema(store: Store, findings: Sequence[Finding]) -> pa.Schema:
     return pa.schema(named, metadata={KEY: json.dumps(told, ensure_ascii=False).encode(errors="backslashreplace")})
 
 
-def _tables(store: Store, findings: Sequence[Finding], schema: pa.Schema) -> Iterator[pa.Table]:
-    gathered = {finding.issue: gather(finding.cases) for finding in findings}
+def _tables(
+    store: Store, findings: Sequence[Finding], gathered: Mapping[str, Cases], schema: pa.Schema
+) -> Iterator[pa.Table]:
     for first in range(0, store.rows, BLOCK):
         rows = np.arange(first, min(store.rows, first + BLOCK))
         held = {issue: cases.between(first, first + len(rows)) for issue, cases in gathered.items()}

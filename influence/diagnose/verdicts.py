@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from influence.diagnose.checks import CHECKS
 from influence.diagnose.table import IS, SCORE, IssuesFile, read_about, read_issues
 from influence.errors import QueryError
 from influence.store.filter import RowFilter, metadata_schema
@@ -78,15 +79,37 @@ class Wish:
         if self.checks == ():
             raise QueryError(f"--drop-issues names no check. Name some, or {NO_CHECK} to drop nothing.")
         abouts = [_of_run(run, path) for path in self.tables]
-        there = list(dict.fromkeys(issue for about in abouts for issue in about.issues))
-        for name in self.checks or ():
-            if name not in there and self.checks != (NO_CHECK,):
-                raise QueryError(
-                    f"--drop-issues {name}: the tables have no such check. There are {', '.join(there)}; or "
-                    f"{NO_CHECK} alone, to drop nothing."
-                )
+        if self.checks != (NO_CHECK,):
+            for name in self.checks or ():
+                self._check_made(name, abouts)
+        if self.relabel and not any(about.labels or about.labels is None for about in abouts):
+            self._check_relabelling(abouts)
         if self.where is not None:
             RowFilter.parse(self.where, metadata_schema(run.store))
+
+    def _check_made(self, name: str, abouts: Sequence[IssuesFile]) -> None:
+        """Refuse a check that no table has, and say why it has none."""
+        there = list(dict.fromkeys(issue for about in abouts for issue in about.issues))
+        if name in there:
+            return
+        expected = f"The tables have the checks {', '.join(there)}; name some of these, or {NO_CHECK} to drop nothing."
+        if name not in CHECKS:
+            raise QueryError(f"--drop-issues {name}: there is no such check. {expected}")
+        raise QueryError(f"--drop-issues {name}: {self._why(name, abouts)} {expected}")
+
+    def _check_relabelling(self, abouts: Sequence[IssuesFile]) -> None:
+        """Refuse to relabel by tables that suggest no label because the check that finds wrong ones was not made."""
+        checks = [name for name, check in CHECKS.items() if check.of_labels]
+        if not any(name in about.issues for name in checks for about in abouts):
+            raise QueryError(f"--relabel: no table suggests a label. {self._why(checks[0], abouts)}")
+
+    def _why(self, name: str, abouts: Sequence[IssuesFile]) -> str:
+        """Say why tables don't have a check."""
+        files = ", ".join(map(str, self.tables))
+        skipped = next((about.skipped[name] for about in abouts if name in about.skipped), None)
+        if skipped is not None:
+            return f"{name} was skipped when {files} was made: {skipped}"
+        return f"{name} was not made for {files}: run `influence issues` with --checks {name}."
 
     def verdicts(self, run: "Run") -> Iterator[Verdict]:
         """Yield what happens to which rows, in their order; rows without a verdict stay as they are.

@@ -85,7 +85,11 @@ def test_the_verb_and_its_twin_in_python_write_the_same(cli, built, run, table, 
         (["RUN"], "nothing goes that nobody named"),
         (["RUN", "--undo", "TABLE"], "needs --out and nothing else"),
         (["RUN", "--drop", "TABLE", "--where", "colour = 'red'"], "there is no column 'colour'"),
-        (["RUN", "--drop", "TABLE", "--drop-issues", "leak"], "There are copies, labels"),
+        (
+            ["RUN", "--drop", "TABLE", "--drop-issues", "leek"],
+            "there is no such check. The tables have the checks copies, ",
+        ),
+        (["RUN", "--drop", "TABLE", "--drop-issues", "copies,leak"], "run `influence issues` with --checks leak"),
         (["RUN", "--drop", "TABLE", "--drop-issues", " "], "--drop-issues names no check"),
         (["RUN", "--drop", "nowhere.parquet"], "There is no file nowhere.parquet"),
         (["--undo", "nowhere.jsonl"], "There is no file nowhere.decisions.parquet"),
@@ -97,6 +101,49 @@ def test_what_can_t_be_done_ends_with_code_2_and_writes_nothing(words, said, cli
     assert ended.code == 2
     assert said in ended.told
     assert [path.name for path in out.parent.iterdir()] == ["issues.parquet"]
+
+
+@pytest.mark.parametrize(
+    ("words", "check"), [(["--drop-issues", "copies,poisoned"], "poisoned"), (["--relabel"], "mislabelled")]
+)
+def test_a_check_that_was_skipped_can_t_be_asked_for_and_why_it_was_is_said(
+    words, check, cli, built, run, out, tmp_path
+):
+    skipped = {"poisoned": "no unwanted output is given.", "mislabelled": "the rows have no labels."}
+    table = table_of(run, tmp_path / "issues.parquet", drop=range(6), skipped=skipped)
+    ended = cli("export", built, "--drop", table, *words, "--out", out)
+    assert ended.code == 2
+    assert f"{words[0]}" in ended.told
+    assert f"{check} was skipped when {table} was made: {skipped[check]}" in ended.told
+    assert [path.name for path in tmp_path.iterdir()] == ["issues.parquet"]
+
+
+def test_a_check_that_one_of_two_tables_skipped_is_taken_from_the_other(cli, built, run, out, tmp_path):
+    tables = [
+        table_of(run, tmp_path / "some.parquet", skipped={"leak": "no evaluation set is given."}),
+        table_of(run, tmp_path / "leaks.parquet", leak=[3]),
+    ]
+    ended = cli("export", built, "--drop", tables[0], "--drop", tables[1], "--drop-issues", "leak", "--out", out)
+    assert ended.code == 0, ended.err
+    assert f"39 of 40 rows: {out}" in ended.told
+
+
+def test_relabelling_by_a_table_that_looked_for_wrong_labels_and_found_none_changes_nothing(
+    cli, built, run, out, tmp_path
+):
+    table = table_of(run, tmp_path / "issues.parquet", mislabelled=[])
+    ended = cli("export", built, "--drop", table, "--relabel", "--out", out)
+    assert ended.code == 0, ended.err
+    assert "warning: nothing was changed" in ended.told
+
+
+def test_a_table_of_a_run_says_which_checks_it_lacks(cli, built, out, tmp_path):
+    table = tmp_path / "issues.parquet"
+    assert cli("issues", built, "--checks", "all,empty", "--out", table).code == 0
+    ended = cli("export", built, "--drop", table, "--drop-issues", "poisoned", "--out", out)
+    assert ended.code == 2
+    assert "poisoned was skipped" in ended.told
+    assert "no unwanted output is given" in ended.told
 
 
 def test_a_table_of_another_run_ends_with_code_2(cli, built, run, out, tmp_path, monkeypatch):

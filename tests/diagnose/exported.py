@@ -39,7 +39,7 @@ def run_of(path, fingerprint=FINGERPRINT, **data):
     return run
 
 
-def table_of(run, out, drop=(), relabel=None, review=(), **checks):
+def table_of(run, out, drop=(), relabel=None, review=(), skipped=None, **checks):
     """A table of issues of two checks: `copies` wants rows dropped, `labels` others relabelled or looked at."""
     scores = np.linspace(0, 1, run.rows, dtype=np.float32)
     cases = {row: Case((), "drop", "drop: a copy") for row in drop}
@@ -53,5 +53,5 @@ def table_of(run, out, drop=(), relabel=None, review=(), **checks):
         Finding(name, scores, {row: Case((), "drop", f"drop: {name}") for row in rows}, "m", "r")
         for name, rows in checks.items()
     ]
-    write_issues(run.store, findings, out)
+    write_issues(run.store, findings, out, skipped=skipped)
     return out

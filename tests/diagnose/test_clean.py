@@ -300,7 +300,7 @@ def test_two_exports_to_one_file_don_t_meet(run, tmp_path):
     ("wish", "out", "message"),
     [
         ({"tables": ()}, "clean.jsonl", "nothing is dropped that nobody named"),
-        ({"checks": ("leak",)}, "clean.jsonl", "no such check. There are copies, labels"),
+        ({"checks": ("leak",)}, "clean.jsonl", "leak was not made for .*The tables have the checks copies, labels"),
         ({}, "clean.csv", "name a file ….jsonl"),
         ({}, "nowhere/clean.jsonl", "doesn't exist"),
         ({"checks": ("everything",)}, "clean.jsonl", "Every one of the 5 rows would be dropped"),

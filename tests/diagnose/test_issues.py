@@ -253,3 +253,12 @@ def test_the_verb_prints_rules_and_worst_rows_and_json(run, tmp_path, capsysbina
         ("empty", 0, []),
         ("zero_gradient", 1, ["row-7"]),
     ]
+
+
+@pytest.mark.parametrize(
+    ("checks", "why"), [(["empty"], "--checks names only empty"), (["all"], "no unwanted output is given")]
+)
+def test_a_setting_of_a_check_that_is_not_made_is_refused(run, tmp_path, checks, why):
+    with pytest.raises(QueryError, match=rf"--set poisoned\.… has no effect: .* is not made.*{why}"):
+        examine(run, tmp_path / "issues.parquet", parse_settings(["poisoned.fewest=4"]), checks=checks)
+    assert not (tmp_path / "issues.parquet").exists()
