@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from index.errors import IndexMismatch, VectorIndexError
 from index.exact import Blocks, checked_slices
-from index.factory import Device, IndexSettings, load_faiss, to_device
+from index.factory import Device, IndexSettings, load_faiss, plan_factory, to_device
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ def build(settings: IndexSettings, blocks: Blocks, rows: int, dims: int) -> Flat
     the same bytes are needed there too. FAISS's number of threads is left as the process set it.
 
     Args:
-        settings: kind `flat`.
+        settings: kind `flat`, or `auto` where `plan_factory` decides on that.
         blocks: (first row, vectors [b, dims]) pairs, consecutive.
         rows: How many rows will come.
         dims: D.
@@ -47,10 +47,11 @@ def build(settings: IndexSettings, blocks: Blocks, rows: int, dims: int) -> Flat
         FaissMissing: faiss isn't installed.
         GpuMissing: `device: gpu` without one.
         IndexMismatch: Rows are missing, repeated, out of order or too many.
-        VectorIndexError: `kind: exact`, a row that isn't finite, or a block of another width.
+        VectorIndexError: the settings decide on another kind, a row that isn't finite, or a block of another width.
     """
-    if settings.kind != "flat":
-        raise VectorIndexError(f"index.kind is {settings.kind}: there is nothing to build. Search with exact_search.")
+    plan = plan_factory(settings, rows, dims)
+    if plan.kind != "flat":
+        raise VectorIndexError(f"index.kind is {plan.kind}: no flat index is built for it. Search with exact_search.")
     faiss = load_faiss(settings.device)
     flat = faiss.IndexFlatIP(dims)
     values = _reserve(faiss, flat, rows)

@@ -121,6 +121,7 @@ class Scanning:
         # Queries may be asked on another device than the rows were captured on.
         if config.cluster.here:
             config = config.model_copy(update={"cluster": config.cluster.model_copy(update={"device": "auto"})})
+        check_scannable(config.recipe, itself=question.queries is None)
         spec = run_spec(config, self.path, self.store.manifest)
         return answer(config, self.store, spec, question, Path(out), overwrite=overwrite, report=progress)
 

@@ -30,6 +30,7 @@ from influence.pipeline.spec import CaptureSpec, FactorFiles
 from influence.pipeline.threads import torch_threads
 from influence.pipeline.worker import install
 from influence.recipe import Recipe
+from influence.remote.place import is_remote
 from influence.store.manifest import (
     MANIFEST,
     Manifest,
@@ -61,6 +62,8 @@ def build_run(config: RunConfig, run_dir: Path, report: Report | None = None) ->
         Incomplete: Interrupted, or the disk is full: the same build goes on from there. Or rows were quarantined.
         InfluenceError: Anything else that is wrong with the settings, the data or the model.
     """
+    # Workers that someone else started have another working directory than this process.
+    run_dir = run_dir if is_remote(run_dir) else run_dir.absolute()
     by_words = config.recipe.baseline == "bm25"
     if not by_words:
         index_stage.check_index(config.index)

@@ -158,8 +158,11 @@ def _digests(model: ModelSettings, checkpoints: Sequence[CheckpointFiles]) -> li
 
 
 def expected_digests(config: RunConfig, parts: Mapping[str, Part]) -> tuple[str, ...]:
-    """Return what workers of other machines must find, for `CaptureSpec.digests`; nothing where all are this one's."""
-    if config.cluster.here:
+    """Return what workers of other machines must find, for `CaptureSpec.digests`; nothing where all are this one's.
+
+    Nothing of `bm25` either, whose rows are words: its manifest has no digest of a model.
+    """
+    if config.cluster.here or config.recipe.baseline == "bm25":
         return ()
     return tuple(str(parts[part]) for part in _digest_parts(config))
 

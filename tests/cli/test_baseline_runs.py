@@ -8,8 +8,9 @@ import pyarrow.parquet as pq
 import pytest
 
 import influence.run as runs
+from influence.config import parse_config
 from influence.recipe import SIGN_RULE, sign_rule
-from tests.cli.conftest import ASKED
+from tests.cli.conftest import ASKED, settings
 
 BASELINES = ("bm25", "repsim")
 
@@ -24,6 +25,13 @@ def built_by(cli, run_file, in_process, tmp_path):
         return tmp_path / name
 
     return build
+
+
+@pytest.fixture(scope="module")
+def words(model_folder, corpus_file, tmp_path_factory):
+    """A run of bm25, not to be changed."""
+    config = parse_config({**settings(model_folder("llama"), corpus_file), "recipe": "bm25"})
+    return runs.build(config, tmp_path_factory.mktemp("words") / "run").path
 
 
 @pytest.mark.parametrize("name", BASELINES)
@@ -78,6 +86,17 @@ def test_status_and_doctor_know_a_baseline(cli, built_by, name):
     assert ("words" in checks, "hidden states" in checks) == (name == "bm25", name == "repsim")
     assert "gradients" not in checks
     assert cli("status", run, "--spectra").code == 2
+
+
+@pytest.mark.parametrize("asked", ["--self", "--queries"])
+@pytest.mark.parametrize("cluster", ["local", "slurm", "tcp://127.0.0.1:9"])
+def test_a_scan_of_words_is_refused_before_any_cluster_is_connected(cli, words, tmp_path, asked, cluster):
+    (tmp_path / "q.jsonl").write_text('{"text": "the river"}\n')
+    flags = [asked] if asked == "--self" else [asked, tmp_path / "q.jsonl"]
+    ended = cli("score", words, *flags, "--cluster", cluster, "--out", tmp_path / "s.parquet")
+    assert ended.code == 2
+    assert "bm25 keeps words and no rows to scan" in ended.told
+    assert "Traceback" not in ended.err
 
 
 @pytest.mark.parametrize("name", BASELINES)

@@ -195,7 +195,7 @@ def test_more_neighbours_than_a_gpu_returns_are_refused_with_the_largest_k():
 
 
 def test_building_the_exact_kind_is_refused_because_it_keeps_no_index():
-    with pytest.raises(VectorIndexError, match="nothing to build"):
+    with pytest.raises(VectorIndexError, match="no flat index is built"):
         build(IndexSettings(kind="exact"), [], rows=0, dims=2)
 
 

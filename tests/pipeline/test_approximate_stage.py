@@ -114,6 +114,14 @@ def test_a_flat_index_gives_way_to_an_approximate_one(indexed, in_process, tmp_p
     assert names == ["index.json", "lists.ivfdata", "trained.faiss", "trained.json"]
 
 
+def test_auto_builds_a_flat_index_where_one_fits_and_answers_as_a_scan_does(indexed, in_process, tmp_path):
+    build_run(indexed("index.kind=auto"), tmp_path / "run")
+    assert json.loads((tmp_path / "run" / FOLDER / "index.json").read_text())["kind"] == "flat"
+    found = answers(tmp_path / "run")
+    build_run(indexed("index.kind=exact"), tmp_path / "run")
+    assert found == answers(tmp_path / "run")
+
+
 def test_conditions_are_exact_whatever_the_index(indexed, in_process, tmp_path):
     build_run(indexed("index.kind=ivf_rabitq"), tmp_path / "run")
     found = answers(tmp_path / "run", where="id like 'row-1%' and tokens > 3")

@@ -1,8 +1,10 @@
 """A build does what is missing, refuses what is another's, and leaves nothing half done."""
 
 import json
+import os
 import sys
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
@@ -143,6 +145,20 @@ def test_an_error_in_a_shard_reaches_the_caller_and_leaves_the_other_shards(conf
 def test_a_data_set_with_nothing_to_score_is_refused(configured, in_process, run_dir, written):
     with pytest.raises(InfluenceError, match=r"None of 3 rows .* has a scored token"):
         build_run(configured(data=written({"text": ""}, {"text": "a"}, {"text": ""})), run_dir)
+
+
+def test_a_relative_folder_is_the_one_it_names_when_the_build_starts(
+    configured, in_process, tmp_path, monkeypatch, contents
+):
+    home, elsewhere = tmp_path / "home", tmp_path / "elsewhere"
+    home.mkdir()
+    elsewhere.mkdir()
+    monkeypatch.chdir(home)
+    # Workers of a scheduler may have been started in any folder: every task runs in another one here.
+    build_run(configured("data.limit=9"), Path("runs/x"), lambda step: os.chdir(elsewhere))
+    assert not list(elsewhere.iterdir())
+    build_run(configured("data.limit=9"), home / "absolute")
+    assert contents(home / "runs/x") == contents(home / "absolute")
 
 
 def test_an_interrupt_says_how_much_stands(configured, in_process, run_dir):
