@@ -40,7 +40,7 @@ from influence.query.baseline import lexical_hits
 from influence.query.decision import check_lexical, checked_k
 from influence.query.hits import Hits
 from influence.query.index_errors import index_errors
-from influence.recipe import EXTRA_COPY, ExactSettings
+from influence.recipe import ExactSettings, extra_copy
 from influence.store.filter import passing_rows
 
 if TYPE_CHECKING:
@@ -190,4 +190,7 @@ class Answering:
     def _told(self, decision: ExactSettings) -> dict[str, str]:
         recipe = self._run.recipe
         decided = recipe.model_copy(update={"exact": decision})
-        return {"summary": f"{recipe.summary}; {decided.exact_summary}", "unit": EXTRA_COPY}
+        return {
+            "summary": f"{recipe.summary}; {decided.exact_summary}",
+            "unit": extra_copy(self._run.manifest.reduction),
+        }

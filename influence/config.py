@@ -81,6 +81,20 @@ class RunConfig(BaseModel):
         return value
 
     @model_validator(mode="after")
+    def _a_mean_over_tokens(self) -> "RunConfig":
+        """Refuse a mean loss where there is none, and where the tokens it is the mean of can't be told."""
+        if self.task.reduction == "mean" and self.recipe.baseline is None:
+            if self.model.kind == "sequence_classification":
+                raise ValueError("task.reduction is mean, and a classifier's loss is of one label: leave it out")
+            if self.data.long_rows == "split" and self.recipe.curvature.kind == "fisher":
+                raise ValueError(
+                    "under task.reduction mean a Fisher of stored rows needs each row's tokens, and with "
+                    "data.long_rows split a row is a sum of means over its parts. The nearest that can be: long_rows "
+                    "truncate, reduction sum, or a recipe without a Fisher, such as whitened"
+                )
+        return self
+
+    @model_validator(mode="after")
     def _one_worker_a_spread_model(self) -> "RunConfig":
         """Refuse several workers that would all spread their models over the same GPUs."""
         cluster = self.cluster

@@ -5,7 +5,8 @@ positions (all but the first token, or the completion's). Optionally it has `mea
 what is asked of a query; without one it is minus the loss, the log-likelihood; and
 `sampled_loss(model, batch, generator) -> Tensor[N]`, the loss of labels drawn from the model itself, which the true
 Fisher needs. TRAK's measurement needs `log_odds(model, batch) -> Tensor[N]`, log p/(1−p) summed over the scored
-positions, and `residual(model, batch) -> Tensor[N]`, their mean of 1−p, which carries no gradient.
+positions, and `residual(model, batch) -> Tensor[N]`, their mean of 1−p, which carries no gradient. A task whose loss is
+a mean over L tokens says so with `averaged_tokens(batch) -> Tensor[N]`, L of each example: see `fisher_scale`.
 
 The causal language model's loss never holds the logits of a whole batch: see `model.token_likelihood`.
 """
@@ -27,12 +28,15 @@ from influence.model.unembedding import unembedding
 log = logging.getLogger(__name__)
 
 
+Reduction = Literal["sum", "mean"]
+
+
 class TaskSettings(BaseModel):
     """How an example's loss is reduced over its scored tokens: `sum`, or `mean` where asked for by name."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    reduction: Literal["sum", "mean"] = "sum"
+    reduction: Reduction = "sum"
 
 
 @runtime_checkable
@@ -107,15 +111,42 @@ def fisher_loss(task: Task, labels: Literal["sampled", "empirical"], model: Any,
     Raises:
         TaskError: Labels are to be sampled, and the task can't.
     """
+    scale = fisher_scale(task, batch)
     if labels == "empirical":
-        return task.example_loss(model, batch)
+        return _scaled(task.example_loss(model, batch), scale)
     sampled = getattr(task, "sampled_loss", None)
     if sampled is None:
         raise TaskError(
             f"{type(task).__name__} has no sampled_loss(model, batch, generator), which the true Fisher needs. Give it "
             "one, or take the data's labels: recipe.factors.labels: empirical."
         )
-    return sampled(model, batch, torch.Generator().manual_seed(seed))
+    return _scaled(sampled(model, batch, torch.Generator().manual_seed(seed)), scale)
+
+
+def fisher_scale(task: Task, batch: Any, kind: Measured = "log_likelihood") -> Tensor | None:
+    """Return what rows' gradients are multiplied by where their second moment is to be the Gauss-Newton matrix, [N].
+
+    The gradient of a sum of L token losses with labels drawn from the model has the sum's Gauss-Newton matrix H as its
+    second moment. The mean's gradient, 1/L of it, has H/L², but the mean's Gauss-Newton matrix is H/L: so it is taken
+    √L times. Log-odds are always summed, so their gradients are divided by √L. None stands for 1, of summed losses.
+
+    Args:
+        task: The task.
+        batch: What it understands.
+        kind: What a row is the gradient of; see `row_loss`.
+    """
+    averaged = getattr(task, "averaged_tokens", None)
+    tokens = None if averaged is None else averaged(batch)
+    return None if tokens is None else scale_of(tokens, kind)
+
+
+def scale_of(tokens: Tensor, kind: Measured) -> Tensor:
+    """Return `fisher_scale` from how many tokens each loss is the mean of, [N] float64."""
+    return tokens.double() ** (0.5 if kind == "log_likelihood" else -0.5)
+
+
+def _scaled(losses: PerExample, scale: Tensor | None) -> PerExample:
+    return losses if scale is None else losses * scale.to(losses.device, losses.dtype)
 
 
 def drawn_with(batch: Any, shape: Sequence[int], generator: torch.Generator) -> Tensor:
@@ -159,6 +190,10 @@ class CausalLM:
         uniforms = drawn_with(batch, batch.labels[:, 1:].shape, generator)
         total = -self.token_log_likelihood(model, batch, uniforms).sum(dim=1)
         return total if self.settings.reduction == "sum" else total / _scored(batch).to(total.device)
+
+    def averaged_tokens(self, batch: Any) -> Tensor | None:
+        """Return how many tokens each example's loss is the mean of, [N]; None where it is their sum."""
+        return None if self.settings.reduction == "sum" else _scored(batch)
 
     def measurement(self, model: Any, batch: Any) -> PerExample:
         """Return log p(scored tokens | the tokens before), [N], in nats, always summed."""

@@ -150,7 +150,7 @@ def compare(
     return Comparison(
         runs=(str(first.path), str(second.path)),
         recipes=(first.recipe.summary, second.recipe.summary),
-        units=(first.recipe.unit, second.recipe.unit),
+        units=tuple(run.recipe.unit_under(run.manifest.reduction) for run in runs),  # type: ignore[arg-type]
         signs=tuple(sign_rule(run.recipe.baseline) for run in runs),  # type: ignore[arg-type]
         k=k,
         rows=first.rows,

@@ -262,7 +262,8 @@ def influence_of_groups(
     lines = summed(queries.scores(folder, overrides, progress), grouped, parted, settings)
     recipe = run.recipe.stored
     return GroupInfluences(
-        by, sets, recipe.unit, sign_rule(None), recipe.summary, run.manifest.fingerprint, settings, lines
+        *(by, sets, recipe.unit_under(run.manifest.reduction), sign_rule(None), recipe.summary),
+        *(run.manifest.fingerprint, settings, lines),
     )
 
 

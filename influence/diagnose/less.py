@@ -160,7 +160,7 @@ def select(
         rows=run.rows,
         chosen=chosen,
         scores=scores.best,
-        unit=recipe.unit,
+        unit=recipe.unit_under(run.manifest.reduction),
         sign=sign_rule(None),
         recipe=recipe.summary,
         run=run.manifest.fingerprint,

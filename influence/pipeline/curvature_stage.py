@@ -26,6 +26,7 @@ from influence.pipeline.threads import torch_threads
 from influence.recipe import Recipe
 from influence.store.manifest import Manifest, fingerprint_of
 from influence.store.reader import Store
+from influence.task import Measured, scale_of
 
 log = logging.getLogger(__name__)
 
@@ -45,6 +46,8 @@ class PartialTask:
     stop: int
     threads: int
     checkpoints: int = 1
+    averaged: Measured | None = None
+    """What rows are the gradients of, where it is a mean over tokens: their Fisher needs `task.fisher_scale`."""
 
     @property
     def path(self) -> Path:
@@ -61,10 +64,14 @@ def plan_partials(run_dir: Path, manifest: Manifest, recipe: Recipe) -> tuple[Pa
     """Return the partial sums of a run, in the order they are merged."""
     blocks, count = recipe.curvature.blocks, len(recipe.checkpoints) or 1
     groups = group_shards(manifest.shards, fisher_blocks(manifest.modules, blocks, count))
-    fingerprint = fingerprint_of({"rows": manifest.rows_fingerprint, "blocks": blocks})
+    averaged = recipe.measurement if manifest.reduction == "mean" else None
+    fingerprint = fingerprint_of({"rows": manifest.rows_fingerprint, "blocks": blocks, **_scaling(manifest)})
     threads = int(manifest.fingerprint_parts["cluster.threads_per_worker"] or 1)
     return tuple(
-        PartialTask(run_dir, fingerprint, blocks, number, len(groups), group[0].start, group[-1].stop, threads, count)
+        PartialTask(
+            *(run_dir, fingerprint, blocks, number, len(groups), group[0].start, group[-1].stop, threads, count),
+            averaged=averaged,
+        )
         for number, group in enumerate(groups)
     )
 
@@ -73,7 +80,13 @@ def curvature_fingerprint(manifest: Manifest, recipe: Recipe) -> str | None:
     """Return the fingerprint of a run's decomposed curvature, of any damping; None for a recipe without one."""
     if recipe.curvature.kind == "identity":
         return None
-    return fingerprint_of({"rows": manifest.rows_fingerprint, "kind": "fisher", "blocks": recipe.curvature.blocks})
+    made_of = {"rows": manifest.rows_fingerprint, "kind": "fisher", "blocks": recipe.curvature.blocks}
+    return fingerprint_of({**made_of, **_scaling(manifest)})
+
+
+def _scaling(manifest: Manifest) -> dict[str, str]:
+    """Return the part of a fingerprint that says how rows of mean losses were scaled; sums need no scale."""
+    return {"scale": "root of the tokens"} if manifest.reduction == "mean" else {}
 
 
 def curvature_stands(run_dir: Path, manifest: Manifest, recipe: Recipe) -> bool:
@@ -99,12 +112,20 @@ def run_partial(task: PartialTask) -> int:
         store = Store(task.run_dir)
         sums = FisherSums(fisher_blocks(store.modules, task.blocks, task.checkpoints))
         with torch_threads(task.threads):
-            for _, gradients in gradient_blocks(store, task.start, task.stop):
+            for first, gradients in gradient_blocks(store, task.start, task.stop):
+                if task.averaged is not None:
+                    gradients *= _scale(store, first, len(gradients), task.averaged)
                 sums.add(gradients)
         save_tensors(task.path, sums.tensors(), task.fingerprint)
     except InfluenceError as error:
         raise type(error)(f"{task.name}: {error}") from error
     return task.number
+
+
+def _scale(store: Store, first: int, count: int, kind: Measured) -> torch.Tensor:
+    """Return `task.fisher_scale` of consecutive rows, [count, 1] float32, from the tokens that are stored with them."""
+    tokens = [meta["tokens"] for meta in store.meta(np.arange(first, first + count), ("tokens",))]
+    return scale_of(torch.tensor(tokens).clamp(min=1), kind).float().unsqueeze(1)
 
 
 def gradient_blocks(store: Store, start: int = 0, stop: int | None = None) -> Iterator[tuple[int, torch.Tensor]]:

@@ -46,6 +46,8 @@ def _files_of(run_dir: Path, manifest: Manifest, recipe: Recipe, number: int, co
     parts = manifest.fingerprint_parts
     made_of = {key: value for key, value in parts.items() if key.startswith(shared) or key == own}
     made_of |= {f"factors.{key}": value for key, value in recipe.factors.model_dump(mode="json").items()}
+    if manifest.reduction == "mean":
+        made_of["factors.scale"] = "root of the tokens"
     return FactorFiles(
         checkpoint=number,
         folder=run_dir / FOLDER if count == 1 else run_dir / FOLDER / f"checkpoint-{number:02d}",

@@ -97,6 +97,8 @@ def settled_parts(config: RunConfig, rows: Rows) -> dict[str, Part]:
     if recipe.projection.folds:
         factors = recipe.factors.model_dump(mode="json")
         parts |= {f"recipe.factors.{key}": value for key, value in factors.items()}
+        if config.task.reduction == "mean":
+            parts["recipe.factors.scale"] = "root of the tokens"
     if model.dtype != "auto":
         parts["model.dtype"] = model.dtype
     if config.cluster.token_budget is not None:

@@ -201,7 +201,7 @@ def planned(
 def _told(recipe: Recipe, store: Store, question: Question, scan: Scan) -> dict[str, str]:
     """Return what the file's metadata say."""
     told = {
-        "unit": recipe.stored.unit,
+        "unit": recipe.stored.unit_under(store.manifest.reduction),
         "sign": sign_rule(recipe.baseline),
         "recipe": recipe.stored.summary,
         "run": store.manifest.fingerprint,

@@ -76,7 +76,13 @@ def attribute(
     vectors = query_vectors(queries, comparison)
     found = search(vectors, k)
     recipe = comparison.recipe
-    told = Told(store, summary or recipe.summary, recipe.unit, exact=False, baseline=recipe.baseline)
+    told = Told(
+        store,
+        summary or recipe.summary,
+        recipe.unit_under(store.manifest.reduction),
+        exact=False,
+        baseline=recipe.baseline,
+    )
     answers = []
     for number, vector in enumerate(vectors):
         lowest = found.smallest.rows[number] if recipe.baseline is None else np.empty(0, np.int64)

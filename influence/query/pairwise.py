@@ -29,7 +29,7 @@ from influence.model.layers import LayerSettings, TrackedLayer, tracked_layers
 from influence.query.baseline import Decode, baseline_scores
 from influence.recipe import Recipe
 from influence.recipe import recipe as preset
-from influence.task import Task, fisher_loss, measurement, row_loss, row_weight
+from influence.task import Task, fisher_loss, fisher_scale, measurement, row_loss, row_weight
 from influence.vectors.ensemble import Ensemble
 from influence.vectors.whiten import Comparison
 
@@ -59,8 +59,9 @@ def pairwise(
     Args:
         model: Any torch module, in eval mode; it is left as it was found.
         task: What is differentiated: `example_loss(model, batch) -> [N]`, summed over positions, and optionally
-            `measurement(model, batch) -> [N]` for the queries, `sampled_loss(model, batch, generator) -> [N]`, and
-            `log_odds(model, batch) -> [N]` with `residual(model, batch) -> [N]`.
+            `measurement(model, batch) -> [N]` for the queries, `sampled_loss(model, batch, generator) -> [N]`,
+            `log_odds(model, batch) -> [N]` with `residual(model, batch) -> [N]`, and, of a loss that is a mean over
+            tokens, `averaged_tokens(batch) -> [N]`, without which every curvature is too small.
         train: Batches that the task understands; kept in memory where the recipe passes over them more than once. A
             batch's `attention_mask`, where it has one, says which positions hold tokens.
         queries: Batches likewise.
@@ -73,8 +74,9 @@ def pairwise(
         decode: The texts of a batch's examples, which only the baseline `bm25` reads.
 
     Returns:
-        [queries, rows], float32 (float64 for a float64 model), on the CPU, in `recipe.unit`. Positive: training more
-        on the row raises the measured output's log-probability.
+        [queries, rows], float32 (float64 for a float64 model), on the CPU, in `recipe.unit` (of a mean
+        loss `recipe.unit_under("mean")`). Positive: training more on the row raises the measured output's
+        log-probability.
 
     Raises:
         CaptureError: There are no training or no query batches, or a gradient is not finite.
@@ -144,29 +146,33 @@ class _Asked:
         gradient, moments = self.recipe.gradient, self.moments[checkpoint]
         scales = None if moments is None else denominators(self.model, self.layers, moments, gradient.epsilon)
         with Capture(self.model, self.layers, Projection(settings, fold, checkpoint), scales) as capture:
-            rows, weights = self._rows(capture, train)
+            rows, weights, scale = self._rows(capture, train)
             wanted = -_gradients(capture, self._measure, queries, "query", raw=gradient.sides == "rows")
         fisher = None
         if self.recipe.curvature.kind == "fisher":
             sums = FisherSums(blocks_of(capture.modules, self.recipe.curvature.blocks))
-            sums.add(rows)
+            sums.add(rows if scale is None else rows * scale.to(rows).unsqueeze(1))
             fisher = ProjectedFisher.prepare(sums, self.recipe.curvature.damping, dtype=rows.dtype)
         return _Projected(rows, weights, wanted, Comparison(self.recipe, fisher, len(rows)))
 
-    def _rows(self, capture: Capture, train: Iterable[Any]) -> tuple[Tensor, Tensor | None]:
-        """Capture the rows, and their weights where the recipe measures log-odds."""
+    def _rows(self, capture: Capture, train: Iterable[Any]) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Capture the rows, their weights where the recipe measures log-odds, and their `fisher_scale`."""
         kind = self.recipe.measurement
         weights: list[Tensor] = []
+        scales: list[Tensor] = []
 
         def noted() -> Iterator[Any]:
             for batch in train:
                 weight = row_weight(self.task, self.model, batch, kind)
                 if weight is not None:
                     weights.append(weight.cpu())
+                scale = fisher_scale(self.task, batch, kind)
+                if scale is not None:
+                    scales.append(scale.cpu())
                 yield batch
 
         rows = _gradients(capture, lambda model, batch: row_loss(self.task, model, batch, kind), noted(), "training")
-        return rows, torch.cat(weights) if weights else None
+        return rows, torch.cat(weights) if weights else None, torch.cat(scales) if scales else None
 
     def eigenbasis(self, train: Iterable[Any]) -> Eigenbasis:
         """Fit the Kronecker factors' eigenbasis."""

@@ -11,7 +11,7 @@ log-probability (promotes it); negative = opposes it.** What a baseline's scores
 from influence.recipe.checkpoint import Checkpoint
 from influence.recipe.curvature import Curvature
 from influence.recipe.exact import ExactSettings
-from influence.recipe.method import EXTRA_COPY, Recipe
+from influence.recipe.method import EXTRA_COPY, Recipe, extra_copy
 from influence.recipe.presets import PRESETS, recipe
 from influence.recipe.sign import SIGN_RULE, Baseline, sign_rule
 
@@ -24,6 +24,7 @@ __all__ = [
     "Curvature",
     "ExactSettings",
     "Recipe",
+    "extra_copy",
     "recipe",
     "sign_rule",
 ]

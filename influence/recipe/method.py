@@ -12,9 +12,14 @@ from influence.recipe.checkpoint import Checkpoint
 from influence.recipe.curvature import Curvature
 from influence.recipe.exact import ExactSettings
 from influence.recipe.sign import Baseline, sign_rule
-from influence.task import Measured
+from influence.task import Measured, Reduction
 
 EXTRA_COPY = "nats per extra copy of the row"
+
+
+def extra_copy(reduction: Reduction) -> str:
+    """Return the unit of scores under an inverse curvature; of mean losses it says so."""
+    return EXTRA_COPY if reduction == "sum" else f"{EXTRA_COPY} (its loss the mean over its tokens)"
 
 
 class Recipe(BaseModel):
@@ -213,16 +218,26 @@ class Recipe(BaseModel):
 
     @property
     def unit(self) -> str:
-        """The unit of a score, as every table, JSON document and page prints it."""
+        """The unit of a score where rows' losses are summed over their tokens; see `unit_under`."""
+        return self.unit_under("sum")
+
+    def unit_under(self, reduction: Reduction) -> str:
+        """Return the unit of a score, as every table, JSON document and page prints it.
+
+        Args:
+            reduction: How a row's loss is made of its tokens' losses: the task's setting.
+        """
         if self.baseline == "bm25":
             return "BM25 (no unit)"
         if self.comparison == "cosine" or self.baseline == "repsim":
             return "cosine (no unit)"
         if self.curvature.rescale:
             return "rescaled as traker does (no unit)"
-        asked, loss = ("nats of log-odds", "log-odds times 1−p") if self.weighted else ("nats", "summed loss")
+        asked, losses = ("nats of log-odds", _LOG_ODDS) if self.weighted else ("nats", _LOSS)
+        loss = losses[reduction]
         if self.per_copy:
-            return EXTRA_COPY.replace("nats", asked) + (", p(1−p) taken as 1" if self.weighted else "")
+            unit = extra_copy(reduction).replace("nats", asked)
+            return unit + (", p(1−p) taken as 1" if self.weighted else "")
         step = "SGD step"
         if self.gradient.kind == "adam":
             if self.gradient.sides == "both":
@@ -264,6 +279,10 @@ class Recipe(BaseModel):
             whom = f"the best {exact.candidates} of each side" + (" and of BM25" if exact.lexical else "")
         rank = f", rank {exact.rank}" if exact.rank is not None else ""
         return f"exact {_shown(exact.kind)} over {whom}, {exact.damping.summary}, {self.factors.summary}{rank}"
+
+
+_LOSS = {"sum": "summed loss", "mean": "loss, the mean over its tokens"}
+_LOG_ODDS = {"sum": "log-odds times 1−p", "mean": "log-odds times 1−p, divided by its tokens"}
 
 
 def _shown(kind: str) -> str:

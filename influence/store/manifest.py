@@ -9,7 +9,7 @@ import json
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -107,6 +107,11 @@ class Manifest(CodecSettings):
     shards: tuple[ShardRange, ...]
     meta: dict[str, Any] = Field(default_factory=dict)
     quarantined: tuple[Quarantined, ...] = ()
+
+    @property
+    def reduction(self) -> Literal["sum", "mean"]:
+        """How the loss that each row is the gradient of is made of its tokens' losses."""
+        return "mean" if self.fingerprint_parts.get("task.reduction") == "mean" else "sum"
 
     @property
     def rows_fingerprint(self) -> str:
