@@ -5,7 +5,7 @@ The cache's key is each file's path, size and times: another process reopens wha
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -25,10 +25,26 @@ Stamp = tuple[tuple[str, int, int, int], ...]
 """Path, bytes, modification and change time (nanoseconds) of each file."""
 
 
-def _stamp(files: tuple[str, ...]) -> Stamp:
+def stamp_of(files: Iterable[str]) -> Stamp:
+    """Return what some files are told from changed ones by, without reading them."""
     # The change time too: a file can be rewritten at its old length and given its old modification time.
     stats = [(file, os.stat(file)) for file in files]
     return tuple((file, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns) for file, stat in stats)
+
+
+def check_stamp(stamp: Stamp) -> None:
+    """Refuse files that were written to since they were opened.
+
+    Raises:
+        DataError: One was.
+    """
+    for file, *state in stamp:
+        try:
+            now = stamp_of((file,))
+        except OSError:
+            now = ()
+        if now != ((file, *state),):
+            raise DataError(f"{file} changed since it was opened. Run again when nothing writes to it any more.")
 
 
 def _features(shape: Shape) -> "Features":
@@ -65,15 +81,15 @@ def _canonical_rows(
                 return
     if count == 0:
         raise DataError(f"{files[0]} has columns but no rows. Expected at least one row.")
-    if _stamp(files) != stamp:
+    if stamp_of(files) != stamp:
         raise DataError(f"{', '.join(files)} changed while it was read. Run again when nothing writes to it any more.")
 
 
-def cached_rows(files: tuple[str, ...], file_format: FileFormat, layout: Layout, limit: int | None) -> "Dataset":
-    """Return the canonical rows of some files as a memory-mapped `Dataset`.
+def cached_rows(stamp: Stamp, file_format: FileFormat, layout: Layout, limit: int | None) -> "Dataset":
+    """Return the canonical rows of some files as a memory-mapped `Dataset`: a copy of what the stamp stands for.
 
     Args:
-        files: Absolute paths, in the order of their rows.
+        stamp: The files, in the order of their rows, as they were when their digest was checked.
         file_format: The format of all of them.
         layout: What their columns amount to.
         limit: Stop after this many rows.
@@ -84,7 +100,7 @@ def cached_rows(files: tuple[str, ...], file_format: FileFormat, layout: Layout,
     from datasets import Dataset
 
     key = {
-        "stamp": _stamp(files),
+        "stamp": stamp,
         "file_format": file_format,
         "shape": layout.shape,
         "names": tuple(sorted(layout.names.items())),
@@ -101,7 +117,7 @@ def cached_rows(files: tuple[str, ...], file_format: FileFormat, layout: Layout,
                 raise cause from None
             if isinstance(cause, OSError):
                 raise DataError(
-                    f"{files[0]} could not be read into the cache of datasets: {cause}. "
+                    f"{stamp[0][0]} could not be read into the cache of datasets: {cause}. "
                     "Make room there, or set HF_DATASETS_CACHE to a folder that has it and can be written."
                 ) from None
         raise

@@ -7,17 +7,17 @@ Folders that `datasets` saved and data sets of the hub are memory-mapped as they
 import glob
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
-from hashlib import file_digest, sha256
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from influence.data.arrow_sets import ArrowSet, is_saved, load_hub, load_saved
-from influence.data.cache import cached_rows
+from influence.data.cache import Stamp, cached_rows, check_stamp, stamp_of
 from influence.data.columns import CONTENT_ROLES, Columns, Layout, Shape, canonical_row, example_of, find_layout
 from influence.data.example import Example
+from influence.data.identity import DataIdentity, digest_files, digest_of
 from influence.data.integrity import check_ids, check_nulls
 from influence.data.records import FileFormat, columns_of
 from influence.errors import DataError
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 TaskKind = Literal["causal_lm", "sequence_classification"]
+Native = Literal["saved", "hub"]
+"""What the library `datasets` keeps as Arrow files."""
 
 SUFFIXES: dict[str, FileFormat] = {
     ".jsonl": "jsonl",
@@ -81,13 +83,33 @@ class Rows:
         shape: Which columns hold the content, the same for all rows.
     """
 
-    def __init__(self, dataset: "Dataset", layout: Layout, place: str, *, canonical: bool, digest: Callable[[], str]):
+    def __init__(
+        self,
+        dataset: "Dataset",
+        layout: Layout,
+        place: str,
+        *,
+        canonical: bool,
+        digest: Callable[[], str],
+        mapped: Stamp = (),
+    ) -> None:
+        """Set up; see `open_rows`.
+
+        Args:
+            dataset: The rows.
+            layout: What their columns amount to.
+            place: For messages.
+            canonical: The rows are our own copy, in canonical form.
+            digest: Returns the digest of what was opened.
+            mapped: The files that are read where they lie, as they were when they were opened: none of a copy.
+        """
         self.place = place
         self.shape: Shape = layout.shape
         self._dataset = dataset
         self._layout = layout
         self._canonical = canonical
         self._digest = digest
+        self._mapped = mapped
 
     def __len__(self) -> int:
         return len(self._dataset)
@@ -112,13 +134,15 @@ class Rows:
         """Yield the rows `start` to `stop` (exclusive; None for all) in their order, a few hundred in memory at a time.
 
         Raises:
-            DataError: A value of a saved or hub data set is null or of the wrong type; the message names the row.
+            DataError: A value of a saved or hub data set is null or of the wrong type (the message names the row), or
+                the data set was written to since it was opened.
             IndexError: The range is not one of this data set.
         """
         stop = len(self) if stop is None else stop
         if not 0 <= start <= stop <= len(self):
             raise IndexError(f"Rows {start} to {stop} are not in {self.place}, which has {len(self)}.")
         for block in range(start, stop, ROWS_PER_READ):
+            check_stamp(self._mapped)
             columns = self._dataset[block : min(block + ROWS_PER_READ, stop)]
             for row, values in enumerate(zip(*columns.values(), strict=True), start=block):
                 record = dict(zip(columns, values, strict=True))
@@ -127,7 +151,11 @@ class Rows:
                 yield example_of(row, record, self.shape)
 
     def digest(self) -> str:
-        """Return the SHA-256 of the input file's bytes, or of several files' digests; a hub set's fingerprint."""
+        """Return the SHA-256 of the input file's bytes, or of several files' digests; of the hub see `digest_of`.
+
+        Raises:
+            DataError: A file has changed since the rows were opened.
+        """
         return self._digest()
 
     def check(self, kind: TaskKind) -> None:
@@ -158,26 +186,59 @@ class Rows:
             check_ids(self._dataset, column["id"], self.place)
 
 
-def open_rows(settings: DataSettings) -> Rows:
+def open_rows(settings: DataSettings, identity: DataIdentity | None = None) -> Rows:
     """Open a data set. The first process reads its files once; any other finds them in the cache of `datasets`.
 
+    Of files a copy is read from then on, whatever becomes of them. What is mapped where it lies (a saved or hub data
+    set) is refused once it is written to.
+
+    Args:
+        settings: Where the data set is.
+        identity: Of the run whose rows these must be; none where there is no run yet. Reads every file once.
+
     Raises:
-        DataError: It is missing, empty, unreadable (the message names file and line), or its columns make no shape.
+        DataError: It is missing, empty, unreadable (the message names file and line), its columns make no shape, or it
+            isn't the data set that the identity is of.
     """
-    kind, files = locate(settings)
+    kind, files = _located(settings, identity)
     if kind in ("saved", "hub"):
-        return _native_rows(load_saved(settings) if kind == "saved" else load_hub(settings), settings)
+        rows = _native_rows(load_saved(settings) if kind == "saved" else load_hub(settings), settings, identity)
+    else:
+        rows = _file_rows(files, kind, settings, identity)
+    if identity is not None:
+        identity.check_rows(rows.place, len(rows))
+    return rows
+
+
+def _located(settings: DataSettings, identity: DataIdentity | None) -> tuple[FileFormat | Native, tuple[str, ...]]:
+    try:
+        return locate(settings)
+    except DataError as error:
+        if identity is None:
+            raise
+        raise DataError(f"The data that {identity.run} was built from aren't there. {error}") from None
+
+
+def _file_rows(files: tuple[str, ...], kind: FileFormat, settings: DataSettings, identity: DataIdentity | None) -> Rows:
+    place, stamp = files[0] if len(files) == 1 else settings.path, stamp_of(files)
+
+    def digest() -> str:
+        found = digest_files(files)
+        check_stamp(stamp)
+        return found
+
+    if identity is not None:
+        # Before a line is read: what has become of a changed file may be anything.
+        identity.check_digest(place, digest())
     layout = find_layout(columns_of(files[0], kind), settings.columns, files[0])
     if kind == "csv" and layout.shape in ("messages", "input_ids"):
         raise DataError(
             f"{files[0]}: the column of {layout.shape} is a list, which CSV can't hold. Write jsonl or parquet."
         )
-    dataset = cached_rows(files, kind, layout, settings.limit)
-    place = files[0] if len(files) == 1 else settings.path
-    return Rows(dataset, layout, place, canonical=True, digest=lambda: digest_files(files))
+    return Rows(cached_rows(stamp, kind, layout, settings.limit), layout, place, canonical=True, digest=digest)
 
 
-def locate(settings: DataSettings) -> tuple[Literal["jsonl", "csv", "parquet", "saved", "hub"], tuple[str, ...]]:
+def locate(settings: DataSettings) -> tuple[FileFormat | Native, tuple[str, ...]]:
     """Return what a data set is, and its files in their order; none of a saved or hub data set.
 
     Raises:
@@ -222,31 +283,14 @@ def locate(settings: DataSettings) -> tuple[Literal["jsonl", "csv", "parquet", "
     return next(iter(formats)), files  # type: ignore[return-value]
 
 
-def _native_rows(loaded: ArrowSet, settings: DataSettings) -> Rows:
-    dataset, place = loaded.dataset, loaded.place
+def _native_rows(loaded: ArrowSet, settings: DataSettings, identity: DataIdentity | None) -> Rows:
+    dataset, place, stamp = loaded.dataset, loaded.place, stamp_of(map(str, loaded.files))
+    if identity is not None:
+        identity.check_set(loaded)
     layout = find_layout(dataset.column_names, settings.columns, place)
     if len(dataset) == 0:
         raise DataError(f"{place} has columns but no rows. Expected at least one row.")
     dataset = dataset.with_format(None).select_columns([name for name in layout.names.values() if name in layout.found])
     if settings.limit is not None:
         dataset = dataset.select(range(min(settings.limit, len(dataset))))
-    return Rows(dataset, layout, place, canonical=False, digest=lambda: digest_of(loaded))
-
-
-def digest_of(loaded: ArrowSet) -> str:
-    """Return the digest of a saved data set's files as they are now; of the hub, the fingerprint of what was loaded."""
-    return loaded.dataset._fingerprint if loaded.folder is None else digest_files([str(file) for file in loaded.files])
-
-
-def digest_files(files: Sequence[str]) -> str:
-    """Return the digest of a data set of these files."""
-    digests = []
-    for file in files:
-        with open(file, "rb") as stream:
-            digests.append(file_digest(stream, "sha256").hexdigest())
-    return joined_digest(digests)
-
-
-def joined_digest(digests: Sequence[str]) -> str:
-    """Return the digest of a data set from the SHA-256 of each of its files: of one file its own."""
-    return digests[0] if len(digests) == 1 else sha256("".join(digests).encode()).hexdigest()
+    return Rows(dataset, layout, place, canonical=False, digest=lambda: digest_of(loaded), mapped=stamp)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from influence.data.dataset import joined_digest
+from influence.data.identity import joined_digest
 from influence.diagnose.clean_parquet import clean_parquet
 from influence.diagnose.clean_saved import clean_saved, files_of
 from influence.diagnose.clean_text import clean_text
@@ -94,7 +94,7 @@ def export_clean(
     decisions = decisions_path(out)
     _check_out(original, wish, out, decisions, overwrite)
     wish.check(run)
-    check_data(run, original.digest())
+    check_data(run, original)
     with parts_of(out) as folder, done_anew(folder), disk_errors(out.parent, out.name, _size(original.files)):
         verdicts = Verdicts(wish.verdicts(run))
         cleaned = _clean(run, original, verdicts, folder, progress)
@@ -103,8 +103,8 @@ def export_clean(
         relabelled = {reason: count for (action, reason), count in verdicts.counts.items() if action == "relabel"}
         if sum(dropped.values()) == rows:
             raise QueryError(f"Every one of the {rows:,} rows would be dropped. Name fewer checks, or give --where.")
-        read = joined_digest([file.original for file in cleaned]) if original.loaded is None else original.digest()
-        check_data(run, read)
+        read = joined_digest([file.original for file in cleaned]) if original.loaded is None else None
+        check_data(run, original, read)
         assert verdicts.passed == rows >= run.rows, "the data's digest is the run's, so its rows are"
         _publish(folder, out, decisions, overwrite=overwrite)
     log.debug("%s is the data set %s, cleaned", out, original.place)

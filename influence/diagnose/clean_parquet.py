@@ -9,7 +9,7 @@ from typing import Any, Self
 
 import pyarrow.parquet as pq
 
-from influence.data.dataset import digest_files
+from influence.data.identity import digest_files
 from influence.diagnose.clean_columns import (
     BATCH,
     Gathered,

@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from influence.data.arrow_sets import INFO, STATE, ArrowSet
 from influence.data.cache import no_progress_bars
-from influence.data.dataset import digest_of
+from influence.data.identity import digest_of
 from influence.diagnose.clean_columns import (
     BATCH,
     Gathered,

@@ -50,8 +50,11 @@ def groups_of(run: "Run", by: str) -> Categories:
             )
         listed = ", ".join(dict.fromkeys((*STORED, *there)))
         raise QueryError(f"There is no column {by!r} to group rows by; there are {listed}.")
-    open_data(run)
-    return _coded(column_values(run.config.data, by), run.rows, by, run.config.data.path)
+    data = open_data(run)
+    found = _coded(column_values(run.config.data, by), run.rows, by, run.config.data.path)
+    # The column was read from the files themselves, not from the copy that was checked.
+    data.digest()
+    return found
 
 
 def sets_of(run: "Run", queries: Evaluation, column: str | None) -> Categories:

@@ -8,6 +8,7 @@ import numpy as np
 
 from influence.data.dataset import Rows, locate, open_rows
 from influence.data.example import Example, MessagesContent, PromptContent
+from influence.data.identity import DataIdentity
 from influence.diagnose.near_pairs import Similar, jaccard_of_sets
 from influence.diagnose.shingles import Shingled, shingled
 from influence.errors import DataError
@@ -27,15 +28,7 @@ def open_data(run: "Run") -> Rows:
     Raises:
         DataError: It can't be read, or isn't the one that the run was built from.
     """
-    rows = open_rows(run.config.data)
-    expected = run.manifest.fingerprint_parts["data"]
-    found = rows.digest()
-    if found != expected or len(rows) != run.rows:
-        raise DataError(
-            f"{rows.place} isn't the data set that {run.path} was built from: its digest is {found}, the run expects "
-            f"{expected}. Put back the file as it was, or build a run of the new one."
-        )
-    return rows
+    return open_rows(run.config.data, DataIdentity.of(run.manifest.fingerprint_parts, run.rows, run.path))
 
 
 def data_files(run: "Run") -> tuple[str, ...]:

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Literal
 
 from influence.data.arrow_sets import ArrowSet, load_hub, load_saved
 from influence.data.columns import find_layout
-from influence.data.dataset import SUFFIXES, digest_files, digest_of, locate
+from influence.data.dataset import SUFFIXES, locate
+from influence.data.identity import DataIdentity, digest_files, digest_of
 from influence.data.records import FileFormat, columns_of
 from influence.diagnose.decisions import read_decisions_about
 from influence.diagnose.outfile import same_file
@@ -77,7 +78,7 @@ def original_of(run: "Run") -> Original:
         columns = _columns(found)
         layout = find_layout(columns, settings.columns, found.place)
     except DataError:
-        check_data(run, found.digest())
+        check_data(run, found)
         raise
     return replace(found, label=layout.names["label"] if layout.has("label") else None)
 
@@ -89,19 +90,22 @@ def _columns(original: Original) -> Iterable[str]:
     return columns_of(str(original.files[0]), original.format)
 
 
-def check_data(run: "Run", found: str) -> None:
-    """Hold the digest of a run's data set to that of the build.
+def check_data(run: "Run", original: Original, found: str | None = None) -> None:
+    """Hold a run's data set to that of the build.
+
+    Args:
+        run: The run.
+        original: Its data set.
+        found: The digest of what was read of it; that of what is there now if None.
 
     Raises:
         DataError: It is another.
     """
-    expected = run.manifest.fingerprint_parts["data"]
-    if found != expected:
-        raise DataError(
-            f"{run.config.data.path} has changed since {run.path} was built from it: its digest is {found}, the run "
-            f"expects {expected}. Row numbers may mean other rows now. Put back the file as it was, or build and "
-            "examine a run of the new one."
-        )
+    identity = DataIdentity.of(run.manifest.fingerprint_parts, run.rows, run.path)
+    if original.loaded is not None:
+        identity.check_set(original.loaded)
+    else:
+        identity.check_digest(run.config.data.path, found or original.digest())
 
 
 def check_place(original: Original, read: Iterable[Path], out: Path, decisions: Path) -> None:

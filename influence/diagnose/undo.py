@@ -7,7 +7,7 @@ Of JSON Lines and CSV to the byte, held to the digest of the data that the run w
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from influence.data.dataset import joined_digest
+from influence.data.identity import joined_digest
 from influence.diagnose.clean_columns import Originals
 from influence.diagnose.clean_parquet import restore_parquet
 from influence.diagnose.clean_saved import restore_saved

@@ -16,6 +16,7 @@ from typing import Any
 import huggingface_hub
 from safetensors import SafetensorError, safe_open
 
+from influence.checksum import cached_sha256
 from influence.errors import ModelError
 
 CONFIG, ADAPTER_CONFIG = "config.json", "adapter_config.json"
@@ -152,8 +153,7 @@ def digest(files: Iterable[Path]) -> str:
     """Return a sha256 over the names and the bytes of files, whatever folder they lie in."""
     total = hashlib.sha256()
     for file in sorted(files, key=lambda file: file.name):
-        with file.open("rb") as stream:
-            total.update(f"{file.name} {hashlib.file_digest(stream, 'sha256').hexdigest()}\n".encode())
+        total.update(f"{file.name} {cached_sha256(file)}\n".encode())
     return total.hexdigest()
 
 

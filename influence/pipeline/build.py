@@ -8,6 +8,7 @@ from distributed import Client
 
 from influence.config import RunConfig, save_config
 from influence.data.dataset import Rows, open_rows
+from influence.data.identity import DataIdentity
 from influence.errors import Incomplete
 from influence.pipeline import capture_stage, curvature_stage, factor_stage, index_stage, lexical_stage
 from influence.pipeline.approximate_stage import build_approximate, index_tasks
@@ -160,22 +161,23 @@ def _capture_shards(
     if not todo:
         return [], []
     factors = factor_stage.factor_files(run_dir, manifest, config.recipe)
-    spec = _spec(config, manifest, factors)
+    spec = _spec(config, run_dir, manifest, factors)
     return capture_stage.capture_missing(client, spec, run_dir, manifest, todo, stage)
 
 
-def _spec(config: RunConfig, manifest: Manifest, factors: tuple[FactorFiles, ...] = ()) -> CaptureSpec:
+def _spec(config: RunConfig, run_dir: Path, manifest: Manifest, factors: tuple[FactorFiles, ...] = ()) -> CaptureSpec:
     """Return what workers are told of a run that has a manifest."""
     parts = manifest.fingerprint_parts
     spec = CaptureSpec.of(resolved(config, manifest), factors, drawn_of(parts))
-    return spec.model_copy(update={"digests": expected_digests(config, parts)})
+    identity = DataIdentity.of(parts, manifest.rows, run_dir)
+    return spec.model_copy(update={"digests": expected_digests(config, parts), "identity": identity})
 
 
 def _fit_factors(client: Client, config: RunConfig, run_dir: Path, manifest: Manifest, report: Report | None) -> None:
     if factor_stage.factors_stand(run_dir, manifest, config.recipe):
         return
     stage = Stage("factors", factor_stage.factor_steps(run_dir, manifest, config.recipe), report)
-    spec = _spec(config, manifest)
+    spec = _spec(config, run_dir, manifest)
     factor_stage.fit_factors(client, spec, run_dir, manifest, config.recipe, stage)
 
 

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Literal
 
 from influence.config import RunConfig
+from influence.data.identity import DataIdentity
 from influence.errors import FingerprintMismatch
 from influence.pipeline.drawn import drawn_of
 from influence.pipeline.factor_stage import factor_files
@@ -17,7 +18,8 @@ def run_spec(config: RunConfig, path: Path, manifest: Manifest) -> CaptureSpec:
     """Return what a worker is told of a finished run: with its factors, and the digests that it must find."""
     parts = manifest.fingerprint_parts
     spec = CaptureSpec.of(config, factor_files(path, manifest, config.recipe), drawn_of(parts))
-    return spec.model_copy(update={"digests": expected_digests(config, parts)})
+    identity = DataIdentity.of(parts, manifest.rows, path)
+    return spec.model_copy(update={"digests": expected_digests(config, parts), "identity": identity})
 
 
 def open_session(config: RunConfig, path: Path, manifest: Manifest, device: Literal["auto", "cpu", "cuda"]) -> Session:

@@ -101,10 +101,15 @@ class Session:
 
     def is_of(self, spec: CaptureSpec) -> bool:
         """Whether it is what a specification asks for, projection and all."""
-        return self.serves(spec) and all(getattr(spec, part) == getattr(self.spec, part) for part in PROJECTING)
+        return self.serves(spec) and all(
+            getattr(spec, part) == getattr(self.spec, part) for part in (*PROJECTING, "identity")
+        )
 
     def project(self, spec: CaptureSpec) -> None:
-        """Project rows as another specification of the same model and data says."""
+        """Project rows as another specification of the same model and data says, and read those of its run."""
+        if spec.identity != self.spec.identity:
+            self.spec = self.spec.model_copy(update={"identity": spec.identity})
+            self.__dict__.pop("rows", None)
         if not self.is_of(spec):
             self.spec = self.spec.model_copy(update={part: getattr(spec, part) for part in PROJECTING})
             self._folded.clear()
@@ -166,8 +171,12 @@ class Session:
 
     @cached_property
     def rows(self) -> Rows:
-        """The data set, opened when first asked for: a query needs none."""
-        return open_rows(self.spec.data)
+        """The data set, opened when first asked for: a query needs none.
+
+        Raises:
+            DataError: It can't be read, or isn't the one that the run was built from.
+        """
+        return open_rows(self.spec.data, self.spec.identity)
 
     @cached_property
     def label_names(self) -> dict[str, int] | None:

@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict
 from influence.config import RunConfig
 from influence.curvature.covariance import FactorSettings
 from influence.data.dataset import DataSettings
+from influence.data.identity import DataIdentity
 from influence.gradients.adam import GradientSettings
 from influence.gradients.projection import ProjectionSettings
 from influence.model.load import ModelSettings
@@ -83,6 +84,7 @@ class CaptureSpec(BaseModel):
             compared where it is empty.
         digests: What a worker must find of the model, its tokeniser and the checkpoints, in this order, as the run's
             manifest has it; nothing is compared where it is empty.
+        identity: Of the run whose rows are read; None while there is no run yet.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -98,6 +100,7 @@ class CaptureSpec(BaseModel):
     factors: tuple[FactorFiles, ...] = ()
     drawn: tuple[str, ...] = ()
     digests: tuple[str, ...] = ()
+    identity: DataIdentity | None = None
     token_budget: int | None
     threads: int
     device: Literal["auto", "cpu", "cuda"]
@@ -150,7 +153,8 @@ class CaptureSpec(BaseModel):
 
     def unprojected(self) -> "CaptureSpec":
         """Return the specification without its projection: what a process must load anew when it changes."""
-        return self.model_copy(update={"projection": ProjectionSettings(), "factors": (), "drawn": (), "digests": ()})
+        anew = {"projection": ProjectionSettings(), "factors": (), "drawn": (), "digests": (), "identity": None}
+        return self.model_copy(update=anew)
 
 
 def checkpoint_files(recipe: Recipe) -> tuple[CheckpointFiles, ...]:

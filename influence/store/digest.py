@@ -1,30 +1,20 @@
-"""SHA-256 of files, and JSON documents that carry their own.
+"""Files held to their SHA-256, and JSON documents that carry their own.
 
-A digest is checked the first time a process touches a file and remembered for as long as the file keeps its size, time
-and inode. Files are hashed as a stream, so checking costs no memory.
+A digest is checked the first time a process touches a file; see `influence.checksum`.
 """
 
 import hashlib
 import json
 from pathlib import Path
-from threading import Lock
 from typing import Any
 
+from influence.checksum import cached_sha256, file_state, sha256
 from influence.errors import DigestMismatch, FormatVersionMismatch, StoreError
 
 FORMAT_VERSION = 1
 """The version of every file of the store; a reader refuses all others."""
 
 _SEAL = "sha256"
-_seen: dict[tuple[str, int, int, int], str] = {}
-_turns = tuple(Lock() for _ in range(64))
-"""Threads that want the same file wait for one of them to read it."""
-
-
-def sha256(path: Path) -> str:
-    """Return the hex SHA-256 of a file, read as a stream."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def verify(path: Path, expected: str, size: int, remedy: str, *, again: bool = False) -> None:
@@ -41,20 +31,18 @@ def verify(path: Path, expected: str, size: int, remedy: str, *, again: bool = F
         DigestMismatch: The file is missing, has another length, or other bytes.
     """
     try:
-        stat = path.stat()
+        state = file_state(path)
     except FileNotFoundError:
         raise DigestMismatch(f"{path} is missing; its commit record expects {size:,} bytes. {remedy}") from None
-    if stat.st_size != size:
+    _, found_size, *_ = state
+    if found_size != size:
         raise DigestMismatch(
-            f"{path} has {stat.st_size:,} bytes, its commit record expects {size:,}: "
+            f"{path} has {found_size:,} bytes, its commit record expects {size:,}: "
             f"it was truncated or replaced. {remedy}"
         )
-    key = (str(path), stat.st_size, stat.st_mtime_ns, stat.st_ino)
-    with _turns[hash(key) % len(_turns)]:
-        if again or key not in _seen:
-            _seen[key] = sha256(path)
-    if _seen[key] != expected:
-        raise DigestMismatch(f"{path} has sha256 {_seen[key]}, its commit record expects {expected}. {remedy}")
+    found = cached_sha256(path, state, again=again)
+    if found != expected:
+        raise DigestMismatch(f"{path} has sha256 {found}, its commit record expects {expected}. {remedy}")
 
 
 def seal(document: dict[str, Any]) -> bytes:
@@ -100,3 +88,6 @@ def unseal(path: Path, remedy: str) -> dict[str, Any]:
 
 def _compact(value: Any) -> str:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
+__all__ = ["FORMAT_VERSION", "seal", "sha256", "unseal", "verify"]
