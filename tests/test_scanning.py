@@ -209,6 +209,34 @@ def test_self_influence_is_the_diagonal_of_asking_about_every_row(built, cut_sma
 
 
 @pytest.mark.parametrize(
+    ("method", "codec"),
+    [("graddot", "float16"), ("graddot", "int8"), ("whitened", "int4"), ("whitened", "factors"), ("tracin", "bits")],
+)
+def test_without_curvature_of_the_rows_self_influence_is_their_squared_length_under_every_codec(
+    built, model_folder, method, codec
+):
+    rank = ["store.rank=2"] if codec == "factors" else []
+    few = ["data.limit=12", f"store.codec={codec}", *rank]
+    if method == "tracin":
+        checkpoints = [{"path": str(model_folder("llama")), "weight": 0.5}]
+        few.append(f"recipe.checkpoints={json.dumps(checkpoints)}")
+    run = built(method, *few)
+    lengths = run.store.lengths(np.arange(12)).astype(np.float64)
+    factor = {"graddot": 1.0, "whitened": 1 / 12, "tracin": 0.5}[method]
+    found = run.self_influence()
+    np.testing.assert_allclose(found, factor * lengths**2, rtol=1e-6)
+    diagonal = run.score([{"text": meta["text"]} for meta in run.meta(range(12))]).diagonal()
+    # Rank 2 of 4 leaves out a share of a row; the others give a row its true inner product with itself.
+    np.testing.assert_allclose(diagonal, found, rtol=0.25 if codec == "factors" else 5e-3)
+
+
+def test_under_a_fisher_one_bit_turns_a_row_and_does_not_lengthen_it(built):
+    exact, coarse = (built("logra", f"store.codec={codec}").self_influence() for codec in ("float16", "bits"))
+    assert 0.6 < np.median(coarse / exact) < 1.6
+    assert np.corrcoef(np.log(exact), np.log(coarse))[0, 1] > 0.8
+
+
+@pytest.mark.parametrize(
     ("method", "told"),
     [
         (("gradcos",), "is 1 by definition.*nearest is whitened, or logra"),

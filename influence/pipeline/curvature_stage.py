@@ -24,13 +24,16 @@ from influence.pipeline.submit import run_tasks
 from influence.pipeline.tensors import load_tensors, remove_tensors, save_tensors, saved_for
 from influence.pipeline.threads import torch_threads
 from influence.recipe import Recipe
-from influence.store.manifest import Manifest, fingerprint_of
+from influence.store.manifest import Manifest, Part, fingerprint_of
 from influence.store.reader import Store
 from influence.task import Measured, scale_of
+from influence.vectors.unit_norm import at_length
 
 log = logging.getLogger(__name__)
 
 BLOCK_ROWS = 1024
+VERSION = 2
+"""Of the sums. In version 1 rows were summed as the codec gives them back, which is longer than they are."""
 
 
 @dataclass(frozen=True)
@@ -84,9 +87,10 @@ def curvature_fingerprint(manifest: Manifest, recipe: Recipe) -> str | None:
     return fingerprint_of({**made_of, **_scaling(manifest)})
 
 
-def _scaling(manifest: Manifest) -> dict[str, str]:
-    """Return the part of a fingerprint that says how rows of mean losses were scaled; sums need no scale."""
-    return {"scale": "root of the tokens"} if manifest.reduction == "mean" else {}
+def _scaling(manifest: Manifest) -> dict[str, Part]:
+    """Return the parts of a fingerprint that say how rows are scaled in the sums."""
+    scale: dict[str, Part] = {"scale": "root of the tokens"} if manifest.reduction == "mean" else {}
+    return {"version": VERSION, **scale}
 
 
 def curvature_stands(run_dir: Path, manifest: Manifest, recipe: Recipe) -> bool:
@@ -112,7 +116,8 @@ def run_partial(task: PartialTask) -> int:
         store = Store(task.run_dir)
         sums = FisherSums(fisher_blocks(store.modules, task.blocks, task.checkpoints))
         with torch_threads(task.threads):
-            for first, gradients in gradient_blocks(store, task.start, task.stop):
+            for first, directions, norms in store.blocks(BLOCK_ROWS, task.start, task.stop):
+                gradients = at_length(torch.from_numpy(directions), torch.from_numpy(norms))
                 if task.averaged is not None:
                     gradients *= _scale(store, first, len(gradients), task.averaged)
                 sums.add(gradients)

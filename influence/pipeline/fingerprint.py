@@ -18,6 +18,7 @@ from influence.pipeline.drawn import PART as DRAWN
 from influence.pipeline.drawn import drawn_parts
 from influence.pipeline.plan import PLAN_VERSION
 from influence.pipeline.spec import CaptureSpec, CheckpointFiles, checkpoint_files
+from influence.store.codecs import CALIBRATED, CODEC_VERSION
 from influence.store.digest import FORMAT_VERSION
 from influence.store.manifest import Part
 
@@ -80,6 +81,8 @@ def settled_parts(config: RunConfig, rows: Rows) -> dict[str, Part]:
     }
     if config.store.rank is not None:
         parts["store.rank"] = config.store.rank
+    if config.store.codec in CALIBRATED:
+        parts["codec_version"] = CODEC_VERSION
     if recipe.baseline is None:
         projection = recipe.projection.model_dump(mode="json", exclude=None if recipe.projection.folds else {"damping"})
         parts |= {

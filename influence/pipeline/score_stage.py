@@ -33,6 +33,7 @@ from influence.store.manifest import Manifest
 from influence.store.reader import Store
 from influence.vectors.ensemble import Compared
 from influence.vectors.queries import compared_queries
+from influence.vectors.unit_norm import at_length
 
 log = logging.getLogger(__name__)
 
@@ -170,15 +171,24 @@ def score_block(task: ScoreTask) -> tuple[int, int]:
 def self_scores(store: Store, comparison: Compared, rows: np.ndarray) -> np.ndarray:
     """Return what each row scores when it is asked about itself, float32 [len(rows)], summed in float64.
 
+    Where all columns count alike it is read off the rows' lengths, which are those of the captured gradients whatever
+    the codec. Else the rows are taken as the codec gives them back, at their own length, so that the codec's error
+    turns a row and doesn't lengthen it.
+
     Args:
         store: Of the run.
         comparison: Of a recipe that queries and rows go into alike: a dot product, of the same gradients.
         rows: Ascending.
     """
+    lengths = store.lengths(rows)
+    if (factor := comparison.even_factor) is not None:
+        weights = store.weights(rows).astype(np.float64) if comparison.recipe.weighted else 1.0
+        return (factor * weights * lengths.astype(np.float64) ** 2).astype(np.float32)
     found = np.zeros(len(rows), dtype=np.float32)
     for place in range(0, len(rows), SELF_ROWS):
         part = rows[place : place + SELF_ROWS]
-        gradients = torch.from_numpy(store.vectors(part))
+        own = torch.from_numpy(lengths[place : place + SELF_ROWS])
+        gradients = at_length(torch.from_numpy(store.vectors(part)), own)
         weights = torch.from_numpy(store.weights(part)) if comparison.recipe.weighted else None
         asked, held = comparison.query_vectors(gradients), comparison.row_vectors(gradients, weights)
         found[place : place + len(part)] = (asked.double() * held.double()).sum(dim=1).float().numpy()

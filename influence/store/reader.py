@@ -25,7 +25,7 @@ from influence.store.codecs import codec_for
 from influence.store.commits import Commits
 from influence.store.manifest import Manifest, ShardRange
 from influence.store.mapped import mapped_rows
-from influence.store.shard import METADATA, ROW_GROUP, ROWS, ShardFiles, read_rows, read_weights
+from influence.store.shard import METADATA, ROW_GROUP, ROWS, WEIGHT, ShardFiles, read_numbers, read_rows
 
 GATHERED = 256
 """Rows asked for by number that are decoded together."""
@@ -172,9 +172,11 @@ class Store:
 
     def weights(self, rows: Sequence[int] | np.ndarray) -> np.ndarray:
         """Return what some rows are multiplied by after the curvature, float32; repeats allowed. Raises as `meta`."""
-        wanted, back = np.unique(self._check_rows(rows), return_inverse=True)
-        found = each(lambda at: read_weights(self._metadata(at[0]), at[1]), self._by_shard(wanted), self.run_dir)
-        return np.concatenate([np.empty(0, np.float32), *found])[back]
+        return self._numbers(rows, WEIGHT.name)
+
+    def lengths(self, rows: Sequence[int] | np.ndarray) -> np.ndarray:
+        """Return the lengths of some rows' gradients, float32, as captured: no code is read. Raises as `meta`."""
+        return self._numbers(rows, "norm")
 
     def norms(self) -> Iterator[tuple[int, np.ndarray]]:
         """Yield each shard's first row and the norms of its rows, float32 [n], from the metadata: no vector is read."""
@@ -283,6 +285,13 @@ class Store:
                 table = file.read_row_group(int(group), columns=list(columns))
                 lines += table.take(pa.array(inside)).select(list(columns)).to_pylist()
         return lines
+
+    def _numbers(self, rows: Sequence[int] | np.ndarray, column: str) -> np.ndarray:
+        wanted, back = np.unique(self._check_rows(rows), return_inverse=True)
+        parts = each(
+            lambda at: read_numbers(self._metadata(at[0]), at[1], column), self._by_shard(wanted), self.run_dir
+        )
+        return np.concatenate([np.empty(0, np.float32), *parts])[back]
 
     def _metadata(self, span: ShardRange) -> Path:
         files = ShardFiles(self.run_dir, span)

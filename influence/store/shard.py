@@ -226,19 +226,23 @@ def read_rows(path: Path, codec: Codec, rows: int, places: np.ndarray, encoded: 
         raise StoreError(f"{path} ends {missing:,} bytes too soon.")
 
 
-def read_weights(path: Path, places: np.ndarray) -> np.ndarray:
-    """Return the weights of some rows of one shard, float32, from the row groups that hold them.
+def read_numbers(path: Path, places: np.ndarray, column: str) -> np.ndarray:
+    """Return a column of numbers for some rows of one shard, float32, from the row groups that hold them.
 
     Args:
         path: The shard's metadata.
         places: Counted within the shard, ascending, at least one.
+        column: `norm`, or `weight` of rows that have one.
 
     Raises:
-        StoreError: These rows have no weights.
+        StoreError: These rows have no such column.
     """
     with pq.ParquetFile(source(path)) as file:
-        if WEIGHT.name not in file.schema_arrow.names:
-            raise StoreError(f"{path} has no column {WEIGHT.name}: its rows are of a recipe that weighs none.")
+        if column not in file.schema_arrow.names:
+            raise StoreError(
+                f"{path} has no column {column}: this run was built without row weights (recipe.measurement isn't "
+                "log_odds)."
+            )
         first, last = int(places[0]) // ROW_GROUP, int(places[-1]) // ROW_GROUP
-        held = file.read_row_groups(list(range(first, last + 1)), columns=[WEIGHT.name])
-    return held.column(WEIGHT.name).to_numpy()[places - first * ROW_GROUP]
+        groups = file.read_row_groups(list(range(first, last + 1)), columns=[column])
+    return groups.column(column).to_numpy()[places - first * ROW_GROUP]

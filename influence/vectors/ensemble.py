@@ -83,6 +83,12 @@ class Ensemble:
         pieces = vectors.split(vectors.shape[1] // len(scales), dim=1)
         return torch.cat([piece * scale**0.5 for piece, scale in zip(pieces, scales, strict=True)], dim=1)
 
+    @property
+    def even_factor(self) -> float | None:
+        """What `Comparison.even_factor` is, of checkpoints that count alike; None where they don't."""
+        factor = self.parts[0].even_factor
+        return None if factor is None or len(set(self.scales)) > 1 else factor * self.scales[0]
+
     def mean_weights(self, weights: Sequence[PerExample]) -> PerExample | None:
         """Return the rows' mean weight over the checkpoints, [n]; None of a recipe whose rows have none."""
         if not weights:

@@ -6,6 +6,19 @@ from torch import Tensor
 from influence.errors import CaptureError
 
 
+def at_length(vectors: Tensor, lengths: Tensor) -> Tensor:
+    """Return vectors with other lengths, [n, D]; a zero vector stays zero.
+
+    What a coarse codec gives back is longer than the row was, as its errors are at right angles to it: squares of rows,
+    in a Fisher or in what a row scores with itself, take the rows at the length that is stored beside the codes.
+
+    Args:
+        vectors: [n, D].
+        lengths: [n].
+    """
+    return unit_norm(vectors)[0] * lengths.to(vectors).unsqueeze(1)
+
+
 def unit_norm(vectors: Tensor) -> tuple[Tensor, Tensor]:
     """Split vectors into directions and lengths, without overflow.
 

@@ -68,6 +68,13 @@ class Comparison:
         """
         return vectors if self.fisher is None or not self.recipe.halved else None
 
+    @property
+    def even_factor(self) -> float | None:
+        """C where a row's score with itself is c·‖row‖², before its weight; None where columns don't count alike."""
+        if self.fisher is not None or self.recipe.comparison != "dot":
+            return None
+        return 1 / self.rows if self.recipe.per_copy else 1.0
+
     def curved_queries(self, gradients: ND) -> ND:
         """Apply the query's share of the curvature, and 1/N where scores count extra copies."""
         if self.fisher is not None:

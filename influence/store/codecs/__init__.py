@@ -3,12 +3,18 @@
 from collections.abc import Sequence
 
 from influence.axes import ModuleColumns
-from influence.store.codec import Codec, CodecSettings
+from influence.store.codec import Codec, CodecName, CodecSettings
 from influence.store.codecs.bits import Bits
 from influence.store.codecs.factors import Factors
 from influence.store.codecs.float16 import Float16
 from influence.store.codecs.int4 import Int4
 from influence.store.codecs.int8 import Int8
+
+CALIBRATED: tuple[CodecName, ...] = ("int4", "bits")
+"""Those whose scale gives a row its true inner product with itself."""
+
+CODEC_VERSION = 2
+"""Of the scales of `CALIBRATED`, which a run's rows must have alike. In version 1 they made scores too small."""
 
 
 def codec_for(settings: CodecSettings, modules: Sequence[ModuleColumns]) -> Codec:
@@ -35,4 +41,4 @@ def bytes_per_row(settings: CodecSettings, modules: Sequence[ModuleColumns]) -> 
     return codec_for(settings, modules).row_bytes
 
 
-__all__ = ["bytes_per_row", "codec_for"]
+__all__ = ["CALIBRATED", "CODEC_VERSION", "bytes_per_row", "codec_for"]

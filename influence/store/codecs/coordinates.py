@@ -196,6 +196,21 @@ class Scaled(Coordinates):
         """Return the codes of one module, [b, bytes], and their scales, [b]; zeros for a zero block."""
 
 
+def calibrated(relative: NDArray[np.float32], along: NDArray[np.float64]) -> NDArray[np.float32]:
+    """Return the scale s of each row's codes c with which ⟨x, s·c⟩ = ‖x‖², float32 [b]; 0 where x is zero.
+
+    A row asked about itself then scores what it should, and so on average does a query that is some multiple of the row
+    plus what is unrelated to it. The scale of least squared error, ⟨x, c⟩/⟨c, c⟩, makes both too small, by the share of
+    ‖x‖² that the codes lose. What is read back is longer than x by as much.
+
+    Args:
+        relative: x, [b, w].
+        along: ⟨x, c⟩, [b].
+    """
+    squares = row_products(relative, relative)
+    return np.divide(squares, along, out=np.zeros_like(along), where=along > 0).astype(np.float32)
+
+
 def over_largest(block: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Return each row divided by its largest magnitude, [b, w] in [-1, 1], and those magnitudes, [b].
 

@@ -3,8 +3,9 @@
 A block V is kept as Σ_c l_c r_cᵀ, the first c terms of its singular value decomposition: of all matrices of rank c none
 is closer. Each term's singular value is shared by both of its vectors, l = u√σ and r = v√σ, so that neither leaves the
 range of float16: no entry exceeds √‖V‖ ≤ 1 where a row has length 1. The squared error is that of the singular values
-left out, plus rounding of some 2⁻¹¹ of what was kept. A block whose shorter side is under c is kept at that rank, which
-is all of it.
+left out, plus rounding of some 2⁻¹¹ of what was kept. Scores are too small by what is left out of ‖V‖²: at rank 1 a row
+of many tokens keeps half of it. (Scaling up what is kept makes up for that on average and ranks worse.) A block whose
+shorter side is under c is kept at that rank, which is all of it.
 
 A score never forms the [Q, P] block: with the query's block H it is Σ_c l_cᵀ H r_c.
 
