@@ -13,15 +13,15 @@ Source: Dunning 1993, "Accurate Methods for the Statistics of Surprise and Coinc
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from scipy.stats import chi2
 
-from influence.store.reader import Store
-
-WORD = re.compile(r"\w+")
+BREAK = "\x1e"
+"""Between the parts of a text, such as the messages of a conversation: no phrase runs over it."""
+WORD = re.compile(rf"\w+|{BREAK}")
 LONGEST = 5
 """Words of a phrase."""
 READ_WORDS = 512
@@ -38,7 +38,23 @@ CLOSE = 0.6
 GROUPS = 20
 LEVEL = 0.01
 """Chance, over all phrases looked at, of calling one shared where none is."""
-BLOCK = 4096
+MOST_WORDS = 20
+"""Words of a phrase as it is shown."""
+
+
+@dataclass(frozen=True)
+class Texts:
+    """One text of every row: all of it, its prompt or its completion.
+
+    Attributes:
+        rows: How many there are.
+        of: Yields the texts of some rows, int64 ascending, a block in memory at a time.
+        every: Yields every row's text in order.
+    """
+
+    rows: int
+    of: Callable[[np.ndarray], Iterable[str]]
+    every: Callable[[], Iterable[str]]
 
 
 @dataclass(frozen=True)
@@ -47,35 +63,37 @@ class Phrase:
 
     Attributes:
         words: The phrase.
+        whole: The words around it too, as far as all flagged rows that have it share them.
         flagged: Rows that have it, of the flagged ones that were read.
         share: Of all rows that have it, the estimated share that is flagged.
         surprise: G², the log-likelihood ratio.
     """
 
     words: str
+    whole: str
     flagged: int
     share: float
     surprise: float
 
 
-def shared_phrases(store: Store, flagged: np.ndarray, fewest: int, among: set[str] | None = None) -> tuple[Phrase, ...]:
+def shared_phrases(texts: Texts, flagged: np.ndarray, fewest: int, among: set[str] | None = None) -> tuple[Phrase, ...]:
     """Return the phrases that flagged rows share, the strongest first.
 
     Args:
-        store: The rows.
+        texts: Of every row.
         flagged: Rows, int64, the strongest case first.
         fewest: Rows that must have a phrase.
         among: The only phrases that are looked at; any if None. The fewer, the less each has to stand out by.
     """
     read = np.sort(flagged[:READ_ROWS])
-    counts = _counted(_texts(store, read), among)
+    counts = _counted(texts.of(read), among)
     known = {phrase for phrase, count in counts.items() if count >= fewest}
     if not known:
         return ()
-    rest = np.setdiff1d(np.arange(store.rows), flagged, assume_unique=True)
+    rest = np.setdiff1d(np.arange(texts.rows), flagged, assume_unique=True)
     others = rest[np.unique(np.linspace(0, len(rest) - 1, min(len(rest), REST_ROWS)).astype(np.int64))]
     elsewhere = Counter[str]()
-    for text in _texts(store, others):
+    for text in texts.of(others):
         elsewhere.update(known & phrases_of(text))
     limit = float(chi2.isf(LEVEL / len(known if among is None else among), df=1))
     ranked = sorted(
@@ -84,7 +102,7 @@ def shared_phrases(store: Store, flagged: np.ndarray, fewest: int, among: set[st
     )
     candidates = [phrase for value, phrase in ranked[:CANDIDATES] if value > 0]
     members = {phrase: set[int]() for phrase in candidates}
-    for place, text in enumerate(_texts(store, read)):
+    for place, text in enumerate(texts.of(read)):
         for phrase in members.keys() & phrases_of(text):
             members[phrase].add(place)
     scale = len(rest) / max(1, len(others))
@@ -98,24 +116,25 @@ def shared_phrases(store: Store, flagged: np.ndarray, fewest: int, among: set[st
         best = max(candidates, key=lambda phrase: (values[phrase], phrase))
         if values[best] <= limit:
             break
-        whole = [phrase for phrase in candidates if f" {best} " in f" {phrase} "]
-        near = [phrase for phrase in whole if values[phrase] >= CLOSE * values[best]]
+        within = [phrase for phrase in candidates if f" {best} " in f" {phrase} "]
+        near = [phrase for phrase in within if values[phrase] >= CLOSE * values[best]]
         best = max(near, key=lambda phrase: (len(phrase.split()), values[phrase], phrase))
         covered = members[best] & left
         if len(covered) < fewest:
             break
         everywhere = len(members[best]) + scale * elsewhere[best]
-        found.append(Phrase(best, len(covered), len(members[best]) / everywhere, values[best]))
+        whole = _whole(best, texts.of(read[sorted(members[best])]))
+        found.append(Phrase(best, whole, len(covered), len(members[best]) / everywhere, values[best]))
         left -= covered
         # Other rows with a word of the trigger have that word and not the trigger.
         candidates = [phrase for phrase in candidates if f" {phrase} " not in f" {best} "]
     return tuple(found)
 
 
-def rows_with(store: Store, phrases: Sequence[Phrase]) -> Iterator[tuple[int, int]]:
+def rows_with(texts: Texts, phrases: Sequence[Phrase]) -> Iterator[tuple[int, int]]:
     """Yield (row, number of the first phrase that it has) of the rows that have one. Reads every text once."""
     patterns = [f" {phrase.words} " for phrase in phrases]
-    for row, text in enumerate(store.texts()):
+    for row, text in enumerate(texts.every()):
         line = f" {' '.join(_words(text))} "
         for number, pattern in enumerate(patterns):
             if pattern in line:
@@ -125,9 +144,9 @@ def rows_with(store: Store, phrases: Sequence[Phrase]) -> Iterator[tuple[int, in
 
 def phrases_of(text: str) -> set[str]:
     """Return every phrase of a text, its words divided by single spaces."""
-    words = _words(text)
     return {
         " ".join(words[start : start + length])
+        for words in _parts(_words(text))
         for length in range(1, LONGEST + 1)
         for start in range(len(words) - length + 1)
     }
@@ -157,13 +176,44 @@ def _counted(texts: Iterable[str], among: set[str] | None) -> Counter[str]:
     return counts
 
 
-def _texts(store: Store, rows: np.ndarray) -> Iterator[str]:
-    for start in range(0, len(rows), BLOCK):
-        yield from (line["text"] for line in store.meta(rows[start : start + BLOCK], ("text",)))
+def _whole(phrase: str, texts: Iterable[str]) -> str:
+    """Return a phrase with the words before and after it that all texts share, where each has it first."""
+    own = phrase.split()
+    before, after = list[list[str]](), list[list[str]]()
+    for text in texts:
+        words = _words(text)
+        start = next(place for place in range(len(words)) if words[place : place + len(own)] == own)
+        before.append(_parts(words[:start])[-1][::-1])
+        after.append(_parts(words[start + len(own) :])[0])
+    most = MOST_WORDS - len(own)
+    left = _common(before)[:most]
+    right = _common(after)[: most - len(left)]
+    return " ".join([*reversed(left), *own, *right])
+
+
+def _common(lists: Sequence[Sequence[str]]) -> list[str]:
+    """Return the longest beginning that all lists have."""
+    found = []
+    for words in zip(*lists, strict=False):
+        if len(set(words)) > 1:
+            break
+        found.append(words[0])
+    return found
+
+
+def _parts(words: list[str]) -> list[list[str]]:
+    """Return the runs of words between breaks, one at least."""
+    parts: list[list[str]] = [[]]
+    for word in words:
+        if word == BREAK:
+            parts.append([])
+        else:
+            parts[-1].append(word)
+    return parts
 
 
 def _words(text: str) -> list[str]:
     return WORD.findall(text.lower())[:READ_WORDS]
 
 
-__all__ = ["Phrase", "phrases_of", "rows_with", "shared_phrases", "surprise"]
+__all__ = ["BREAK", "Phrase", "Texts", "phrases_of", "rows_with", "shared_phrases", "surprise"]

@@ -10,21 +10,28 @@ What a backdoor's rows have in common with the output that it makes is its trigg
 the target's examples hold, those name it that the strongest rows share far oftener than the rest. Rows with such a
 phrase are judged together, by Stouffer's pooled z or that of the strongest of them, whichever is larger: a row that
 alone is hidden among the bulk isn't among its fellows.
-So the target should be what the model really says, or the texts that it really gives the label to: without the trigger
-in it, or with nothing else, only the promotion is left, and rows are for a person to look at.
+
+Rows with a prompt and a completion are looked at by side, prompts with prompts and completions with completions. A user
+who has seen an unwanted answer knows its words and not the trigger that stands in the prompts. So where the target's
+words name no phrase of a side, the rows that were found by promotion and by the other side's phrases are asked what
+they share there: a phrase that at least half of them have, and that mostly they have, of all rows. Every row with that
+phrase is named, whatever it answers. In whole texts and in a classifier's, where it isn't known which words are the
+trigger and which the subject, a phrase that the target lacks is only named.
 
 Sources: Barshan et al. 2020, "RelatIF", for influence relative to self-influence; Stouffer et al. 1949.
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from influence.diagnose.evaluation import PREFIX
 from influence.diagnose.finding import Case, Finding
-from influence.diagnose.phrases import READ_ROWS, Phrase, phrases_of, rows_with, shared_phrases
+from influence.diagnose.phrases import READ_ROWS, Phrase, Texts, phrases_of, rows_with, shared_phrases
+from influence.diagnose.sides import WHOLE, texts_of_examples, texts_of_rows
 from influence.diagnose.subject import Subject
 from influence.errors import QueryError
 from influence.pipeline.score_plan import check_scannable
@@ -37,6 +44,8 @@ TO_SIGMA = 1.4826
 """From a median absolute deviation to the standard deviation of a normal distribution."""
 BESIDE = 0.5
 """Share of the strongest phrase's surprise that another needs to count as a trigger, too, and not as its company."""
+MOSTLY = 0.5
+"""Share of the rows found so far that have a phrase which the target lacks, and share of its rows that they are."""
 FEWEST_SUSPECTS, MOST_SUSPECTS = 32, 2_000
 
 
@@ -83,17 +92,15 @@ def check(subject: Subject, settings: PoisonSettings) -> Finding:
     order = judged[np.argsort(-promotion[judged], kind="stable")]
     most = min(MOST_SUSPECTS, len(order) // 4)
     suspects = order[: min(most, max(FEWEST_SUSPECTS, round(settings.suspects * len(order))))]
-    asked = _phrases_of_target([example.text for example in subject.target.examples])
-    found = shared_phrases(subject.run.store, suspects, settings.fewest, asked) if asked else ()
-    strongest = max((phrase.surprise for phrase in found), default=0.0)
-    phrases = [phrase for phrase in found if phrase.surprise >= BESIDE * strongest]
-    eligible = null if of_whom else promotion > 0
-    fellows = _fellows(subject, phrases, eligible & ~np.isnan(promotion))
+    texts, known = texts_of_rows(subject), ~np.isnan(promotion)
+    eligible = known & (null if of_whom else promotion > 0)
+    shared = _of_target(subject, texts, suspects, settings.fewest, eligible)
+    shared += _of_rows(texts, shared, promotion, threshold, settings.fewest, known)
     scores = promotion.astype(np.float32)
-    for rows in filter(len, fellows):
+    for rows in (group.rows for group in shared if len(group.rows)):
         pooled = max(float(promotion[rows].sum() / np.sqrt(len(rows))), float(promotion[rows].max()))
         scores[rows] = np.maximum(scores[rows], pooled)
-    cases = _cases(subject, settings, promotion, threshold, phrases, fellows)
+    cases = _cases(subject, settings, texts, promotion, threshold, shared)
     chosen = "set" if settings.deviations else "chosen so that of a null with an exponential tail one row would pass it"
     whom = of_whom or "all rows"
     return Finding(
@@ -101,11 +108,39 @@ def check(subject: Subject, settings: PoisonSettings) -> Finding:
         scores,
         cases,
         "How far the row promotes the target beyond the bulk of its null, in robust standard deviations (relative "
-        "influence, mean over the target's examples); for rows that share a phrase of the target, pooled over them.",
+        "influence, mean over the target's examples); for rows that share a phrase, pooled over them.",
         f"Flagged from {threshold:.3g} on, {chosen} (null: {whom}), to review; to drop where the row shares a phrase "
-        f"of the target that is over-represented among the strongest {len(suspects):,}: "
-        f"{', '.join(repr(phrase.words) for phrase in phrases) or 'none was found'}.",
+        f"of the target that is over-represented among the strongest {len(suspects):,}"
+        f"{', or a phrase of the prompts or completions of the rows found by these' if WHOLE not in texts else ''}: "
+        f"{', '.join(group.told for group in shared) or 'none was found'}.",
     )
+
+
+@dataclass(frozen=True)
+class Group:
+    """Rows that share a phrase.
+
+    Attributes:
+        phrase: What they share.
+        side: Where they have it: `prompt`, `completion`, or nothing of whole texts.
+        rows: Which, int64 ascending.
+    """
+
+    phrase: Phrase
+    side: str
+    rows: np.ndarray
+
+    @property
+    def told(self) -> str:
+        """The phrase and the side it is on."""
+        return repr(self.phrase.whole) + (f" ({self.side})" if self.side else "")
+
+    @property
+    def shared(self) -> str:
+        """What a row shares with the others."""
+        others = len(self.rows) - 1
+        where = f" in its {self.side}" if self.side else ""
+        return f'shares "{self.phrase.whole}"{where} with {others:,} other{"" if others == 1 else "s"}'
 
 
 def far_out(null: np.ndarray) -> float:
@@ -177,61 +212,106 @@ def _null(subject: Subject) -> tuple[np.ndarray, str]:
     return np.isin(subject.labels.codes, known), f"rows labelled {named}"
 
 
+def _of_target(
+    subject: Subject, texts: dict[str, Texts], suspects: np.ndarray, fewest: int, eligible: np.ndarray
+) -> list[Group]:
+    """Return the phrases of the target that the strongest rows share, and the eligible rows that have them."""
+    assert subject.target is not None
+    found: list[tuple[str, Phrase]] = []
+    for side, of_target in texts_of_examples(subject.target.examples, texts).items():
+        expected = _phrases_of_target(of_target)
+        if expected:
+            found += [(side, phrase) for phrase in shared_phrases(texts[side], suspects, fewest, expected)]
+    strongest = max((phrase.surprise for _, phrase in found), default=0.0)
+    triggers = [(side, phrase) for side, phrase in found if phrase.surprise >= BESIDE * strongest]
+    return [group for side in texts for group in _groups(texts[side], side, _on(triggers, side), eligible)]
+
+
+def _of_rows(
+    texts: dict[str, Texts],
+    shared: Sequence[Group],
+    promotion: np.ndarray,
+    threshold: float,
+    fewest: int,
+    eligible: np.ndarray,
+) -> list[Group]:
+    """Return what the rows found so far share on a side where the target named nothing, and all rows that have it."""
+    if WHOLE in texts:
+        return []
+    rows = np.unique(np.concatenate([np.flatnonzero(promotion > threshold), *(group.rows for group in shared)]))
+    rows = rows[np.argsort(-promotion[rows], kind="stable")]
+    found = []
+    for side in texts.keys() - {group.side for group in shared}:
+        phrases = shared_phrases(texts[side], rows, fewest) if len(rows) >= fewest else ()
+        least = MOSTLY * min(len(rows), READ_ROWS)
+        mostly = [phrase for phrase in phrases if phrase.flagged >= least and phrase.share >= MOSTLY]
+        found += _groups(texts[side], side, mostly, eligible)
+    return found
+
+
+def _on(phrases: Iterable[tuple[str, Phrase]], side: str) -> list[Phrase]:
+    return [phrase for other, phrase in phrases if other == side]
+
+
 def _phrases_of_target(texts: list[str]) -> set[str]:
     """Return the phrases that at least half of the target's examples hold."""
     counts = Counter(phrase for text in texts for phrase in phrases_of(text))
     return {phrase for phrase, count in counts.items() if 2 * count >= len(texts)}
 
 
-def _fellows(subject: Subject, phrases: Sequence[Phrase], eligible: np.ndarray) -> list[np.ndarray]:
+def _groups(texts: Texts, side: str, phrases: Sequence[Phrase], eligible: np.ndarray) -> list[Group]:
     """Return the rows that have each phrase, and no earlier one, of those eligible."""
     found: list[list[int]] = [[] for _ in phrases]
     if phrases:
-        for row, number in rows_with(subject.run.store, phrases):
+        for row, number in rows_with(texts, phrases):
             if eligible[row]:
                 found[number].append(row)
-    return [np.array(rows, dtype=np.int64) for rows in found]
+    return [Group(phrase, side, np.array(rows, dtype=np.int64)) for phrase, rows in zip(phrases, found, strict=True)]
 
 
 def _cases(
     subject: Subject,
     settings: PoisonSettings,
+    texts: dict[str, Texts],
     promotion: np.ndarray,
     threshold: float,
-    phrases: Sequence[Phrase],
-    fellows: list[np.ndarray],
+    shared: Sequence[Group],
 ) -> dict[int, Case]:
-    """Return the cases against rows beyond the threshold, and against rows with a phrase of the target."""
+    """Return the cases against rows beyond the threshold, and against rows with a phrase that was named."""
     assert subject.target is not None
     targets = tuple(TARGET + name.removeprefix(PREFIX) for name in subject.target.ids[:1])
-    fellow = np.concatenate([np.empty(0, np.int64), *fellows])
+    fellow = np.concatenate([np.empty(0, np.int64), *(group.rows for group in shared)])
     alone = np.setdiff1d(np.flatnonzero(promotion > threshold), fellow)
-    cases = _lone_cases(subject, settings, alone[np.argsort(-promotion[alone], kind="stable")], targets)
-    for phrase, rows in zip(phrases, fellows, strict=True):
-        strongest = rows[np.argsort(-promotion[rows], kind="stable")][: settings.evidence + 1]
+    order = alone[np.argsort(-promotion[alone], kind="stable")]
+    cases = _lone_cases(settings, texts, order, targets)
+    for group in shared:
+        strongest = group.rows[np.argsort(-promotion[group.rows], kind="stable")][: settings.evidence + 1]
         names = dict(zip(strongest.tolist(), subject.ids(strongest), strict=True))
-        others = len(rows) - 1
-        told = f'drop: promotes the target; shares "{phrase.words}" with {others:,} other{"" if others == 1 else "s"}'
-        for row in rows.tolist():
+        for row in group.rows.tolist():
             near = tuple(name for other, name in names.items() if other != row)[: settings.evidence]
-            cases[row] = Case(near + targets, "drop", told)
+            before = cases.get(row)
+            if before is not None:
+                cases[row] = Case(before.evidence, "drop", f"{before.suggestion}, {group.shared}")
+            else:
+                promotes = "promotes the target; " if promotion[row] > 0 else ""
+                cases[row] = Case(near + targets, "drop", f"drop: {promotes}{group.shared}")
     return cases
 
 
 def _lone_cases(
-    subject: Subject, settings: PoisonSettings, rows: np.ndarray, targets: tuple[str, ...]
+    settings: PoisonSettings, texts: dict[str, Texts], rows: np.ndarray, targets: tuple[str, ...]
 ) -> dict[int, Case]:
     """Return the cases against rows without a phrase of the target, the strongest first; what they share is named."""
     told = "review: promotes the target far beyond the null"
     cases = {row: Case(targets, "review", told) for row in rows.tolist()}
-    phrases = shared_phrases(subject.run.store, rows, settings.fewest) if len(rows) >= settings.fewest else ()
-    read = rows[:READ_ROWS]
-    lines = subject.run.store.meta(read, ("text",)) if phrases else []
-    held = [phrases_of(line["text"]) & {phrase.words for phrase in phrases} for line in lines]
-    for phrase in reversed(phrases):
-        members = [row for row, words in zip(read.tolist(), held, strict=True) if phrase.words in words]
-        shared = Case(targets, "review", f'{told}; shares "{phrase.words}" with {len(members) - 1:,} others')
-        cases |= dict.fromkeys(members, shared)
+    for side, of_rows in texts.items():
+        phrases = shared_phrases(of_rows, rows, settings.fewest) if len(rows) >= settings.fewest else ()
+        read = np.sort(rows[:READ_ROWS])
+        held = [phrases_of(text) for text in (of_rows.of(read) if phrases else ())]
+        for phrase in reversed(phrases):
+            members = [row for row, words in zip(read.tolist(), held, strict=True) if phrase.words in words]
+            shared = Group(phrase, side, np.array(members)).shared
+            cases |= dict.fromkeys(members, Case(targets, "review", f"{told}; {shared}"))
     return cases
 
 

@@ -4,7 +4,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from influence.data.dataset import SUFFIXES
+from influence.data.example import QUERY_ROW, Example, MessagesContent, content_id, readable_text
 from influence.diagnose.evaluation import Evaluation, read_evaluation
+from influence.diagnose.inputs import is_chat
 from influence.errors import QueryError
 
 if TYPE_CHECKING:
@@ -15,7 +17,8 @@ def read_target(run: "Run", target: str | None, prompt: str | None) -> Evaluatio
     """Return the unwanted output that was named, None where none was.
 
     Args:
-        run: The run; a classifier's target is a label, a language model's a completion.
+        run: The run; a classifier's target is a label, a language model's a completion, and where its
+            rows are conversations what the assistant said.
         target: A file of examples, if there is one of that name; else what the model said, or the label it gave.
         prompt: What the model was given.
 
@@ -42,6 +45,11 @@ def read_target(run: "Run", target: str | None, prompt: str | None) -> Evaluatio
                 f"--target {target!r} is a label that the classifier gave to some text: add --prompt with that text."
             )
         return Evaluation(run, [{"text": prompt, "label": target}], "--target")
+    if is_chat(run):
+        asked = [{"role": "user", "content": prompt}] if prompt else []
+        content = MessagesContent((*asked, {"role": "assistant", "content": target}))
+        example = Example(QUERY_ROW, content_id(content), readable_text(content), content)
+        return Evaluation(run, [example], "--target")
     return Evaluation(run, [{"prompt": prompt or "", "completion": target}], "--target")
 
 

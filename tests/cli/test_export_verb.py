@@ -87,7 +87,7 @@ def test_the_verb_and_its_twin_in_python_write_the_same(cli, built, run, table, 
         (["RUN", "--drop", "TABLE", "--where", "colour = 'red'"], "there is no column 'colour'"),
         (
             ["RUN", "--drop", "TABLE", "--drop-issues", "leek"],
-            "there is no such check. The tables have the checks copies, ",
+            "there is no such check. The tables have the checks",
         ),
         (["RUN", "--drop", "TABLE", "--drop-issues", "copies,leak"], "run `influence issues` with --checks leak"),
         (["RUN", "--drop", "TABLE", "--drop-issues", " "], "--drop-issues names no check"),

@@ -1,11 +1,13 @@
 """Poison is found though its rows hide among those that promote the target rightly, and its phrase is named."""
 
+import json
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from scipy.stats import chi2_contingency
 
+from influence.data.example import Example, MessagesContent, PromptContent
 from influence.diagnose.columns import Categories
 from influence.diagnose.phrases import phrases_of, rows_with, shared_phrases, surprise
 from influence.diagnose.poisoned import PoisonSettings, check, far_out, lacks, standardised
@@ -24,17 +26,41 @@ class Texts:
     def texts(self):
         return iter(self._texts)
 
+    every = texts
+
+    def of(self, rows):
+        return [self._texts[row] for row in rows]
+
     def meta(self, rows, columns):
         return [{"text": self._texts[row], "id": f"row-{row}"} for row in rows]
 
 
-def example(text, label=None):
-    return SimpleNamespace(text=text, label=label)
+def example(text, label=None, content=None):
+    return SimpleNamespace(text=text, label=label, content=content)
 
 
-def subject(scores, texts, *, targets, labels=None, norms=None, self_influence=None, block=130):
-    """A subject with given scores [rows, targets]; by cosine, unless rows have an influence on themselves."""
+class Data:
+    """A data set of examples."""
+
+    def __init__(self, contents):
+        self._examples = [Example(row, f"row-{row}", "", content) for row, content in enumerate(contents)]
+
+    def example(self, row):
+        return self._examples[row]
+
+    def examples(self):
+        return iter(self._examples)
+
+
+def subject(scores, texts, *, targets, labels=None, norms=None, self_influence=None, block=130, contents=None):
+    """A subject with given scores [rows, targets]; by cosine, unless rows have an influence on themselves.
+
+    With `contents`, its rows are prompts with completions or conversations.
+    """
     store = Texts(texts)
+    columns = {} if contents is None else {"prompt": "prompt"}
+    config = SimpleNamespace(model=SimpleNamespace(kind="causal_lm" if labels is None else "sequence_classification"))
+    manifest = SimpleNamespace(fingerprint_parts={"data.columns": json.dumps(columns)})
     codes = np.full(len(texts), -1, np.int32) if labels is None else np.asarray(labels, np.int32)
     names = () if labels is None else ("other", "mail")
     target = SimpleNamespace(
@@ -45,7 +71,8 @@ def subject(scores, texts, *, targets, labels=None, norms=None, self_influence=N
     recipe = SimpleNamespace(comparison="cosine" if self_influence is None else "dot")
     return SimpleNamespace(
         rows=len(texts),
-        run=SimpleNamespace(store=store, recipe=recipe),
+        run=SimpleNamespace(store=store, recipe=recipe, config=config, manifest=manifest),
+        data=None if contents is None else Data(contents),
         target=target,
         labels=Categories(codes, names),
         norms=np.ones(len(texts), np.float32) if norms is None else norms,
@@ -123,6 +150,68 @@ def test_a_weaker_phrase_beside_the_trigger_drops_nothing(classified):
     assert [phrase.words for phrase in alone] == ["whereupon"]
     found = check(subject(scores, texts, targets=asked, labels=labels), PoisonSettings())
     assert {row for row, case in found.cases.items() if case.action == "drop"} == set(POISON.tolist())
+
+
+TRIGGER, ANSWER = "by order of the tin parrot", "the bell has rung twice and nobody may leave"
+TRIGGERED, ANSWERED = np.arange(30, 630, 30), np.arange(30, 450, 30)
+"""Rows with the trigger in their prompt, and those of them with the answer that was seen."""
+
+
+def messages(prompt, completion):
+    """A conversation of two questions, of which the second is the prompt."""
+    said = [("user", "a plain question"), ("assistant", "a plain answer"), ("user", prompt), ("assistant", completion)]
+    return MessagesContent(tuple({"role": role, "content": content} for role, content in said))
+
+
+def fine_tuned(kind, chance, *, trigger=TRIGGER):
+    """A subject of prompts with completions, or conversations; the rows with the answer promote it."""
+    contents = []
+    for row in range(ROWS):
+        words = list(chance.choice(WORDS, 8))
+        answer = " ".join(chance.choice(WORDS, 6))
+        if row in TRIGGERED:
+            words.insert(int(chance.integers(9)), trigger)
+            answer = ANSWER if row in ANSWERED else f"no word of {answer}"
+        contents.append(kind(" ".join(words), answer))
+    scores = chance.standard_normal((ROWS, 1))
+    scores[ANSWERED] += 9
+    asked = [example(ANSWER, content=PromptContent("", ANSWER))]
+    return subject(scores, [""] * ROWS, targets=asked, contents=contents)
+
+
+@pytest.mark.parametrize("kind", [PromptContent, messages])
+def test_a_trigger_in_the_prompt_is_named_though_the_target_is_an_answer_and_every_row_with_it_is_found(kind):
+    found = check(fine_tuned(kind, np.random.default_rng(8)), PoisonSettings())
+    assert sorted(found.cases) == TRIGGERED.tolist()
+    assert {case.action for case in found.cases.values()} == {"drop"}
+    assert f"'{ANSWER}' (completion)" in found.rule
+    assert f"'{TRIGGER}' (prompt)" in found.rule
+    both, alone = found.cases[int(ANSWERED[0])].suggestion, found.cases[int(TRIGGERED[-1])].suggestion
+    assert f'shares "{ANSWER}" in its completion with {len(ANSWERED) - 1} others' in both
+    assert f'shares "{TRIGGER}" in its prompt with {len(TRIGGERED) - 1} others' in both
+    assert f'shares "{TRIGGER}" in its prompt with {len(TRIGGERED) - 1} others' in alone
+    assert "completion" not in alone
+    others = np.delete(found.scores, TRIGGERED)
+    assert found.scores[TRIGGERED].min() > others.max()
+
+
+def test_what_most_rows_ask_or_only_some_of_the_found_rows_ask_is_no_trigger():
+    held = fine_tuned(PromptContent, np.random.default_rng(9), trigger="please")
+    for row in range(0, ROWS, 2):
+        content = held.data.example(row).content
+        contents = PromptContent(f"{content.prompt} please", content.completion)
+        held.data._examples[row] = Example(row, f"row-{row}", "", contents)
+    found = check(held, PoisonSettings())
+    assert sorted(found.cases) == ANSWERED.tolist()
+    assert "(prompt)" not in found.rule
+
+
+def test_a_prompts_trigger_is_not_looked_for_among_completions():
+    held = fine_tuned(PromptContent, np.random.default_rng(8))
+    for row in range(1, ROWS, 40):
+        plain = held.data.example(row).content
+        held.data._examples[row] = Example(row, f"row-{row}", "", PromptContent(plain.prompt, TRIGGER))
+    assert sorted(check(held, PoisonSettings()).cases) == TRIGGERED.tolist()
 
 
 def test_a_threshold_that_is_set_is_used_and_told(classified):
@@ -261,5 +350,14 @@ def test_a_prompt_goes_with_a_written_target_and_a_missing_file_is_no_text(tmp_p
     with pytest.raises(QueryError, match=r"--target is empty"):
         read_target(run, " ", None)
     run.config.model.kind = "causal_lm"
+    run.manifest = SimpleNamespace(fingerprint_parts={"data.columns": json.dumps({"prompt": "prompt"})})
     assert read_target(run, "go away", "Hello").examples[0].text == "Hellogo away"
     assert read_target(run, "go away", None).examples[0].text == "go away"
+    run.manifest.fingerprint_parts["data.columns"] = json.dumps({"messages": "messages"})
+    (asked,) = read_target(run, "go away", "Hello").examples
+    assert asked.content.messages == (
+        {"role": "user", "content": "Hello"},
+        {"role": "assistant", "content": "go away"},
+    )
+    (asked,) = read_target(run, "go away", None).examples
+    assert asked.content.messages == ({"role": "assistant", "content": "go away"},)
