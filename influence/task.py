@@ -11,10 +11,8 @@ a mean over L tokens says so with `averaged_tokens(batch) -> Tensor[N]`, L of ea
 The causal language model's loss never holds the logits of a whole batch: see `model.token_likelihood`.
 """
 
-import logging
 from collections.abc import Sequence
 from typing import Any, Literal, Protocol, runtime_checkable
-from weakref import WeakKeyDictionary
 
 import torch
 from pydantic import BaseModel, ConfigDict
@@ -22,10 +20,11 @@ from torch import Tensor, nn
 
 from influence.axes import PerExample
 from influence.errors import TaskError
+from influence.model.forward_path import forward_path
+from influence.model.heads import unsupported_head
 from influence.model.token_likelihood import log_odds, of_logits, reached, token_log_likelihood, wide
-from influence.model.unembedding import unembedding
-
-log = logging.getLogger(__name__)
+from influence.model.training_loss import check_training_loss
+from influence.model.weights_state import PerState
 
 
 Reduction = Literal["sum", "mean"]
@@ -173,7 +172,6 @@ class CausalLM:
 
     def __init__(self, settings: TaskSettings = TaskSettings()) -> None:
         self.settings = settings
-        self._probed: WeakKeyDictionary[nn.Module, tuple[bool, bool]] = WeakKeyDictionary()
 
     def example_loss(self, model: Any, batch: Any) -> PerExample:
         """Return −Σ log p of the scored tokens of each example, [N] (their mean where the settings say so)."""
@@ -231,57 +229,35 @@ class CausalLM:
             raise TaskError(
                 "A batch of one-token examples has nothing to predict: leave examples without scored tokens out."
             )
-        body, head = split_head(model)
-        plain_head, causal = self._probe(model, body, head)
+        path = forward_path(model)
         # Padding is on the right, where no scored token of a causal model looks; without a mask attention runs faster.
-        mask = {} if causal else {"attention_mask": batch.attention_mask}
-        if not plain_head:
+        mask = {} if path.causal else {"attention_mask": batch.attention_mask}
+        if path.head is None:
             # accelerate brings a spread model's logits back to where the batch is.
-            logits = model(input_ids=batch.input_ids, **mask, use_cache=False).logits[:, :-1]
+            logits = model(input_ids=batch.input_ids, **mask, use_cache=False).logits
+            # An adapter's virtual tokens come first.
+            logits = logits[:, -batch.input_ids.shape[1] :][:, :-1]
             return of_logits(logits, targets, uniforms, odds=odds)
-        hidden = body(input_ids=batch.input_ids, **mask, use_cache=False).last_hidden_state
+        hidden = path.body(input_ids=batch.input_ids, **mask, use_cache=False).last_hidden_state
         # The last position predicts nothing; marking it so spares a copy of the others, forward and backward.
-        hidden = hidden.to(head.weight.device)
+        hidden = hidden.to(path.head.weight.device)
         shifted = nn.functional.pad(targets, (0, 1), value=-100).to(hidden.device)
         if uniforms is not None:
             uniforms = nn.functional.pad(uniforms, (0, 1)).to(hidden.device)
-        return token_log_likelihood(head, hidden, shifted, uniforms, odds=odds)[:, :-1]
-
-    def _probe(self, model: Any, body: Any, head: Any) -> tuple[bool, bool]:
-        """Find out two things once a model, on eight tokens.
-
-        Returns:
-            Whether logits = head(hidden), which is not so where a model caps or scales its logits afterwards; and
-            whether a token leaves the positions before it unchanged, which is not so in a bidirectional model.
-        """
-        if model not in self._probed:
-            table = model.get_input_embeddings().weight
-            first = torch.arange(1, 9, device=table.device)[None] % table.shape[0]
-            other = first.clone()
-            other[:, -1] = first[:, 0]
-            with torch.no_grad():
-                logits, changed = (model(input_ids=ids, use_cache=False).logits for ids in (first, other))
-                near = 1e-3 * float(logits.float().std())
-                causal = float((logits - changed)[:, :-1].abs().max()) <= near
-                plain = False
-                if body is not None and type(head) is nn.Linear:
-                    ours = head(body(input_ids=first, use_cache=False).last_hidden_state).to(logits.device)
-                    plain = float((ours - logits).abs().max()) <= near
-            if not plain:
-                log.info("%s: logits are not its unembedding's alone and are computed whole.", type(model).__name__)
-            self._probed[model] = plain, causal
-        return self._probed[model]
+        return token_log_likelihood(path.head, hidden, shifted, uniforms, odds=odds)[:, :-1]
 
 
 class SequenceClassification:
     """A classifier of whole sequences; batches have `input_ids`, `attention_mask` [N, S] and `label` [N]."""
 
+    def __init__(self) -> None:
+        self._checked = PerState(_check_classifier)
+
     def _logits(self, model: Any, batch: Any) -> Tensor:
+        self._checked(model, batch)
         logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
         if logits.ndim != 2 or logits.shape[1] < 2:
-            raise TaskError(
-                f"Expected logits [N, classes] with at least 2 classes; found {tuple(logits.shape)} (a regression?)."
-            )
+            raise TaskError(f"Expected logits [N, classes] with at least 2 classes; found {tuple(logits.shape)}.")
         return logits
 
     def example_loss(self, model: Any, batch: Any) -> PerExample:
@@ -305,14 +281,18 @@ class SequenceClassification:
         return nn.functional.cross_entropy(logits, drawn, reduction="none")
 
 
-def split_head(model: Any) -> tuple[Any, Any]:
-    """Return a causal LM's body (ids → last hidden state) and its unembedding; (None, None) if it has none."""
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
-    head = unembedding(inner)
-    body = getattr(inner, "base_model", None)
-    if head is None or body is None or body is inner or not hasattr(head, "weight"):
-        return None, None
-    return body, head
+def _check_classifier(model: Any, batch: Any) -> None:
+    """Refuse a model whose training loss isn't softmax cross-entropy over its logits; looks at one example."""
+    refusal = unsupported_head(getattr(model, "config", None))
+    if refusal:
+        raise TaskError(f"{type(model).__name__}: {refusal}")
+    mask = None if batch.attention_mask is None else batch.attention_mask[:1]
+    inputs = {"input_ids": batch.input_ids[:1], "attention_mask": mask}
+    with torch.no_grad():
+        logits = model(**inputs).logits
+    if logits.ndim == 2:
+        loss = float(-torch.log_softmax(logits.double(), dim=1)[0, 0])
+        check_training_loss(model, loss, **inputs, labels=inputs["input_ids"].new_zeros(1))
 
 
 def _label(batch: Any) -> Tensor:

@@ -9,6 +9,7 @@ import transformers
 from torch import nn
 
 from influence.errors import TaskError
+from influence.model.forward_path import forward_path
 from influence.model.token_likelihood import log_odds, token_log_likelihood
 from influence.task import CausalLM, SequenceClassification, TaskSettings, task_for
 
@@ -129,12 +130,16 @@ def test_log_odds_and_residual_are_those_of_the_models_own_logits(
     torch.testing.assert_close(mean, residual / scored.sum(1))
 
 
-def test_a_model_that_caps_its_logits_has_log_odds_too(tiny_model, ragged_batch, monkeypatch):
+class OwnLinear(nn.Linear):
+    """A layer that may compute anything, so logits are read from the model."""
+
+
+def test_a_model_whose_logits_are_computed_whole_has_the_same_log_odds(tiny_model, ragged_batch):
+    plain = CausalLM().log_odds(tiny_model("llama"), ragged_batch)
     model = tiny_model("llama")
-    plain = CausalLM().log_odds(model, ragged_batch)
-    whole = CausalLM()
-    monkeypatch.setattr(whole, "_probe", lambda *given: (False, True))
-    torch.testing.assert_close(whole.log_odds(model, ragged_batch), plain)
+    model.lm_head.__class__ = OwnLinear
+    assert forward_path(model).head is None
+    torch.testing.assert_close(CausalLM().log_odds(model, ragged_batch), plain)
 
 
 @pytest.mark.parametrize("size", [-200.0, 200.0])

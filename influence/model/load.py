@@ -20,7 +20,9 @@ from transformers.utils import logging as transformers_logging
 
 from influence.errors import ModelError
 from influence.model import adapter, folder, placement
+from influence.model.heads import unsupported_model
 from influence.model.layers import LayerSettings
+from influence.model.training_loss import report_router_loss
 from influence.model.weights import check_complete, check_finite
 
 log = logging.getLogger(__name__)
@@ -101,6 +103,7 @@ def load_model(settings: ModelSettings, device: torch.device | str, dtype: torch
             recompute_blocks(inner)
     check_finite(model, path, dtype)
     _check_padding(model, settings, path)
+    report_router_loss(model)
     model.requires_grad_(False)
     log.debug("Loaded %s from %s in %s on %s.", type(model).__name__, path, dtype, device)
     return model
@@ -202,6 +205,7 @@ def _load_whole(
         "sequence_classification": transformers.AutoModelForSequenceClassification,
     }[settings.kind]
     chosen = {"attn_implementation": settings.attention, "num_labels": labels}
+    _check_kind(settings, path, labels)
     try:
         model, report = auto.from_pretrained(
             path,
@@ -239,6 +243,19 @@ def _load_whole(
 
         use_default_attention(model, device, dtype)
     return model
+
+
+def _check_kind(settings: ModelSettings, path: Path, labels: int | None) -> None:
+    """Refuse a model of another kind by its configuration, before transformers fills a head that it doesn't have."""
+    try:
+        config = transformers.AutoConfig.from_pretrained(
+            path, trust_remote_code=settings.trust_remote_code, local_files_only=not settings.trust_remote_code
+        )
+    except Exception:  # Loading the model says what is wrong with it.
+        return
+    refusal = unsupported_model(config, settings.kind, labels)
+    if refusal:
+        raise ModelError(f"{path} can't be used as a {settings.kind} model. {refusal}")
 
 
 def _check_padding(model: Any, settings: ModelSettings, path: Path) -> None:

@@ -37,7 +37,8 @@ def token_log_likelihood(
         uniforms: [N, S] in [0, 1): where given, targets are drawn from the model instead.
         odds: Return log p/(1−p).
     """
-    if head._forward_hooks or any(parameter.requires_grad for parameter in head.parameters()):
+    hooked = head._forward_hooks or head._forward_pre_hooks
+    if hooked or any(parameter.requires_grad for parameter in head.parameters()):
         return _checkpointed(head, hidden, targets, uniforms, odds)
     chunked = _ChunkedLogLikelihood.apply
     return chunked(hidden, head.weight, getattr(head, "bias", None), targets, uniforms, odds)  # type: ignore[return-value]

@@ -63,8 +63,12 @@ def tracked(model, task):
     model.lm_head.weight.requires_grad_(True)
 
 
+class OwnLinear(torch.nn.Linear):
+    """A layer that may compute anything, so logits are read from the model."""
+
+
 def whole_logits(model, task):
-    task._probed[model] = (False, True)
+    model.lm_head.__class__ = OwnLinear
 
 
 ROUTES = [frozen, tracked, whole_logits]

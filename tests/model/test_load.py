@@ -237,7 +237,7 @@ def test_weights_of_another_shape_than_the_configuration_says_are_named(llama):
 
 
 def test_an_architecture_without_the_kind_asked_for_is_an_error(llama):
-    reconfigure(llama, model_type="t5")
+    reconfigure(llama, model_type="vit")
     with pytest.raises(ModelError, match="can't be loaded as a causal_lm model"):
         load(llama)
 

@@ -5,10 +5,12 @@ import logging
 import numpy as np
 import pytest
 import torch
+import transformers
 
 from influence.data.example import Example, TextContent
 from influence.errors import CaptureError, DataError, QueryError
 from influence.gradients.capture import Capture
+from influence.model.layers import tracked_layers
 from influence.pipeline.query_stage import query_gradients
 from influence.pipeline.session import Session
 from influence.pipeline.spec import CaptureSpec
@@ -34,7 +36,7 @@ def opened(configured):
 
 def losses(session, examples):
     parts = [part for part in session.tokenise(examples) if part.scored]
-    rows, values = torch.zeros(len(examples), session.dims), np.zeros(len(examples))
+    rows, values = torch.zeros(len(examples), session.dims // session.checkpoints), np.zeros(len(examples))
     for piece in session.losses(parts, [example.id for example in examples]):
         for part, row, value in zip(piece.parts, piece.rows, piece.values, strict=True):
             rows[part.position] += row
@@ -46,6 +48,38 @@ def test_the_token_budget_does_not_change_the_rows(opened):
     session, wide = opened("cluster.token_budget=2"), opened("cluster.token_budget=4096")
     examples = list(session.rows.examples(0, 9))
     torch.testing.assert_close(losses(session, examples)[0], losses(wide, examples)[0], rtol=1e-4, atol=1e-5)
+
+
+def test_a_cap_on_the_logits_counts_at_a_later_checkpoint_though_the_first_is_near_initialisation(
+    opened, tokenizer, tmp_path
+):
+    for name, scale in (("first", 0.003), ("later", 0.3)):
+        sizes = {"hidden_size": 24, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+        settings = transformers.Gemma2Config(
+            **sizes, vocab_size=300, num_key_value_heads=1, head_dim=12, final_logit_softcapping=3.0
+        )
+        torch.manual_seed(0)
+        model = transformers.Gemma2ForCausalLM(settings).eval()
+        for parameter in model.parameters():
+            torch.nn.init.normal_(parameter, 0, scale)
+        model.save_pretrained(tmp_path / name)
+        tokenizer.save_pretrained(tmp_path / name)
+    places = [{"path": str(tmp_path / name), "weight": 1} for name in ("first", "later")]
+    recipe = {"name": "tracin", "projection": {"kind": "none"}, "checkpoints": places}
+    session = opened(model={"path": places[0]["path"], "dtype": "float32"}, recipe=recipe)
+    examples = list(session.rows.examples(0, 4))
+    session.load(0)
+    losses(session, examples)
+    session.load(1)
+    rows, values = losses(session, examples)
+    for number, part in enumerate(session.tokenise(examples)):
+        model.zero_grad()
+        ids = torch.tensor(part.input_ids)[None]
+        loss = model(input_ids=ids, labels=ids).loss * (ids.shape[1] - 1)
+        loss.backward()
+        expected = torch.cat([layer.module.weight.grad.flatten() for layer in tracked_layers(model)])
+        torch.testing.assert_close(rows[number], expected, rtol=1e-3, atol=1e-4)
+        assert values[number] == pytest.approx(float(loss), rel=1e-5)
 
 
 def test_running_out_of_memory_halves_the_budget_and_keeps_the_rows(opened, monkeypatch, caplog):

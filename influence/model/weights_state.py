@@ -1,0 +1,51 @@
+"""What facts about a model depend on: which weights and which configuration it has now."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Generic, TypeVar
+from weakref import WeakKeyDictionary
+
+from torch import nn
+
+T = TypeVar("T")
+
+
+def weights_state(model: nn.Module) -> object:
+    """Return a value that changes with every in-place change of a weight, every load and every new configuration."""
+    try:
+        versions = hash(tuple((id(weight), weight._version) for weight in model.parameters()))
+    except RuntimeError:  # Weights made in inference mode count no versions; nothing can be differentiated there.
+        versions = 0
+    config = getattr(model, "config", None)
+    return versions, str(getattr(config, "__dict__", config))
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Turn dropout off for a while; every module gets its own `training` flag back."""
+    training = [module for module in model.modules() if module.training]
+    for module in training:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+class PerState(Generic[T]):
+    """A fact about models, computed anew where the weights or the configuration changed since."""
+
+    def __init__(self, compute: Callable[..., T]) -> None:
+        self._compute = compute
+        self._known: WeakKeyDictionary[nn.Module, tuple[object, T]] = WeakKeyDictionary()
+
+    def __call__(self, model: Any, *args: Any) -> T:
+        """Return the fact; `compute(model, *args)` in evaluation mode where it isn't known of this state."""
+        state = weights_state(model)
+        known = self._known.get(model)
+        if known is None or known[0] != state:
+            with evaluating(model):
+                known = state, self._compute(model, *args)
+            self._known[model] = known
+        return known[1]
