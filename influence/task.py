@@ -26,7 +26,6 @@ from influence.model.token_likelihood import log_odds, of_logits, reached, token
 from influence.model.training_loss import check_training_loss
 from influence.model.weights_state import PerState
 
-
 Reduction = Literal["sum", "mean"]
 
 

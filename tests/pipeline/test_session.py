@@ -74,7 +74,7 @@ def test_a_cap_on_the_logits_counts_at_a_later_checkpoint_though_the_first_is_ne
     rows, values = losses(session, examples)
     for number, part in enumerate(session.tokenise(examples)):
         model.zero_grad()
-        ids = torch.tensor(part.input_ids)[None]
+        ids = torch.tensor(part.input_ids, dtype=torch.int64)[None]
         loss = model(input_ids=ids, labels=ids).loss * (ids.shape[1] - 1)
         loss.backward()
         expected = torch.cat([layer.module.weight.grad.flatten() for layer in tracked_layers(model)])
