@@ -19,6 +19,8 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from index.gemm import product
+
 SHARES = (0.5, 0.25, 0.15, 0.07, 0.02, 0.01)
 """Of the rows, from short to long: the bands."""
 
@@ -56,7 +58,7 @@ class Cells:
         for band in np.unique(bands):
             inside = np.flatnonzero(bands == band)
             start, stop = self.starts[band], self.starts[band + 1]
-            found[inside] = start + np.argmax(vectors[inside] @ self._directions[start:stop].T, axis=1)
+            found[inside] = start + np.argmax(product(vectors[inside], self._directions[start:stop].T), axis=1)
         return found
 
     def order(self, queries: NDArray[np.float32], spread: float) -> tuple[NDArray[np.int64], NDArray[np.float32]]:

@@ -1,9 +1,9 @@
 """Exact search: one pass over blocks of vectors, both ends of the ranking, nothing kept but the best so far.
 
-Scores are summed in float64, each row by itself, and rounded once to float32. In a matrix product the order of the sum
-depends on where a row stands, and copies of one document would then rank by accident; this way equal rows score
-equally, in blocks of any size, and the lower row wins. Whoever can score rows without having their vectors, such as a
-store of compressed rows, hands scores to `exact_search_scores`, and keeps that promise itself.
+Scores are summed in float64, each row by itself and in a fixed order, and rounded once to float32. In a BLAS's product
+of matrices the order may depend on where a row stands, and copies of one document would then rank by accident; this way
+equal rows score equally, in blocks of any size, and the lower row wins. Whoever can score rows without having their
+vectors, such as a store of compressed rows, hands scores to `exact_search_scores`, and keeps that promise itself.
 """
 
 from collections.abc import Iterable, Iterator
@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from index.errors import VectorIndexError
+from index.gemm.dots import row_dots
 from index.neighbours import Found, Neighbours, best, checked_count
 
 Blocks = Iterable[tuple[int, NDArray[np.floating]]]
@@ -22,9 +23,6 @@ ScoredBlocks = Iterable[tuple[int, NDArray[np.float32]]]
 
 SLICE_BYTES = 32 * 2**20
 """A block is worked through in float64 slices of at most this size, so that a large block costs no second copy."""
-
-DOT = 8192
-"""Columns of a dot product: OpenBLAS takes several threads for more than 10,000."""
 
 
 def exact_search(queries: NDArray[np.floating], blocks: Blocks, k: int) -> Neighbours:
@@ -76,28 +74,12 @@ def exact_search_scores(blocks: ScoredBlocks, queries: int, k: int) -> Neighbour
     return Neighbours(Found(largest.rows, largest.scores + 0.0), Found(smallest.rows, 0.0 - smallest.scores))
 
 
-def inner_products(vectors: NDArray[np.float64], query: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return ⟨row, query⟩ for every row, [n], each summed as if it stood alone.
-
-    Args:
-        vectors: [n, D].
-        query: [D].
-    """
-    # A stack of vector-by-vector products: numpy hands BLAS one dot product a row, and D alone decides its order.
-    # Longer ones OpenBLAS would cut up among threads, whose number then decides it, at forty times the cost.
-    total = np.zeros(len(vectors))
-    for first in range(0, query.size, DOT):
-        part = slice(first, first + DOT)
-        total += np.matmul(vectors[:, None, part], query[part, None])[:, 0, 0]
-    return total
-
-
 def _scored(asked: NDArray[np.float64], blocks: Blocks) -> Iterator[tuple[int, NDArray[np.float32]]]:
     """Yield (first row, scores [m, n]) of slices of bounded size."""
     for start, part, _ in checked_slices(blocks, asked.shape[1], len(asked)):
         scores = np.empty((len(asked), len(part)), dtype=np.float32)
         for query in range(len(asked)):
-            scores[query] = inner_products(part, asked[query])
+            scores[query] = row_dots(part, asked[query])
         yield start, scores
 
 

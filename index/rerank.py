@@ -9,7 +9,8 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from index.exact import SLICE_BYTES, inner_products
+from index.exact import SLICE_BYTES
+from index.gemm.dots import row_dots
 from index.neighbours import best
 
 SPARE = 64
@@ -52,7 +53,7 @@ def scored_by(fetch: Fetch) -> Score:
         scores = np.empty(rows.size, dtype=np.float32)
         for first in range(0, rows.size, step):
             part = slice(first, first + step)
-            scores[part] = inner_products(fetch(rows[part]).astype(np.float64), query)
+            scores[part] = row_dots(fetch(rows[part]).astype(np.float64), query)
         return scores
 
     return score

@@ -15,15 +15,14 @@ from index.cells import ROUNDS, Cells, train_cells
 from index.errors import IndexMismatch, VectorIndexError
 from index.exact import Blocks, checked_slices
 from index.factory import PER_CELL, IndexPlan, load_faiss
+from index.gemm import Packed, packed, product
 from index.reduction import Sketch, principal_directions
 
 SEED = 20_240_917
 """Of everything that is drawn: the sample, the sketch, rotations, k-means."""
 
 SLICE_ROWS = 4096
-"""Rows that are reduced and coded together, counted from a part's first row. A matrix product's last bits may depend on
-how many rows it has, and a code on the last bit: slices that are always the same give parts that are always the
-same."""
+"""Rows that are reduced and coded together, counted from a part's first row."""
 
 
 @dataclass(frozen=True)
@@ -52,13 +51,13 @@ class Trained:
 
     def transform(self, sketched: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return what the sketch left as the codes see it, [n, reduced] to [n, d]."""
-        return sketched if self._matrix is None else sketched @ self._matrix
+        return sketched if self._matrix is None else product(sketched, self._matrix)
 
     @cached_property
-    def _matrix(self) -> NDArray[np.float32] | None:
-        # Applied by numpy, whose threads don't spin while they wait: beside other work on the machine FAISS's own took
-        # ten milliseconds a query.
-        return transform_of(self.faiss)
+    def _matrix(self) -> Packed | None:
+        # FAISS's own threads spin while they wait: beside other work on the machine they took ten milliseconds a query.
+        matrix = transform_of(self.faiss)
+        return None if matrix is None else packed(matrix)
 
     @property
     def lists(self) -> Any:
@@ -163,7 +162,7 @@ def _train_transform(faiss: Any, index: Any, sample: NDArray[np.float32], factor
         transform.train(sample)
     matrix = transform_of(index)
     assert matrix is not None
-    return sample @ matrix
+    return product(sample, packed(matrix))
 
 
 def _cluster(faiss: Any, unit: NDArray[np.float32], count: int) -> NDArray[np.float32]:

@@ -127,7 +127,9 @@ def test_all_scores_are_those_of_the_run_and_of_a_float64_product(built, cut_sma
     rows = comparison.row_vectors(torch.from_numpy(run.vectors(range(40))), weights).double()
     slow = comparison.query_vectors(captured.gradients).double() @ rows.T
     np.testing.assert_allclose(found, slow.numpy(), rtol=1e-4, atol=1e-5 * largest)
-    assert (found[:, [5, 35]] == found[:, [3]]).all()
+    # Row 5 is in row 3's batch. Row 35 is in another one, and torch's products round by the shape of a batch.
+    assert (found[:, 5] == found[:, 3]).all()
+    np.testing.assert_allclose(found[:, 35], found[:, 3], rtol=1e-5, atol=1e-6 * largest)
     assert not parts_of(done.out).exists()
 
 

@@ -10,8 +10,8 @@ import torch
 import index.build
 import index.persist
 from index.errors import VectorIndexError
-from index.exact import inner_products
 from index.factory import IndexPlan, bytes_needed, load_faiss, plan_factory
+from index.gemm.dots import row_dots
 from index.ladder import CLIMB, ladder, read_scan
 from index.merge import ApproximateRecord, read_approximate, remove_index
 from index.rerank import scored_by
@@ -236,7 +236,7 @@ def scored_blocks(
     )
     for first, block in decoded:
         rows = block.astype(np.float64)
-        yield first, np.stack([inner_products(rows, query) for query in asked]).astype(np.float32)
+        yield first, np.stack([row_dots(rows, query) for query in asked]).astype(np.float32)
 
 
 def candidate_scores(store: Store, comparison: Compared, query: np.ndarray, rows: np.ndarray) -> np.ndarray:

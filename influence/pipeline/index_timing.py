@@ -14,8 +14,9 @@ import numpy as np
 
 from index.approximate import ApproximateIndex, propose
 from index.cells import ROUNDS, SHARES
-from index.exact import checked_slices, exact_search_scores, inner_products
+from index.exact import checked_slices, exact_search_scores
 from index.factory import IndexPlan, load_faiss
+from index.gemm.dots import row_dots
 from index.parts import part_ranges
 from index.recall import query_rows, truth_depth
 from index.reduction import Sketch
@@ -120,7 +121,7 @@ def _scanned(codec: Codec, encoded: Encoded, queries: np.ndarray, recipe: Recipe
     def scores() -> np.ndarray:
         if recipe.halved:
             wide = codec.decode(encoded).astype(np.float64)
-            return np.stack([inner_products(wide, query) for query in queries.astype(np.float64)]).astype(np.float32)
+            return np.stack([row_dots(wide, query) for query in queries.astype(np.float64)]).astype(np.float32)
         return codec.scorer(queries)(encoded)
 
     def scan() -> None:

@@ -24,6 +24,7 @@ import numpy as np
 import torch
 from scipy.sparse import csr_array
 
+from index.gemm import packed, product
 from index.reduction import Sketch
 from index.train import SEED, sample_rows
 from influence.pipeline.nearest import NOBODY, Nearest, own_places
@@ -108,10 +109,11 @@ def find_homes(task: CellTask) -> None:
     """Say in which cell each row of a block is, −1 of zero rows; the entry point of a task."""
     plan = task.plan
     store, sketch, centroids = plan.store, _sketch(plan), _centroids(plan)
+    cells = packed(centroids.T)
     homes = np.empty(task.stop - task.first, dtype=np.int32)
     for first in range(task.first, task.stop, PASS_ROWS):
         rows = np.arange(first, min(task.stop, first + PASS_ROWS))
-        near = sketch.apply(directions(store, rows)) @ centroids.T
+        near = product(sketch.apply(directions(store, rows)), cells)
         homes[rows - task.first] = np.argmax(near, axis=1)
     homes[zero_rows(plan)[task.first : task.stop]] = NOBODY
     save_tensors(task.file, {"homes": torch.from_numpy(homes)}, plan.fingerprint)
@@ -213,9 +215,9 @@ def _wanted(reduced: np.ndarray, centroids: np.ndarray, starts: np.ndarray, firs
     wanted[own, np.arange(len(reduced))] = True
     # So many cells are more than `most` rows, unless they are smaller than most cells are.
     few = min(cells, 8 + 4 * most * cells // max(1, int(starts[-1])))
-    step = max(1, PROMISES // cells)
+    step, across = max(1, PROMISES // cells), packed(centroids.T)
     for begin in range(0, len(reduced), step):
-        promise = reduced[begin : begin + step] @ centroids.T
+        promise = product(reduced[begin : begin + step], across)
         sides = np.argpartition(promise, sorted({few - 1, cells - few}), axis=1)
         for best, sign in ((sides[:, cells - few :], -1), (sides[:, :few], 1)):
             order = np.argsort(sign * np.take_along_axis(promise, best, axis=1), axis=1, kind="stable")
@@ -229,10 +231,10 @@ def _wanted(reduced: np.ndarray, centroids: np.ndarray, starts: np.ndarray, firs
 
 def _moved(centroids: np.ndarray, sample: np.ndarray) -> np.ndarray:
     """Return the directions of the means of the rows nearest to each centroid; one without rows stays."""
-    sums = np.zeros_like(centroids)
+    sums, across = np.zeros_like(centroids), packed(centroids.T)
     for first in range(0, len(sample), PASS_ROWS):
         part = sample[first : first + PASS_ROWS]
-        homes = np.argmax(part @ centroids.T, axis=1)
+        homes = np.argmax(product(part, across), axis=1)
         ones = np.ones(len(part), dtype=np.float32)
         sums += csr_array((ones, (homes, np.arange(len(part)))), shape=(len(centroids), len(part))) @ part
     lengths = np.linalg.norm(sums, axis=1, keepdims=True)

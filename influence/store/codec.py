@@ -215,21 +215,6 @@ def tiles(rows: int, width: int) -> list[tuple[int, int]]:
     return [(start, min(rows, start + step)) for start in range(0, rows, step)]
 
 
-def row_products(values: NDArray[np.float32], others: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Return ⟨row, other⟩ for every row, [n], each computed as if it stood alone.
-
-    Args:
-        values: [n, w].
-        others: [w], the same for all rows; or [n, w], one for each.
-    """
-    total = np.zeros(len(values))
-    for start in range(0, values.shape[1], PIECE):
-        piece = slice(start, start + PIECE)
-        # A stack of vector-by-vector products: numpy hands BLAS one dot product a row.
-        total += np.matmul(values[:, None, piece], others[..., piece, None])[:, 0, 0]
-    return total
-
-
 def finite_rows(values: np.ndarray) -> NDArray[np.bool_]:
     """Say which rows of [n, w] hold finite numbers only; whole numbers are."""
     if values.dtype.kind != "f":

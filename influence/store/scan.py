@@ -2,7 +2,6 @@
 
 What limits a scan is memory traffic where one query is asked and multiplying where several are. Blocks are scored by
 several threads, where they lie in the page cache or in buffers that each thread reads into, and handed out in order.
-From `products.MANY` queries on, matrix products bring BLAS's own threads: beside those, more of ours would only wait.
 """
 
 import os
@@ -17,7 +16,7 @@ import numpy as np
 from influence.errors import StoreError
 from influence.store.codec import Encoded
 from influence.store.mapped import may_lend
-from influence.store.products import MANY, padded, tile_rows
+from influence.store.products import MANY, tile_rows
 
 if TYPE_CHECKING:
     from influence.store.reader import Store
@@ -65,8 +64,7 @@ def scores(
         unit: Score the rows' directions, at length 1 whatever the codec made of it, instead of their gradients.
         many: Score few queries as many are scored, see `Codec.scorer`.
         passing: Which of the rows [start, stop) are scored, bool; all if None.
-        threads: How many; None takes one a core, at most `THREADS`, and one alone for matrix products. Scores don't
-            depend on it.
+        threads: How many; None takes one a core, at most `THREADS`. Scores don't depend on it.
 
     Yields:
         The block's first place among the rows that pass (the first row, without a filter), and scores [m, b].
@@ -79,8 +77,7 @@ def scores(
             f"A filter of {passing.shape} rows was given for rows {start} to {blocks.stop} of {store.run_dir}."
         )
     score = store.codec.scorer(queries, many=many)
-    usual = 1 if many else _threads()
-    count = max(1, min(len(blocks), threads or usual))
+    count = max(1, min(len(blocks), threads or _threads()))
     buffers: SimpleQueue[tuple[Encoded, np.ndarray]] = SimpleQueue()
     for _ in range(count):
         buffers.put(store.arrays(min(size, max(1, blocks.stop - start))))
@@ -149,7 +146,7 @@ def block_rows(store: "Store", queries: int, many: bool) -> int:
     if many:
         # Whole tiles: what is short of one costs as much as one.
         tile = tile_rows(1)
-        return max(1, min(MANY_BYTES // (8 * padded(queries)), SCORED_BYTES // row) // tile) * tile
+        return max(1, min(MANY_BYTES // (8 * queries), SCORED_BYTES // row) // tile) * tile
     read = SCORED_BYTES // row
     if may_lend(store.run_dir):
         read = max(read, min(MANY_BYTES // row, store.rows // (SHARE * _threads())))

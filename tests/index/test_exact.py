@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 
 from index import exact
 from index.errors import VectorIndexError
-from index.exact import exact_search, exact_search_scores, inner_products
+from index.exact import exact_search, exact_search_scores
+from index.gemm.dots import row_dots
 
 
 def brute_force(queries, rows, k):
@@ -204,7 +205,7 @@ def test_scores_of_another_number_of_queries_are_refused():
 def test_a_wide_row_is_summed_as_if_it_stood_alone(dims):
     random = np.random.default_rng(0)
     rows, query = random.standard_normal((7, dims)), random.standard_normal(dims)
-    found = inner_products(rows, query)
+    found = row_dots(rows, query)
     np.testing.assert_allclose(found, [sum(map(float, row * query)) for row in rows], rtol=1e-9, atol=1e-9)
     for place, row in enumerate(rows):
-        assert inner_products(row[None], query)[0] == found[place]
+        assert row_dots(row[None], query)[0] == found[place]

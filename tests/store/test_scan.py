@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from influence.errors import StoreError
-from influence.store import products, scan
+from influence.store import scan
 from influence.store.products import GROUP, MANY
 from tests.store.conftest import CODECS, columns_of, directions
 
@@ -53,31 +53,6 @@ def test_copies_of_a_row_tie_to_the_last_bit_among_many_queries_in_any_block(sto
     np.testing.assert_array_equal(whole(store, queries[:MANY]), found[:MANY])
     monkeypatch.setattr(scan, "block_rows", lambda *_: 7)
     np.testing.assert_array_equal(whole(store, queries, threads=3), found)
-
-
-def test_rows_are_scored_one_by_one_where_the_blas_adds_up_by_place(stored, monkeypatch):
-    store = stored("int4")
-    queries = directions(MANY, 33, seed=5)
-    found = whole(store, queries)
-    monkeypatch.setattr(products, "place_does_not_matter", lambda *_: False)
-    apart = whole(store, queries)
-    assert (apart[:, [2, 24, 25, 40, 59]] == apart[:, [7]]).all()
-    np.testing.assert_allclose(apart, found, rtol=1e-5, atol=1e-6 * np.abs(found).max())
-
-
-def test_a_blas_that_adds_up_by_place_is_found_out(monkeypatch):
-    class ByPlace(np.ndarray):
-        def __matmul__(self, other):
-            found = np.asarray(self) @ np.asarray(other)
-            found[-1] *= np.float32(1 + 2.0**-20)
-            return found
-
-    products.place_does_not_matter.cache_clear()
-    monkeypatch.setattr(products, "aligned", lambda rows, width: np.zeros((rows, width), np.float32).view(ByPlace))
-    assert not products.place_does_not_matter(64, 7)
-    monkeypatch.undo()
-    products.place_does_not_matter.cache_clear()
-    assert products.place_does_not_matter(64, 7)
 
 
 @pytest.mark.parametrize("count", [2, MANY])

@@ -16,7 +16,7 @@ from typing import ClassVar, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from influence.store.codec import row_products
+from index.gemm.dots import row_dots
 from influence.store.codecs.coordinates import Scaled, calibrated, over_largest
 from influence.store.codecs.pieces import BITS
 
@@ -31,6 +31,6 @@ class Bits(Scaled):
 
     def _quantise(self, block: NDArray[np.float32]) -> tuple[np.ndarray, NDArray[np.float32]]:
         relative, largest = over_largest(block)
-        along = row_products(np.abs(relative), np.ones(block.shape[1], np.float32))
+        along = row_dots(np.abs(relative), np.ones(block.shape[1], np.float32))
         codes = np.packbits(block < 0, axis=1, bitorder="little")
         return codes, calibrated(relative, along) * largest

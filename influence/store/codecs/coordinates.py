@@ -14,9 +14,11 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from influence.store.codec import Codec, Encoded, Plane, Scorer, row_products, tiles
+from index.gemm import Packed, packed, product
+from index.gemm.dots import row_dots
+from influence.store.codec import Codec, Encoded, Plane, Scorer, tiles
 from influence.store.codecs.pieces import BITS, INT8, Pieces, Stretch
-from influence.store.products import GROUP, MANY, PANEL, aligned, grouped, padded, tile_products, tile_rows
+from influence.store.products import MANY, PANEL, tile_rows
 
 SCALES = "scales"
 
@@ -95,7 +97,7 @@ class Coordinates(Codec):
                 values = np.empty((stop - start, stretch.width), dtype=np.float32)
                 # Without the scales, whose squares float32 may not hold.
                 self._unpack(codes[start:stop], np.ones_like(scales[start:stop]), slice(number, number + 1), values)
-                squares[start:stop] += row_products(values, values) * scales[start:stop, number].astype(np.float64) ** 2
+                squares[start:stop] += row_dots(values, values) * scales[start:stop, number].astype(np.float64) ** 2
         return np.sqrt(squares).astype(np.float32)
 
     def scorer(self, queries: NDArray[np.float32], *, many: bool = False) -> Scorer:
@@ -103,7 +105,7 @@ class Coordinates(Codec):
         asked = self.checked(queries)
         if len(asked) < MANY and not many:
             return self._few(asked)
-        laid = [(panel, grouped(asked[:, panel.columns])) for panel in self.panels]
+        laid = [(panel, packed(asked[:, panel.columns].T)) for panel in self.panels]
         return lambda encoded: self._many_scores(encoded, laid, len(asked))
 
     def _few(self, queries: NDArray[np.float32]) -> Scorer:
@@ -122,24 +124,20 @@ class Coordinates(Codec):
 
         return score
 
-    def _many_scores(
-        self, encoded: Encoded, laid: list[tuple[Panel, list[NDArray[np.float32]]]], count: int
-    ) -> NDArray[np.float32]:
+    def _many_scores(self, encoded: Encoded, laid: list[tuple[Panel, Packed]], count: int) -> NDArray[np.float32]:
         codes, scales = self._planes(encoded)
         # What is summed once is rounded once.
-        total = np.zeros((len(codes), padded(count)), np.float32 if len(laid) == 1 else np.float64)
+        total = np.zeros((len(codes), count), np.float32 if len(laid) == 1 else np.float64)
         # One tile for all panels: fresh memory takes as long as what is done with it.
-        held = aligned(1, max(tile_rows(panel.width) * panel.width for panel, _ in laid))
-        for panel, groups in laid:
+        held = np.empty(max(min(len(codes), tile_rows(panel.width)) * panel.width for panel, _ in laid), np.float32)
+        for panel, queries in laid:
             height = tile_rows(panel.width)
-            tile = held[0, : height * panel.width].reshape(height, panel.width)
             for start in range(0, len(codes), height):
                 stop = min(len(codes), start + height)
+                tile = held[: (stop - start) * panel.width].reshape(stop - start, panel.width)
                 self._unpack(codes[start:stop], scales[start:stop], panel.stretches, tile)
-                for place, group in enumerate(groups):
-                    part = total[start:stop, place * GROUP : (place + 1) * GROUP]
-                    np.add(part, tile_products(tile, group)[: stop - start], out=part)
-        return np.ascontiguousarray(total.T[:count], dtype=np.float32)
+                total[start:stop] += product(tile, queries)
+        return np.ascontiguousarray(total.T, dtype=np.float32)
 
     def _unpack(
         self, codes: NDArray[np.uint8], scales: NDArray[np.float32], stretches: slice, out: NDArray[np.float32]
@@ -207,7 +205,7 @@ def calibrated(relative: NDArray[np.float32], along: NDArray[np.float64]) -> NDA
         relative: x, [b, w].
         along: ⟨x, c⟩, [b].
     """
-    squares = row_products(relative, relative)
+    squares = row_dots(relative, relative)
     return np.divide(squares, along, out=np.zeros_like(along), where=along > 0).astype(np.float32)
 
 

@@ -20,9 +20,10 @@ from typing import ClassVar, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from index.gemm.dots import row_dots
 from influence.axes import ModuleColumns
 from influence.errors import StoreError
-from influence.store.codec import PIECE, Codec, Encoded, Plane, Scorer, row_products, tiles
+from influence.store.codec import PIECE, Codec, Encoded, Plane, Scorer, tiles
 from influence.store.codecs.float16 import widened
 
 SPARE, ITERATIONS = 8, 8
@@ -91,7 +92,7 @@ class Factors(Codec):
         squares = np.zeros(len(encoded["factors"]))
         for _, rows, left, right in self._unpacked(encoded):
             lefts, rights = (side @ side.transpose(0, 2, 1) for side in (left, right))
-            squares[rows] += row_products(lefts.reshape(len(left), -1), rights.reshape(len(left), -1))
+            squares[rows] += row_dots(lefts.reshape(len(left), -1), rights.reshape(len(left), -1))
         return np.sqrt(np.maximum(squares, 0)).astype(np.float32)
 
     def _encode(self, unit: NDArray[np.floating], into: Encoded) -> None:
@@ -120,7 +121,7 @@ class Factors(Codec):
                 for column in range(0, module.p, step):
                     piece = slice(column, column + step)
                     np.matmul(left, block[:, piece], out=through[..., piece])
-                total[query, rows] += row_products(through.reshape(len(left), -1), right.reshape(len(left), -1))
+                total[query, rows] += row_dots(through.reshape(len(left), -1), right.reshape(len(left), -1))
         return total
 
     def _unpacked(self, encoded: Encoded) -> Iterator[tuple[Place, slice, NDArray[np.float32], NDArray[np.float32]]]:
@@ -157,7 +158,7 @@ def leading_terms(blocks: NDArray[np.float32], rank: int) -> tuple[NDArray[np.fl
     relative = (blocks / np.where(largest > 0, largest, 1)).astype(np.float32, copy=False)
     left = _leading_directions(relative, rank)
     right = left @ relative
-    values = np.sqrt(row_products(right.reshape(-1, right.shape[2]), right.reshape(-1, right.shape[2])))
+    values = np.sqrt(row_dots(right.reshape(-1, right.shape[2]), right.reshape(-1, right.shape[2])))
     roots = np.sqrt(values).reshape(*right.shape[:2], 1).astype(np.float32)
     shared = np.sqrt(largest)
     # A term of singular value zero is none: its left vector, whatever it is, is multiplied by zero.

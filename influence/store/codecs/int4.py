@@ -18,7 +18,7 @@ from typing import ClassVar, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from influence.store.codec import row_products
+from index.gemm.dots import row_dots
 from influence.store.codecs.coordinates import Scaled, calibrated, over_largest
 from influence.store.codecs.pieces import INT4
 
@@ -44,7 +44,7 @@ class Int4(Scaled):
         for clip in CLIPS:
             codes = np.rint(relative * np.float32(LEVELS / clip))
             np.clip(codes, -LEVELS, LEVELS, out=codes)
-            along, squares = row_products(codes, relative), row_products(codes, codes)
+            along, squares = row_dots(codes, relative), row_dots(codes, codes)
             # ‖x‖² − ‖x − s·c‖² at the best s; a zero block has no codes and gains nothing.
             gained = np.divide(along**2, squares, out=np.zeros_like(along), where=squares > 0)
             better = gained > gain

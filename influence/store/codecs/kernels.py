@@ -9,25 +9,22 @@ beside it, the other queries or the machine. The sums of a tile of rows and quer
 read of a row serves all of the tile's queries, and what is read of a query all of its rows.
 """
 
-import logging
-import zlib
 from collections.abc import Callable
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from llvmlite import binding
-from numba import njit, types
+from numba import types
 
+from index.gemm import vectors
+from index.gemm.compiled import WIDE, compiled
+from index.gemm.vectors import add_lanes, zeros
 from influence.store.codecs import lanes, pieces
-from influence.store.codecs.lanes import add_lanes, add_products, unpack, zeros
+from influence.store.codecs.lanes import add_products, unpack
 from influence.store.codecs.pieces import BITS, CODE_BYTES, INT4, LANES
 
-log = logging.getLogger(__name__)
-
-WIDE = bool(binding.get_host_cpu_features().get("avx512f"))
-"""Whether the processor has 32 registers of `LANES` numbers."""
+SOURCES = (vectors, lanes, pieces)
+"""What the machine code is made of, beside this file."""
 TILES = {False: (8, 1), True: (4, 4)} if WIDE else {False: (4, 1), True: (2, 2)}
 """Rows and queries of a tile, for one query and for several: as many sums as registers hold. No score depends on it."""
 STRIPS = {False: 8, True: 64}
@@ -78,7 +75,7 @@ def products(kind: int, several: bool) -> Callable[..., None]:
 
     names = (types.uint8, types.float32, types.int64, types.float32, types.float64)
     out = types.Array(types.float64, 2, "C")
-    return _compiled(kernel, f"products_{kind}_{queries}", *(_read(name) for name in names), out)
+    return compiled(kernel, f"products_{kind}_{queries}", SOURCES, *(_read(name) for name in names), out)
 
 
 @cache
@@ -118,25 +115,8 @@ def unpacked(kind: int) -> Callable[..., None]:
 
     names = (types.uint8, types.float32, types.int64)
     out = types.Array(types.float32, 2, "A")
-    return _compiled(kernel, f"unpacked_{kind}", *(_read(name) for name in names), types.int64, out)
+    return compiled(kernel, f"unpacked_{kind}", SOURCES, *(_read(name) for name in names), types.int64, out)
 
 
 def _read(element: Any) -> Any:
     return types.Array(element, 2, "A", readonly=True)
-
-
-def _compiled(kernel: Callable[..., None], name: str, *arguments: Any) -> Callable[..., None]:
-    """Compile a kernel, or read it from disk, where its file is named after the processor and all that it is made of.
-
-    Where machines share a folder, none can come to run another's code; and numba itself only looks at the age of the
-    file that a kernel stands in.
-    """
-    features = f"{binding.get_host_cpu_name()} {binding.get_host_cpu_features().flatten()}"
-    sources = b"".join(Path(str(module.__file__)).read_bytes() for module in (lanes, pieces))
-    made_of = zlib.crc32(features.encode() + sources)
-    kernel.__qualname__ = f"{name}_{made_of:08x}"
-    try:
-        return njit(types.void(*arguments), nogil=True, cache=True)(kernel)
-    except (RuntimeError, OSError) as error:
-        log.warning("Every process compiles its kernels anew, for a second each: set NUMBA_CACHE_DIR. %s", error)
-        return njit(types.void(*arguments), nogil=True)(kernel)

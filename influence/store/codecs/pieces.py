@@ -12,8 +12,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-LANES = 16
-"""Columns that are computed with together."""
+from index.gemm import LANES
+
 PIECE = 4096
 """The most columns of a piece."""
 
