@@ -9,13 +9,25 @@ RUN_STAMP := .venv/.installed-run
 DEV_STAMP := .venv/.installed-dev
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: demo test slurm check bench format clean
+# Tests of what has to be the same to the last bit, under the BLAS kernels of other processors. OpenBLAS only has these
+# names on x86-64; a kernel that the processor can't run is not chosen.
+CORES ?= Haswell Nehalem
+BITWISE := tests/index tests/store/test_scan.py tests/store/test_kernels.py tests/store/test_codecs.py tests/test_scanning.py
+
+.PHONY: demo test cores slurm check bench format clean
 
 demo: $(RUN_STAMP)
 	$(BIN)/influence demo
 
 test: $(DEV_STAMP)
 	$(BIN)/python -m pytest -m "not slurm" --numprocesses $(TEST_PROCESSES) --dist worksteal
+
+cores: $(DEV_STAMP)
+	for core in $(CORES); do \
+		echo "OPENBLAS_CORETYPE=$$core" >&2; \
+		OPENBLAS_CORETYPE=$$core $(BIN)/python -m pytest --numprocesses $(TEST_PROCESSES) --dist worksteal $(BITWISE) \
+			|| exit 1; \
+	done
 
 slurm: $(DEV_STAMP)
 	$(BIN)/python -m pytest -m slurm -rs tests/slurm

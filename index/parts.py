@@ -4,7 +4,8 @@
     part-00000.faiss, part-00000.json  `build_part`: rows [first, stop), each named by its number in the whole data
 
 Parts don't depend on one another: one task a part, in any order, anywhere. A part whose record stands is not built
-again. The same rows give the same bytes, in blocks of any size, with any number of workers and of threads.
+again. What was trained and a part's rows decide its bytes: not the blocks they come in, nor the workers or threads, nor
+the processor's BLAS.
 """
 
 from collections.abc import Iterator

@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -36,17 +37,25 @@ BUILD = """
 import sys
 from pathlib import Path
 from index.merge import merge_parts
-from tests.index.gradient_rows import built_parts, gradients, planned
+from index.parts import build_part, part_ranges
+from tests.index.gradient_rows import blocks_of, gradients, planned
 rows = gradients(5000, 96)
 for kind in ("ivf_rabitq2", "ivf_sq8"):
-    built_parts(Path(sys.argv[1]) / kind, rows, planned(rows, 4500, kind=kind, memory=500_000), int(sys.argv[2]))
-    merge_parts(Path(sys.argv[1]) / kind, "f")
+    folder = Path(sys.argv[1]) / kind
+    for number, (first, stop) in enumerate(part_ranges(planned(rows, 4500, kind=kind, memory=500_000), 5000)):
+        build_part(folder, "f", number, blocks_of(rows, first, stop, int(sys.argv[2])))
+    merge_parts(folder, "f")
 """
 
 
 def test_blocks_of_any_size_and_any_number_of_threads_give_the_same_bytes(tmp_path):
-    for name, size, threads in (("a", 64, "2"), ("b", 7000, "1")):
+    rows = gradients(5000, 96)
+    for kind in ("ivf_rabitq2", "ivf_sq8"):
+        built_parts(tmp_path / "a" / kind, rows, planned(rows, 4500, kind=kind, memory=500_000), numbers=())
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    for name, size, threads, core in (("a", 64, "2", "Haswell"), ("b", 7000, "1", "Nehalem")):
         environment = {**os.environ, "OMP_NUM_THREADS": threads, "OPENBLAS_NUM_THREADS": threads}
+        environment["OPENBLAS_CORETYPE"] = core
         command = [sys.executable, "-c", BUILD, str(tmp_path / name), str(size)]
         subprocess.run(command, env=environment, check=True, cwd=Path(__file__).parents[2])
     for kind in ("ivf_rabitq2", "ivf_sq8"):
