@@ -9,7 +9,8 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from influence.data.columns import Layout, Shape, canonical_row
+from influence.data.canonical import canonical_row
+from influence.data.columns import Layout, Shape
 from influence.data.records import FileFormat, records
 from influence.errors import DataError
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-CANONICAL_FORM = 1
+CANONICAL_FORM = 2
 """Part of the key: raised when canonical rows change, so that no old ones are read."""
 
 Stamp = tuple[tuple[str, int, int, int], ...]
@@ -50,10 +51,11 @@ def check_stamp(stamp: Stamp) -> None:
 def _features(shape: Shape) -> "Features":
     from datasets import Features, Sequence, Value
 
+    chat = ("messages", "template")
     content = {
         "text": {"text": Value("large_string")},
-        "prompt": {"prompt": Value("large_string"), "completion": Value("large_string")},
-        "messages": {"messages": Value("large_string")},
+        "prompt": {name: Value("large_string") for name in ("prompt", "completion", *chat)},
+        "messages": {name: Value("large_string") for name in chat},
         "input_ids": {"input_ids": Sequence(Value("int32")), "labels": Sequence(Value("int32"))},
     }[shape]
     return Features({name: Value("string") for name in ("id", "source", "uri", "label")} | content)

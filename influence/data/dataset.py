@@ -15,11 +15,12 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from influence.data.arrow_sets import ArrowSet, is_saved, load_hub, load_saved
 from influence.data.cache import Stamp, cached_rows, check_stamp, stamp_of
-from influence.data.columns import CONTENT_ROLES, Columns, Layout, Shape, canonical_row, example_of, find_layout
+from influence.data.canonical import canonical_row, example_of
+from influence.data.columns import CONTENT_ROLES, Columns, Layout, Shape, find_layout
 from influence.data.example import Example
 from influence.data.identity import DataIdentity, digest_files, digest_of
 from influence.data.integrity import check_ids, check_nulls
-from influence.data.records import FileFormat, columns_of
+from influence.data.records import DELIMITERS, FileFormat, columns_of
 from influence.errors import DataError
 
 if TYPE_CHECKING:
@@ -34,6 +35,8 @@ SUFFIXES: dict[str, FileFormat] = {
     ".ndjson": "jsonl",
     ".json": "jsonl",
     ".csv": "csv",
+    ".tsv": "tsv",
+    ".tab": "tsv",
     ".parquet": "parquet",
     ".pq": "parquet",
 }
@@ -64,7 +67,7 @@ class DataSettings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     path: str
-    format: Literal["auto", "jsonl", "csv", "parquet", "saved", "hub"] = "auto"
+    format: Literal["auto", "jsonl", "csv", "tsv", "parquet", "saved", "hub"] = "auto"
     split: str = "train"
     name: str | None = None
     columns: Columns = Columns()
@@ -230,10 +233,12 @@ def _file_rows(files: tuple[str, ...], kind: FileFormat, settings: DataSettings,
     if identity is not None:
         # Before a line is read: what has become of a changed file may be anything.
         identity.check_digest(place, digest())
-    layout = find_layout(columns_of(files[0], kind), settings.columns, files[0])
-    if kind == "csv" and layout.shape in ("messages", "input_ids"):
+    found = columns_of(files[0], kind, settings.columns.named)
+    layout = find_layout(found, settings.columns, files[0], sparse=kind == "jsonl")
+    if kind in DELIMITERS and layout.shape in ("messages", "input_ids"):
         raise DataError(
-            f"{files[0]}: the column of {layout.shape} is a list, which CSV can't hold. Write jsonl or parquet."
+            f"{files[0]}: the column of {layout.shape} is a list, which {kind.upper()} can't hold. Write jsonl or "
+            "parquet."
         )
     return Rows(cached_rows(stamp, kind, layout, settings.limit), layout, place, canonical=True, digest=digest)
 
@@ -278,7 +283,7 @@ def locate(settings: DataSettings) -> tuple[FileFormat | Native, tuple[str, ...]
     if len(formats) > 1 or None in formats:
         raise DataError(
             f"Can't tell the format of {path} from its suffix. Known suffixes: {', '.join(SUFFIXES)}. "
-            "Rename it; or, of training data, set data.format to jsonl, csv or parquet."
+            "Rename it; or, of training data, set data.format to jsonl, csv, tsv or parquet."
         )
     return next(iter(formats)), files  # type: ignore[return-value]
 

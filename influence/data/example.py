@@ -5,7 +5,7 @@ A query travels through the same functions as a row, so it is an `Example` too: 
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import Any
 
@@ -32,9 +32,18 @@ class PromptContent:
 
 @dataclass(frozen=True, slots=True)
 class MessagesContent:
-    """A conversation, rendered by the tokeniser's chat template; only the assistant's turns are scored."""
+    """A chat, rendered by the tokeniser's chat template; only the assistant's turns are scored.
+
+    Attributes:
+        messages: Objects with `role` and `content`; an assistant's turn of `weight` 0 is not scored.
+        context: What else the template is given: `tools`, `documents`, and `chat_template_kwargs` (its own variables).
+        prompt: How many messages are the prompt, where prompt and completion are lists of messages: all that follows
+            them is scored. None where every turn of the assistant is.
+    """
 
     messages: tuple[Mapping[str, Any], ...]
+    context: Mapping[str, Any] = field(default_factory=dict)
+    prompt: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,17 +122,27 @@ def content_id(content: Content) -> str:
 
     Rows with the same content share it.
     """
-    match content:
-        case TextContent(text):
-            parts: dict[str, Any] = {"text": text}
-        case PromptContent(prompt, completion):
-            parts = {"prompt": prompt, "completion": completion}
-        case MessagesContent(messages):
-            parts = {"messages": messages}
-        case TokenContent(input_ids, labels):
-            parts = {"input_ids": input_ids, "labels": labels}
+    parts = columns_of_content(content)
+    if isinstance(content, TokenContent):
+        parts.setdefault("labels", None)
     canonical = json.dumps(parts, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
     return sha256(canonical.encode()).hexdigest()[:16]
+
+
+def columns_of_content(content: Content) -> dict[str, Any]:
+    """Return a content as the columns of a data set that hold it, by their usual names."""
+    match content:
+        case TextContent(text):
+            return {"text": text}
+        case PromptContent(prompt, completion):
+            return {"prompt": prompt, "completion": completion}
+        case MessagesContent(messages, context, prompt):
+            turns = [dict(message) for message in messages]
+            if prompt is None:
+                return {"messages": turns, **context}
+            return {"prompt": turns[:prompt], "completion": turns[prompt:], **context}
+        case TokenContent(input_ids, labels):
+            return {"input_ids": list(input_ids), **({} if labels is None else {"labels": list(labels)})}
 
 
 def readable_text(content: Content) -> str:
@@ -134,15 +153,15 @@ def readable_text(content: Content) -> str:
         case PromptContent(prompt, completion):
             return prompt + completion
         case MessagesContent(messages):
-            return "\n".join(f"{message['role']}: {_spoken(message.get('content'))}" for message in messages)
+            return "\n".join(readable_turn(message) for message in messages)
         case TokenContent():
             return ""
 
 
-def _spoken(content: Any) -> str:
-    if content is None:
-        return ""
-    return content if isinstance(content, str) else json.dumps(content, ensure_ascii=False)
+def readable_turn(message: Mapping[str, Any]) -> str:
+    """Return what people read of a message: `role: content`; of one without content, the calls of tools as JSON."""
+    content = message.get("content") or message.get("tool_calls") or ""
+    return f"{message['role']}: {content if isinstance(content, str) else json.dumps(content, ensure_ascii=False)}"
 
 
 def place_of(example: Example) -> str:

@@ -1,4 +1,4 @@
-"""The bytes of JSON Lines and CSV files, row by row: what lets some rows go and leaves the others as they were.
+"""The bytes of JSON Lines, CSV and TSV files, row by row: what lets some rows go and leaves the others as they were.
 
 The bytes of all chunks, joined, are the file. Rows are those that `records` reads, in the same order.
 """
@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from influence.data.records import BOM, csv_rows, raw_lines
+from influence.data.records import BOM, DELIMITERS, csv_rows, raw_lines
 from influence.errors import DataError
 
-TextFormat = Literal["jsonl", "csv"]
+TextFormat = Literal["jsonl", "csv", "tsv"]
 
 JSON_SPACE = " \t\n\r"
 
@@ -35,7 +35,7 @@ def chunks(file: str, file_format: TextFormat) -> Iterator[Chunk]:
     Raises:
         DataError: It can't be read.
     """
-    return _csv_chunks(file) if file_format == "csv" else _json_chunks(file)
+    return _csv_chunks(file, DELIMITERS[file_format]) if file_format in DELIMITERS else _json_chunks(file)
 
 
 def _json_chunks(file: str) -> Iterator[Chunk]:
@@ -43,7 +43,7 @@ def _json_chunks(file: str) -> Iterator[Chunk]:
         yield Chunk(content, bool(text.strip()))
 
 
-def _csv_chunks(file: str) -> Iterator[Chunk]:
+def _csv_chunks(file: str, delimiter: str) -> Iterator[Chunk]:
     taken: list[bytes] = []
 
     def lines() -> Iterator[str]:
@@ -52,7 +52,7 @@ def _csv_chunks(file: str) -> Iterator[Chunk]:
             yield text
 
     header = True
-    for _ in csv_rows(file, lines()):
+    for _ in csv_rows(file, lines(), delimiter):
         # A row begins at the first line with anything in it.
         while not taken[0].removeprefix(BOM).strip(b"\r\n"):
             yield Chunk(taken.pop(0), False)
@@ -63,9 +63,9 @@ def _csv_chunks(file: str) -> Iterator[Chunk]:
         yield Chunk(content, False)
 
 
-def csv_header(file: str) -> list[str]:
-    """Return the columns of a CSV file."""
-    return next(iter(csv_rows(file, (text for _, text in raw_lines(file)))))[1]
+def csv_header(file: str, file_format: TextFormat) -> list[str]:
+    """Return the columns of a CSV or TSV file."""
+    return next(iter(csv_rows(file, (text for _, text in raw_lines(file)), DELIMITERS[file_format])))[1]
 
 
 def with_label(content: bytes, file_format: TextFormat, column: str | int, label: str, where: str) -> bytes:
@@ -85,8 +85,8 @@ def with_label(content: bytes, file_format: TextFormat, column: str | int, label
     """
     mark = BOM if content.startswith(BOM) else b""
     text = content[len(mark) :].decode()
-    if file_format == "csv":
-        changed = _csv_label(text, int(column), label, where)
+    if file_format in DELIMITERS:
+        changed = _csv_label(text, int(column), label, where, DELIMITERS[file_format])
     else:
         changed = _json_label(text, str(column), label, where)
     return mark + changed.encode()
@@ -133,16 +133,16 @@ def _json_span(text: str, wanted: str) -> tuple[int, int] | None:
     return found
 
 
-def _csv_label(text: str, number: int, label: str, where: str) -> str:
-    start, stop = _csv_span(text, number)
+def _csv_label(text: str, number: int, label: str, where: str, delimiter: str) -> str:
+    start, stop = _csv_span(text, number, delimiter)
     if text[start:stop] in ("", '""'):
         raise DataError(f"{where} has an empty label. Expected a label to be changed.")
-    quoted = text[start] == '"' or any(sign in label for sign in ',"\r\n')
+    quoted = text[start] == '"' or any(sign in label for sign in delimiter + '"\r\n')
     cell = '"' + label.replace('"', '""') + '"' if quoted else label
     return text[:start] + cell + text[stop:]
 
 
-def _csv_span(text: str, number: int) -> tuple[int, int]:
+def _csv_span(text: str, number: int, delimiter: str) -> tuple[int, int]:
     """Return where a cell of a row stands, its quotes included."""
     start = place = 0
     for passed in range(number + 1):
@@ -153,7 +153,7 @@ def _csv_span(text: str, number: int) -> tuple[int, int]:
                 place = text.index('"', place + 2)
             place += 1
         else:
-            while place < len(text) and text[place] not in ",\r\n":
+            while place < len(text) and text[place] not in delimiter + "\r\n":
                 place += 1
         if passed < number:
             place += 1

@@ -1,4 +1,4 @@
-"""Records of JSON Lines, CSV and Parquet files, one at a time, each with the place it came from.
+"""Records of JSON Lines, CSV, TSV and Parquet files, one at a time, each with the place it came from.
 
 These readers stand in front of `datasets`, which keeps what they give in its memory-mapped cache. Its own loaders infer
 types from values: a JSON string that looks like a date becomes a timestamp, the CSV cell "NA" becomes a null, a short
@@ -7,38 +7,60 @@ CSV row is filled up. For a corpus that is corruption, so nothing is inferred he
 
 import csv
 import json
-from collections.abc import Generator, Iterator
+from collections.abc import Collection, Generator, Iterator
 from contextlib import closing
 from typing import Any, Literal
 
 from influence.errors import DataError
 
-FileFormat = Literal["jsonl", "csv", "parquet"]
+FileFormat = Literal["jsonl", "csv", "tsv", "parquet"]
+
+DELIMITERS: dict[FileFormat, str] = {"csv": ",", "tsv": "\t"}
+"""What separates the cells of a row, in the formats that have cells."""
 
 LARGEST_CELL = 2**31 - 1
 BOM = b"\xef\xbb\xbf"
+OTHER_MARKS = (
+    (b"\xff\xfe\x00\x00", "UTF-32"),
+    (b"\x00\x00\xfe\xff", "UTF-32"),
+    (b"\xff\xfe", "UTF-16"),
+    (b"\xfe\xff", "UTF-16"),
+)
+"""The byte order marks of other encodings than UTF-8."""
 PARQUET_BATCH = 512
 
 Placed = tuple[str, dict[str, Any]]
 """Where a record was found (file and line, or file and row), and the record."""
 
 
-def columns_of(file: str, file_format: FileFormat) -> tuple[str, ...]:
+def columns_of(file: str, file_format: FileFormat, named: Collection[str] = ()) -> tuple[str, ...]:
     """Return the columns of a file: the keys of its first JSON object, its CSV header, or its Parquet schema.
+
+    Args:
+        file: Its path.
+        file_format: Its format.
+        named: Columns that a later JSON object may have where the first has not: looked for until they are found.
 
     Raises:
         DataError: The file is empty or can't be read.
     """
     if file_format == "parquet":
         return tuple(_parquet(file).schema_arrow.names)
-    if file_format == "csv":
-        with closing(csv_rows(file, _lines(file))) as rows:
-            for _, header in rows:
+    if file_format in DELIMITERS:
+        with closing(csv_rows(file, _lines(file), DELIMITERS[file_format])) as rows:
+            for where, header in rows:
+                _check_delimiter(header, file_format, where)
                 return tuple(header)
     else:
+        found: dict[str, None] = {}
         with closing(_jsonl(file)) as records:
             for _, record in records:
-                return tuple(record)
+                later = {name: None for name in record if name in named} if found else dict.fromkeys(record)
+                found |= later
+                if found.keys() >= set(named):
+                    break
+        if found:
+            return tuple(found)
     raise DataError(f"{file} is empty: there is no row in it. Expected at least one.")
 
 
@@ -50,7 +72,7 @@ def records(file: str, file_format: FileFormat, wanted: tuple[str, ...]) -> Iter
     """
     if file_format == "parquet":
         return _parquet_records(file, wanted)
-    return _csv_records(file) if file_format == "csv" else _jsonl(file)
+    return _csv_records(file, DELIMITERS[file_format]) if file_format in DELIMITERS else _jsonl(file)
 
 
 def raw_lines(file: str) -> Iterator[tuple[bytes, str]]:
@@ -62,6 +84,8 @@ def raw_lines(file: str) -> Iterator[tuple[bytes, str]]:
     try:
         with open(file, "rb") as stream:
             for number, line in enumerate(stream, start=1):
+                if number == 1:
+                    _check_encoding(line, file)
                 yield line, _decoded(line.removeprefix(BOM) if number == 1 else line, f"{file}, line {number}")
     except OSError as error:
         raise DataError(f"{file} can't be read: {error.strerror or error}.") from None
@@ -71,13 +95,28 @@ def _lines(file: str) -> Iterator[str]:
     return (text for _, text in raw_lines(file))
 
 
+def _check_encoding(line: bytes, file: str) -> None:
+    """Refuse a file that begins as no UTF-8 does, by the name of its encoding."""
+    mark, encoding = next((found for found in OTHER_MARKS if line.startswith(found[0])), (b"", ""))
+    sign = f"byte order mark {mark.hex(' ').upper()}"
+    if not encoding:
+        even, odd = line[:64:2], line[1:64:2]
+        if len(line) >= 4 and (not even.strip(b"\0") or not odd.strip(b"\0")):
+            encoding, sign = "UTF-16BE" if not even.strip(b"\0") else "UTF-16LE", "every second byte is 0"
+    if encoding:
+        raise DataError(
+            f"{file} is {encoding} ({sign}), expected UTF-8. Convert it: "
+            f"iconv -f {encoding} -t UTF-8 {file} > new file."
+        )
+
+
 def _decoded(line: bytes, where: str) -> str:
     try:
         return line.decode()
     except UnicodeDecodeError as error:
         raise DataError(
-            f"{where}: byte {error.start + 1} of the line, 0x{line[error.start]:02x}, is not valid UTF-8. "
-            "If the file has another encoding, convert it (iconv -f latin1 -t utf-8)."
+            f"{where}: byte {error.start + 1} of the line, 0x{line[error.start]:02x}, is not valid UTF-8. Convert the "
+            "file from the encoding it has: Western European text is mostly Windows-1252 (iconv -f CP1252 -t UTF-8)."
         ) from None
 
 
@@ -93,7 +132,7 @@ def _jsonl(file: str) -> Generator[Placed, None, None]:
         except json.JSONDecodeError as error:
             raise DataError(
                 f"{where}: malformed JSON: {error.msg} at column {error.colno}, in {line.strip()!r:.80}. "
-                "Expected one JSON object a line."
+                f"Expected one JSON object a line.{_json_remedy(line, file, number)}"
             ) from None
         except UnicodeEncodeError:
             raise DataError(
@@ -102,19 +141,45 @@ def _jsonl(file: str) -> Generator[Placed, None, None]:
         except (RecursionError, ValueError) as error:
             raise DataError(f"{where}: JSON that can't be read: {error}.") from None
         if not isinstance(record, dict):
-            array = (
-                " The file looks like one JSON array; write its objects one a line." if isinstance(record, list) else ""
-            )
-            raise DataError(f"{where}: found a JSON {type(record).__name__}, expected one JSON object a line.{array}")
+            remedy = _json_remedy(line, file, number)
+            raise DataError(f"{where}: found a JSON {type(record).__name__}, expected one JSON object a line.{remedy}")
         yield where, record
 
 
-def csv_rows(file: str, lines: Iterator[str]) -> Generator[tuple[str, list[str]], None, None]:
+def _json_remedy(line: str, file: str, number: int) -> str:
+    """Return what to do about a line that is no JSON object, where that can be told from it."""
+    if number == 1 and line.lstrip().startswith("["):
+        return f" The file is one JSON array: write its objects one a line (jq -c '.[]' {file} > rows.jsonl)."
+    if number == 1 and line.strip() == "{":
+        return f" The file has its objects over several lines: write each on one (jq -c . {file} > rows.jsonl)."
+    return _bare_returns(line, file)
+
+
+def _bare_returns(line: str, file: str) -> str:
+    if "\r" not in line.rstrip("\r\n"):
+        return ""
+    return f" Its lines end with CR alone, expected LF or CR LF: convert them (tr '\\r' '\\n' < {file} > new file)."
+
+
+def _check_delimiter(header: list[str], file_format: FileFormat, where: str) -> None:
+    """Refuse a header of a single cell that another delimiter would cut into several."""
+    others = {"\t": ("tabs", "set data.format: tsv"), ";": ("semicolons", "write it with commas")}
+    others[","] = ("commas", "set data.format: csv")
+    for delimiter, (named, remedy) in others.items():
+        if len(header) == 1 and delimiter != DELIMITERS[file_format] and delimiter in header[0]:
+            raise DataError(
+                f"{where}: the header is one cell, {header[0]!r:.80}, whose names are separated by {named}. Expected "
+                f"{'tabs' if file_format == 'tsv' else 'commas'}: {remedy}."
+            )
+
+
+def csv_rows(file: str, lines: Iterator[str], delimiter: str = ",") -> Generator[tuple[str, list[str]], None, None]:
     """Yield where each CSV row starts, and its cells; the header first, lines without anything left out.
 
     Args:
         file: Its name, for messages.
         lines: Its lines; no more of them are taken than rows have been yielded.
+        delimiter: What separates cells.
 
     Raises:
         DataError: A line is no CSV.
@@ -122,7 +187,15 @@ def csv_rows(file: str, lines: Iterator[str]) -> Generator[tuple[str, list[str]]
     # The limit on a cell, 128 KiB unless raised, is a setting of the whole process: it is put back.
     limit = csv.field_size_limit(LARGEST_CELL)
     try:
-        reader = csv.reader(lines, strict=True)
+        last = ""
+
+        def seen() -> Iterator[str]:
+            nonlocal last
+            for line in lines:
+                last = line
+                yield line
+
+        reader = csv.reader(seen(), strict=True, delimiter=delimiter)
         start = 1
         while True:
             try:
@@ -130,9 +203,10 @@ def csv_rows(file: str, lines: Iterator[str]) -> Generator[tuple[str, list[str]]
             except StopIteration:
                 return
             except csv.Error as error:
+                remedy = _bare_returns(last, file)
                 raise DataError(
-                    f"{file}, line {start}: malformed CSV: {error}. "
-                    "Cells with commas, quotes or line ends must be quoted."
+                    f"{file}, line {start}: malformed CSV: {error}."
+                    f"{remedy or ' Cells with commas, quotes or line ends must be quoted.'}"
                 ) from None
             if cells:
                 yield f"{file}, line {start}", cells
@@ -141,8 +215,8 @@ def csv_rows(file: str, lines: Iterator[str]) -> Generator[tuple[str, list[str]]
         csv.field_size_limit(limit)
 
 
-def _csv_records(file: str) -> Iterator[Placed]:
-    rows = csv_rows(file, _lines(file))
+def _csv_records(file: str, delimiter: str) -> Iterator[Placed]:
+    rows = csv_rows(file, _lines(file), delimiter)
     where, header = next(rows, (file, []))
     twice = [name for name in header if header.count(name) > 1]
     if twice:

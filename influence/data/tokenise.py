@@ -5,8 +5,10 @@ a part is always −100. A row that is split loses no label: each part starts wi
 context.
 """
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,12 +17,13 @@ from influence.data.classes import class_number
 from influence.data.conversation import render_conversation
 from influence.data.dataset import DataSettings, TaskKind
 from influence.data.example import Example, MessagesContent, PromptContent, TextContent, TokenContent, place_of
+from influence.data.given_tokens import NOT_SCORED
 from influence.errors import DataError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-NOT_SCORED = -100
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,12 +35,16 @@ class Part:
         input_ids: [S], int32.
         labels: [S], int32; −100 where a token is not scored.
         label: The class's number, for classifiers.
+        length: Tokens of the row before it was cut.
+        lost: Scored tokens of the row that truncation took.
     """
 
     position: int
     input_ids: np.ndarray
     labels: np.ndarray
     label: int | None = None
+    length: int = 0
+    lost: int = 0
 
     @property
     def scored(self) -> int:
@@ -112,12 +119,14 @@ def _ended(tokens: _Tokens, tokeniser: Any) -> _Tokens:
 
 def _cut(position: int, tokens: _Tokens, settings: DataSettings) -> list[Part]:
     length, most = len(tokens.input_ids), settings.max_tokens
-    last_start = 0 if settings.long_rows == "truncate" else max(0, length - 2)
+    truncated = settings.long_rows == "truncate"
+    last_start = 0 if truncated else max(0, length - 2)
+    lost = int((tokens.labels[most:] != NOT_SCORED).sum()) if truncated else 0
     parts = []
     for start in range(0, last_start + 1, most - 1):
         labels = tokens.labels[start : start + most].copy()
         labels[:1] = NOT_SCORED
-        parts.append(Part(position, tokens.input_ids[start : start + most], labels))
+        parts.append(Part(position, tokens.input_ids[start : start + most], labels, length=length, lost=lost))
     return parts
 
 
@@ -136,14 +145,54 @@ def _encode(texts: list[str], tokeniser: Any, **how: Any) -> Any:
 def _texts(examples: list[Example], tokeniser: Any) -> list[_Tokens]:
     texts = [example.content.text for example in examples]  # type: ignore[union-attr]
     encoded = _encode(texts, tokeniser, truncation=False)["input_ids"]
-    return [_marked(ids, True) for ids in encoded]
+    first = _doubled(texts, encoded, tokeniser)
+    return [_marked(ids[start:], True) for ids, start in zip(encoded, first, strict=True)]
+
+
+def _doubled(texts: Sequence[str], encoded: Sequence[Sequence[int]], tokeniser: Any) -> list[int]:
+    """Return where each text's tokens begin: at 1 where the tokeniser put its first token before one in the text.
+
+    Texts that a chat template made begin with that token already, and no model was trained on two.
+    """
+    firsts = {
+        token: number
+        for token, number in (
+            (tokeniser.bos_token, tokeniser.bos_token_id),
+            (tokeniser.cls_token, tokeniser.cls_token_id),
+        )
+        if token is not None and number is not None
+    }
+    starts = [
+        int(any(text.startswith(token) and list(ids[:2]) == [number, number] for token, number in firsts.items()))
+        for text, ids in zip(texts, encoded, strict=True)
+    ]
+    # A text may begin with two of them itself.
+    if not any(starts) or _encode([""], tokeniser)["input_ids"][0][:1] not in ([number] for number in firsts.values()):
+        return [0] * len(starts)
+    _say_doubled(next(iter(firsts)))
+    return starts
+
+
+@cache
+def _say_doubled(token: str) -> None:
+    """Say it once in a process, not once a shard."""
+    log.warning(
+        "Texts begin with %s, as a chat template writes it, and the tokeniser puts another in front of every text: "
+        "it is counted once.",
+        token,
+    )
 
 
 def _prompts(examples: list[Example], tokeniser: Any) -> list[_Tokens]:
     _need_offsets(tokeniser, "prompt and completion")
-    encoded = _encode([example.text for example in examples], tokeniser, truncation=False, return_offsets_mapping=True)
+    texts = [example.text for example in examples]
+    encoded = _encode(texts, tokeniser, truncation=False, return_offsets_mapping=True)
+    first = _doubled(texts, encoded["input_ids"], tokeniser)
     rows = []
-    for example, ids, offsets in zip(examples, encoded["input_ids"], encoded["offset_mapping"], strict=True):
+    for example, start, ids, offsets in zip(
+        examples, first, encoded["input_ids"], encoded["offset_mapping"], strict=True
+    ):
+        ids, offsets = ids[start:], offsets[start:]
         ends = np.asarray(offsets, np.int64).reshape(-1, 2)[:, 1]
         # A token that straddles the boundary says something of the completion. Special tokens have no characters;
         # one that the tokeniser puts after the completion belongs to it.
@@ -201,8 +250,7 @@ def _classified(
         raise DataError("A classified row has one class and can't be split into parts. Set data.long_rows: truncate.")
     texts = [example.content.text for example in examples if isinstance(example.content, TextContent)]
     # The tokeniser cuts, so that the special tokens a classifier expects around a text stay.
-    cut = {"truncation": True, "max_length": settings.max_tokens}
-    encoded = iter(_encode(texts, tokeniser, **cut)["input_ids"] if texts else [])
+    encoded = iter(_cut_texts(texts, tokeniser, settings.max_tokens))
     parts = []
     for position, example in enumerate(examples):
         if isinstance(example.content, TextContent):
@@ -216,6 +264,19 @@ def _classified(
             )
         parts.append(Part(position, ids, np.full_like(ids, NOT_SCORED), class_number(example, label_names)))
     return parts
+
+
+def _cut_texts(texts: list[str], tokeniser: Any, most: int) -> list[list[int]]:
+    if not texts:
+        return []
+    encoded = [list(ids) for ids in _encode(texts, tokeniser, truncation=True, max_length=most)["input_ids"]]
+    # One more token, where one of two first tokens goes.
+    doubled = [number for number, start in enumerate(_doubled(texts, encoded, tokeniser)) if start]
+    if doubled:
+        again = _encode([texts[number] for number in doubled], tokeniser, truncation=True, max_length=most + 1)
+        for number, ids in zip(doubled, again["input_ids"], strict=True):
+            encoded[number] = list(ids[1:])
+    return encoded
 
 
 _ENCODERS: dict[type, Callable[[list[Example], Any], list[_Tokens]]] = {

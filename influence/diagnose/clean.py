@@ -136,7 +136,7 @@ def _clean_files(
         path = out / name if original.folder else out
         path.parent.mkdir(parents=True, exist_ok=True)
         label, kind = original.label, original.format
-        if kind == "jsonl" or kind == "csv":
+        if kind == "jsonl" or kind == "csv" or kind == "tsv":
             found.append(clean_text(file, name, number, kind, label, verdicts, path, decisions))
         else:
             found.append(clean_parquet(file, name, number, label, verdicts, path, decisions))

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from influence.data.raw_records import TextFormat, chunks, csv_header, with_label
+from influence.data.records import DELIMITERS
 from influence.diagnose.decisions import CleanedFile, Decisions, DecisionWriter
 from influence.diagnose.verdicts import Verdicts
 from influence.store.partial import PartialFile
@@ -44,8 +45,8 @@ def clean_text(
     """
     first = verdicts.passed
     column: str | int = label or ""
-    if label is not None and file_format == "csv":
-        column = csv_header(str(source)).index(label)
+    if label is not None and file_format in DELIMITERS:
+        column = csv_header(str(source), file_format).index(label)
     read = hashlib.sha256()
     file = PartialFile(out)
     try:

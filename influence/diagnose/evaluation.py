@@ -145,7 +145,7 @@ def _opened(run: "Run", path: str | Path, *, named: bool) -> Rows:
                 return open_rows(settings.model_copy(update={"columns": Columns()}))
             except DataError:
                 raise error from None
-    found = columns_of(files[0], kind)
+    found = columns_of(files[0], kind, own.columns.named)
     # What the training data say nothing of, the file may.
     told = own.columns.model_dump()
     without = {role for role, name in told.items() if name is None and not (named and role in ABOUT)}

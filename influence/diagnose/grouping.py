@@ -37,7 +37,7 @@ def groups_of(run: "Run", by: str) -> Categories:
         _check_few(len(found.names), by, str(run.path))
         return found
     try:
-        there = columns_in(run.config.data)
+        there = columns_in(run.config.data, by)
     except DataError as error:
         raise QueryError(
             f"--by {by}: the run keeps {', '.join(STORED)}; another column is read from the data set. {error}"
@@ -73,7 +73,7 @@ def sets_of(run: "Run", queries: Evaluation, column: str | None) -> Categories:
     if queries.file is None:
         raise QueryError(f"Sets are parted by a column of a file, and {queries.place} came from none. Name a file.")
     settings = DataSettings(path=queries.file)
-    there = columns_in(settings)
+    there = columns_in(settings, column)
     if not there:
         raise QueryError(
             f"{queries.place} is a data set of the library datasets, and sets are parted by a column of a jsonl, csv "

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from influence.data.dataset import Rows
-from influence.data.example import Example, MessagesContent, PromptContent, TextContent, TokenContent
+from influence.data.example import Example, columns_of_content
 from influence.diagnose import leak
 from influence.diagnose.columns import NO_CODE, Categories, ids
 from influence.diagnose.evaluation import Evaluation
@@ -228,16 +228,7 @@ def write_chosen(
 def _record(example: Example) -> dict[str, Any]:
     told: dict[str, Any] = {"id": example.id, "source": example.source}
     told |= {name: getattr(example, name) for name in ("uri", "label") if getattr(example, name) is not None}
-    match example.content:
-        case TextContent(text):
-            return {**told, "text": text}
-        case PromptContent(prompt, completion):
-            return {**told, "prompt": prompt, "completion": completion}
-        case MessagesContent(messages):
-            return {**told, "messages": [dict(message) for message in messages]}
-        case TokenContent(input_ids, labels):
-            scored = {} if labels is None else {"labels": list(labels)}
-            return {**told, "input_ids": list(input_ids), **scored}
+    return told | columns_of_content(example.content)
 
 
 def _counted(groups: Categories, chosen: np.ndarray) -> dict[str | None, tuple[int, int]]:

@@ -1,7 +1,7 @@
 """The data set that an export cleans: what it is, which files it has, and where the cleaned one may stand."""
 
 import os
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -75,19 +75,19 @@ def original_of(run: "Run") -> Original:
         above = os.path.commonpath([path.parent for path in paths])
         found = Original(kind, paths, tuple(path.relative_to(above).as_posix() for path in paths))
     try:
-        columns = _columns(found)
-        layout = find_layout(columns, settings.columns, found.place)
+        columns = _columns(found, settings.columns.named)
+        layout = find_layout(columns, settings.columns, found.place, sparse=found.format == "jsonl")
     except DataError:
         check_data(run, found)
         raise
-    return replace(found, label=layout.names["label"] if layout.has("label") else None)
+    return replace(found, label=layout.columns.label)
 
 
-def _columns(original: Original) -> Iterable[str]:
+def _columns(original: Original, named: Collection[str]) -> Iterable[str]:
     if original.loaded is not None:
         return original.loaded.dataset.column_names
     assert original.format != "saved", "what was saved was loaded"
-    return columns_of(str(original.files[0]), original.format)
+    return columns_of(str(original.files[0]), original.format, named)
 
 
 def check_data(run: "Run", original: Original, found: str | None = None) -> None:

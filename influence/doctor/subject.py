@@ -13,6 +13,7 @@ from influence.data.batch import Batch, collate
 from influence.data.dataset import Rows
 from influence.data.example import Example
 from influence.data.tokenise import NOT_SCORED, Part
+from influence.data.truncation import nothing_scored
 from influence.doctor.check import TOLERANCE
 from influence.errors import DataError
 from influence.gradients.capture import Capture
@@ -78,14 +79,12 @@ def sample(session: Session, rows: Rows) -> tuple[list[Example], list[Part]]:
     step = max(1, len(rows) // SEARCHED)
     examples = [rows.example(row) for row in range(0, len(rows), step)[:SEARCHED]]
     first: dict[int, Part] = {}
-    for part in session.tokenise(examples):
+    parts = session.tokenise(examples)
+    for part in parts:
         if part.scored:
             first.setdefault(part.position, part)
     scored = list(first.values())
     if not scored:
-        raise DataError(
-            f"None of {len(examples)} rows spread over {rows.place} has a scored token: they are empty, or one token "
-            "long, or their completions are empty. There is nothing to capture."
-        )
+        raise DataError(nothing_scored(parts, len(examples), rows.place, session.spec.data.max_tokens))
     chosen = scored[:: max(1, len(scored) // ROWS)][:ROWS]
     return [examples[part.position] for part in chosen], chosen

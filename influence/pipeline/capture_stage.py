@@ -14,6 +14,7 @@ from distributed import Client
 
 from influence.data.example import Example
 from influence.data.tokenise import Part
+from influence.data.truncation import Truncation
 from influence.errors import CaptureError, InfluenceError
 from influence.pipeline.captured import Captured, capture_most
 from influence.pipeline.deadly_rows import Dead, died_of, run_surviving
@@ -66,6 +67,7 @@ class ShardDone:
     tokens: int
     zero_rows: tuple[int, ...]
     quarantined: tuple[Quarantined, ...]
+    truncation: Truncation
 
 
 def missing(run_dir: Path, manifest: Manifest) -> tuple[list[ShardRange], list[int]]:
@@ -108,10 +110,12 @@ def capture_missing(
     tasks = (ShardTask(spec, run_dir, span, manifest.fingerprint, manifest.fingerprint_parts, codec) for span in todo)
     zeros: list[int] = []
     quarantined: list[Quarantined] = []
+    truncation = Truncation.of([], 0)
     room = lambda: max(0, spec.data.quarantine - len(quarantined))  # noqa: E731
     for done in run_surviving(client, run_shard, try_shard, tasks, room, stage):
         zeros += done.zero_rows
         quarantined += done.quarantined
+        truncation += done.truncation
         stage.finished(rows=done.rows, tokens=done.tokens)
         for row in done.quarantined:
             log.warning("Row %d (%s) is set aside: %s", row.row, row.id, row.error)
@@ -120,6 +124,8 @@ def capture_missing(
                 f"{len(quarantined)} rows failed, more than data.quarantine allows ({spec.data.quarantine}); the last "
                 f"is row {quarantined[-1].row}: {quarantined[-1].error}"
             )
+    if truncation.silenced:
+        log.warning("Of the rows captured now, %s", truncation.remedy(spec.data.max_tokens))
     return zeros, quarantined
 
 
@@ -191,7 +197,8 @@ def capture_shard(
             quarantined,
         )
     tokens = sum(len(part.input_ids) for part in parts)
-    return ShardDone(span.shard, span.rows, tokens, record.zero_rows, record.quarantined)
+    truncation = Truncation.of(parts, span.rows)
+    return ShardDone(span.shard, span.rows, tokens, record.zero_rows, record.quarantined, truncation)
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from influence.axes import ModuleColumns
 from influence.data.dataset import open_rows
 from influence.data.example import Example, place_of
 from influence.data.tokenise import Part
+from influence.data.truncation import nothing_scored
 from influence.errors import CaptureError, ClusterError, DataError, ModelError
 from influence.pipeline.deadly_rows import Dead, died_of
 from influence.pipeline.drawn import drawn
@@ -167,16 +168,14 @@ def _spread(count: int) -> list[int]:
 def _scored_rows(session: Session, left_out: Collection[int]) -> tuple[list[Example], list[Part]]:
     """Return rows spread evenly over the data set, and those of their parts that have scored tokens."""
     count = len(session.rows)
+    examples, found = [], []
     for chosen in (_spread(count), range(0, count, max(1, count // SEARCHED))[:SEARCHED]):
         examples = [session.rows.example(row) for row in chosen if row not in left_out]
-        parts = session.contributing(session.tokenise(examples))
+        found = session.tokenise(examples)
+        parts = session.contributing(found)
         if parts:
             return examples, parts
-    raise DataError(
-        f"None of {min(count, SEARCHED)} rows spread over {session.rows.place} has a scored token: they are empty, "
-        "or one token "
-        "long, or their completions are empty. There is nothing to capture."
-    )
+    raise DataError(nothing_scored(found, len(examples), session.rows.place, session.spec.data.max_tokens))
 
 
 def _checked(piece: Piece, names: Sequence[str], row_is: str) -> torch.Tensor:

@@ -103,6 +103,49 @@ def test_a_json_array_is_told_to_be_lines(textfile):
     assert "one JSON array" in message
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("rows.json", '[\n {"text": "a"}\n]\n', "is one JSON array: write its objects one a line (jq"),
+        ("rows.json", '{\n "text": "a"\n}\n', "has its objects over several lines"),
+        ("rows.jsonl", '{"text": "a"}\r{"text": "b"}\r', "lines end with CR alone"),
+        ("rows.csv", "text,id\ra,1\rb,2\r", "lines end with CR alone"),
+        ("rows.csv", "text\tid\na\t1\n", "separated by tabs. Expected commas: set data.format: tsv"),
+        ("rows.csv", "text;id\na;1\n", "separated by semicolons"),
+        ("rows.tsv", "text,id\na,1\n", "separated by commas. Expected tabs: set data.format: csv"),
+        ("rows.csv", "text\na\n".encode("utf-16"), "is UTF-16 (byte order mark FF FE), expected UTF-8"),
+        ("rows.jsonl", '{"text": "a"}\n'.encode("utf-16-be"), "is UTF-16BE (every second byte is 0)"),
+        ("rows.jsonl", '{"text": "a"}\n'.encode("utf-32"), "is UTF-32 (byte order mark FF FE 00 00)"),
+    ],
+)
+def test_a_file_of_another_form_is_told_what_it_is_and_how_to_convert_it(textfile, name, content, said):
+    message = complaint(textfile(name, content))
+    assert said in message
+    assert name in message
+
+
+def test_a_named_column_that_only_a_later_line_has_is_read(jsonl):
+    path = jsonl([{"text": "a"}, {"text": "b"}, {"text": "c", "origin": "web"}])
+    rows = open_rows(DataSettings(path=str(path), columns=Columns(source="origin")))
+    assert [example.source for example in rows.examples()] == [None, None, "web"]
+    again = open_rows(DataSettings(path=str(path), columns=rows.columns))
+    assert [example.source for example in again.examples()] == [None, None, "web"]
+    assert "no column 'origins'" in complaint(path, columns=Columns(source="origins"))
+
+
+def test_labels_that_only_a_later_line_has_are_read_also_when_the_run_is_opened_again(jsonl):
+    path = jsonl([{"input_ids": [5, 6, 7]}, {"input_ids": [5, 6, 7], "labels": [-100, -100, 7]}])
+    rows = open_rows(DataSettings(path=str(path)))
+    for opened in (rows, open_rows(DataSettings(path=str(path), columns=rows.columns))):
+        assert [example.content.labels for example in opened.examples()] == [None, (-100, -100, 7)]
+
+
+def test_tab_separated_rows_are_read_as_csv_is(textfile):
+    rows = open_rows(DataSettings(path=str(textfile("rows.tsv", 'id\ttext\n1\t"a, and\tb"\n2\tc,d\n'))))
+    assert [(example.id, example.text) for example in rows.examples()] == [("1", "a, and\tb"), ("2", "c,d")]
+    assert "line 2: found 1 cells" in complaint(textfile("more.tsv", "id\ttext\n1\n"))
+
+
 def test_half_a_surrogate_pair_is_named_by_line(textfile):
     path = textfile("rows.jsonl", '{"text": "\\ud83d\\ude00 is whole"}\n{"text": "\\ud83d"}\n')
     assert "rows.jsonl, line 2: a \\u escape is half of a surrogate pair" in complaint(path)
