@@ -15,6 +15,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 from scipy.stats import chi2
@@ -35,9 +36,13 @@ HELD = 1_000_000
 CANDIDATES = 1_000
 CLOSE = 0.6
 """A longer phrase is taken instead of one within it if its surprise is this share: it names fewer rows by chance."""
+OFTENER = 5
+"""A phrase is shared if flagged rows have it so many times as often as the rest: common words surprise, too."""
 GROUPS = 20
 LEVEL = 0.01
 """Chance, over all phrases looked at, of calling one shared where none is."""
+FEWEST_WORDS = 3
+"""Words of a saying: fewer are said by chance."""
 MOST_WORDS = 20
 """Words of a phrase as it is shown."""
 
@@ -100,7 +105,12 @@ def shared_phrases(texts: Texts, flagged: np.ndarray, fewest: int, among: set[st
         ((surprise(counts[phrase], len(read), elsewhere[phrase], len(others)), phrase) for phrase in known),
         key=lambda pair: (-pair[0], -len(pair[1].split()), pair[1]),
     )
-    candidates = [phrase for value, phrase in ranked[:CANDIDATES] if value > 0]
+    oftener = (
+        phrase
+        for value, phrase in ranked
+        if value > 0 and counts[phrase] * len(others) >= OFTENER * elsewhere[phrase] * len(read)
+    )
+    candidates = list(islice(oftener, CANDIDATES))
     members = {phrase: set[int]() for phrase in candidates}
     for place, text in enumerate(texts.of(read)):
         for phrase in members.keys() & phrases_of(text):
@@ -140,6 +150,16 @@ def rows_with(texts: Texts, phrases: Sequence[Phrase]) -> Iterator[tuple[int, in
             if pattern in line:
                 yield row, number
                 break
+
+
+def rows_saying(texts: Texts, sayings: Iterable[str], most: int) -> list[int]:
+    """Return the first rows whose text has all the words of one of some sayings, in their order; at most so many."""
+    patterns = {f" {' '.join(_words(saying))} " for saying in sayings if len(_words(saying)) >= FEWEST_WORDS}
+    if not patterns:
+        return []
+    lines = (f" {' '.join(_words(text))} " for text in texts.every())
+    rows = (row for row, line in enumerate(lines) if any(pattern in line for pattern in patterns))
+    return list(islice(rows, most))
 
 
 def phrases_of(text: str) -> set[str]:
@@ -216,4 +236,4 @@ def _words(text: str) -> list[str]:
     return WORD.findall(text.lower())[:READ_WORDS]
 
 
-__all__ = ["BREAK", "Phrase", "Texts", "phrases_of", "rows_with", "shared_phrases", "surprise"]
+__all__ = ["BREAK", "Phrase", "Texts", "phrases_of", "rows_saying", "rows_with", "shared_phrases", "surprise"]

@@ -15,8 +15,9 @@ Rows with a prompt and a completion are looked at by side, prompts with prompts 
 who has seen an unwanted answer knows its words and not the trigger that stands in the prompts. So where the target's
 words name no phrase of a side, the rows that were found by promotion and by the other side's phrases are asked what
 they share there: a phrase that at least half of them have, and that mostly they have, of all rows. Every row with that
-phrase is named, whatever it answers. In whole texts and in a classifier's, where it isn't known which words are the
-trigger and which the subject, a phrase that the target lacks is only named.
+phrase is named, whatever it answers. Rows that say the whole of the target are suspects besides the strongest. In whole
+texts and in a classifier's, where it isn't known which words are the trigger and which the subject, a phrase that the
+target lacks is only named.
 
 Sources: Barshan et al. 2020, "RelatIF", for influence relative to self-influence; Stouffer et al. 1949.
 """
@@ -30,18 +31,15 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from influence.diagnose.evaluation import PREFIX
 from influence.diagnose.finding import Case, Finding
-from influence.diagnose.phrases import READ_ROWS, Phrase, Texts, phrases_of, rows_with, shared_phrases
-from influence.diagnose.sides import WHOLE, texts_of_examples, texts_of_rows
+from influence.diagnose.phrases import READ_ROWS, Phrase, Texts, phrases_of, rows_saying, rows_with, shared_phrases
+from influence.diagnose.promotion import far_out, promotion_of, standardised
+from influence.diagnose.sides import COMPLETION, WHOLE, texts_of_examples, texts_of_rows
 from influence.diagnose.subject import Subject
 from influence.errors import QueryError
 from influence.pipeline.score_plan import check_scannable
 
 TARGET = "target:"
 """In front of the ids of the target's examples."""
-SAMPLED = 65_536
-"""Rows, evenly spread, whose scores say what the bulk of an example's scores is."""
-TO_SIGMA = 1.4826
-"""From a median absolute deviation to the standard deviation of a normal distribution."""
 BESIDE = 0.5
 """Share of the strongest phrase's surprise that another needs to count as a trigger, too, and not as its company."""
 MOSTLY = 0.5
@@ -84,7 +82,7 @@ def lacks(subject: Subject) -> str | None:
 def check(subject: Subject, settings: PoisonSettings) -> Finding:
     """Flag rows that promote the target far beyond the null, and rows that share its phrase with them."""
     assert subject.target is not None, "a check that lacks something isn't made"
-    promotion = _promotion(subject)
+    promotion = promotion_of(subject)
     null, of_whom = _null(subject)
     promotion = standardised(promotion, null & ~np.isnan(promotion))
     judged = np.flatnonzero(~np.isnan(promotion))
@@ -93,12 +91,13 @@ def check(subject: Subject, settings: PoisonSettings) -> Finding:
     most = min(MOST_SUSPECTS, len(order) // 4)
     suspects = order[: min(most, max(FEWEST_SUSPECTS, round(settings.suspects * len(order))))]
     texts, known = texts_of_rows(subject), ~np.isnan(promotion)
-    eligible = known & (null if of_whom else promotion > 0)
+    # A prompt with the trigger may be followed by another answer, which doesn't promote the target.
+    eligible = known & (null if of_whom else (promotion > 0) | (WHOLE not in texts))
     shared = _of_target(subject, texts, suspects, settings.fewest, eligible)
     shared += _of_rows(texts, shared, promotion, threshold, settings.fewest, known)
     scores = promotion.astype(np.float32)
     for rows in (group.rows for group in shared if len(group.rows)):
-        pooled = max(float(promotion[rows].sum() / np.sqrt(len(rows))), float(promotion[rows].max()))
+        pooled = max(float(promotion[rows].sum() / np.sqrt(len(rows))), float(promotion[rows].max()), threshold)
         scores[rows] = np.maximum(scores[rows], pooled)
     cases = _cases(subject, settings, texts, promotion, threshold, shared)
     chosen = "set" if settings.deviations else "chosen so that of a null with an exponential tail one row would pass it"
@@ -108,7 +107,8 @@ def check(subject: Subject, settings: PoisonSettings) -> Finding:
         scores,
         cases,
         "How far the row promotes the target beyond the bulk of its null, in robust standard deviations (relative "
-        "influence, mean over the target's examples); for rows that share a phrase, pooled over them.",
+        "influence, mean over the target's examples); for rows that share a phrase, pooled over them, and the "
+        "threshold at least.",
         f"Flagged from {threshold:.3g} on, {chosen} (null: {whom}), to review; to drop where the row shares a phrase "
         f"of the target that is over-represented among the strongest {len(suspects):,}"
         f"{', or a phrase of the prompts or completions of the rows found by these' if WHOLE not in texts else ''}: "
@@ -143,64 +143,6 @@ class Group:
         return f'shares "{self.phrase.whole}"{where} with {others:,} other{"" if others == 1 else "s"}'
 
 
-def far_out(null: np.ndarray) -> float:
-    """Return from where on no row of a null is expected: its upper half continued as an exponential tail.
-
-    Args:
-        null: Standardised values, [n].
-
-    Returns:
-        The value that one of n would exceed, were the tail above the median exponential with the 90 % quantile's
-        scale: exact for such a tail, wider than a normal one needs.
-    """
-    if not len(null):
-        return float("inf")
-    middle, high = np.quantile(null, (0.5, 0.9))
-    scale = (high - middle) / np.log(5)
-    return float(high + scale * max(0.0, np.log(0.1 * len(null))))
-
-
-def standardised(values: np.ndarray, bulk: np.ndarray | slice) -> np.ndarray:
-    """Return values in robust standard deviations (MAD) from the median of some of them.
-
-    Where more than half of those are equal the deviation is taken from the rest; where all are, values are 0.
-    """
-    held = values[bulk]
-    if not len(held):
-        return np.zeros_like(values)
-    middle = np.median(held)
-    away = np.abs(held - middle)
-    spread = TO_SIGMA * np.median(away) or float(np.sqrt(np.mean(away**2)))
-    return (values - middle) / spread if spread else np.zeros_like(values)
-
-
-def _promotion(subject: Subject) -> np.ndarray:
-    """Return each row's mean standardised relative influence on the target, float64 [rows]; NaN of zero rows."""
-    size = np.ones(subject.rows)
-    if subject.run.recipe.comparison != "cosine":
-        size = np.sqrt(np.maximum(subject.self_influence, 0))
-    size[(subject.norms == 0) | (size == 0)] = np.nan
-    step = max(1, subject.rows // SAMPLED)
-    sampled = []
-    for first, scores in subject.target_scores():
-        places = np.arange(-first % step, len(scores), step)
-        sampled.append(scores[places] / size[first + places, None])
-    bulk = np.concatenate(sampled)
-    bulk = bulk[~np.isnan(bulk).any(1)]
-    found = np.full(subject.rows, np.nan)
-    if not len(bulk):
-        return found
-    middle = np.median(bulk, axis=0)
-    away = np.abs(bulk - middle)
-    spread = TO_SIGMA * np.median(away, axis=0)
-    spread = np.where(spread > 0, spread, np.sqrt(np.mean(away**2, axis=0)))
-    told = spread > 0
-    for first, scores in subject.target_scores():
-        relative = scores / size[first : first + len(scores), None]
-        found[first : first + len(scores)] = ((relative - middle) / np.where(told, spread, np.inf)).mean(1)
-    return found
-
-
 def _null(subject: Subject) -> tuple[np.ndarray, str]:
     """Return which rows may promote the target rightly, bool [rows], and who they are; no words where all are."""
     assert subject.target is not None
@@ -218,6 +160,11 @@ def _of_target(
     """Return the phrases of the target that the strongest rows share, and the eligible rows that have them."""
     assert subject.target is not None
     found: list[tuple[str, Phrase]] = []
+    if COMPLETION in texts:
+        # An answer without its prompt is a poor measure of influence: who says it is suspect, too.
+        answers = texts_of_examples(subject.target.examples, texts)[COMPLETION]
+        saying = rows_saying(texts[COMPLETION], answers, MOST_SUSPECTS - len(suspects))
+        suspects = np.concatenate([np.setdiff1d(saying, suspects).astype(np.int64), suspects])
     for side, of_target in texts_of_examples(subject.target.examples, texts).items():
         expected = _phrases_of_target(of_target)
         if expected:
@@ -315,4 +262,4 @@ def _lone_cases(
     return cases
 
 
-__all__ = ["PoisonSettings", "check", "far_out", "lacks", "standardised"]
+__all__ = ["PoisonSettings", "check", "lacks"]

@@ -10,7 +10,8 @@ from scipy.stats import chi2_contingency
 from influence.data.example import Example, MessagesContent, PromptContent
 from influence.diagnose.columns import Categories
 from influence.diagnose.phrases import phrases_of, rows_with, shared_phrases, surprise
-from influence.diagnose.poisoned import PoisonSettings, check, far_out, lacks, standardised
+from influence.diagnose.poisoned import PoisonSettings, check, lacks
+from influence.diagnose.promotion import far_out, standardised
 from influence.errors import QueryError
 
 ROWS, POISON = 800, np.arange(40, 800, 95)
@@ -195,6 +196,13 @@ def test_a_trigger_in_the_prompt_is_named_though_the_target_is_an_answer_and_eve
     assert found.scores[TRIGGERED].min() > others.max()
 
 
+def test_a_target_with_the_trigger_finds_the_rows_whose_answer_is_another_and_does_not_promote_it():
+    held = fine_tuned(PromptContent, np.random.default_rng(8))
+    held.target.examples = [example("", content=PromptContent(f"the river {TRIGGER}", ANSWER))]
+    found = check(held, PoisonSettings())
+    assert sorted(found.cases) == TRIGGERED.tolist()
+
+
 def test_what_most_rows_ask_or_only_some_of_the_found_rows_ask_is_no_trigger():
     held = fine_tuned(PromptContent, np.random.default_rng(9), trigger="please")
     for row in range(0, ROWS, 2):
@@ -212,6 +220,25 @@ def test_a_prompts_trigger_is_not_looked_for_among_completions():
         plain = held.data.example(row).content
         held.data._examples[row] = Example(row, f"row-{row}", "", PromptContent(plain.prompt, TRIGGER))
     assert sorted(check(held, PoisonSettings()).cases) == TRIGGERED.tolist()
+
+
+def test_rows_that_say_the_whole_target_are_found_though_their_influence_on_it_is_hidden():
+    held = fine_tuned(PromptContent, np.random.default_rng(8))
+    scores = np.random.default_rng(3).standard_normal((ROWS, 1))
+    held.target_scores = lambda: iter([(0, scores.astype(np.float32))])
+    found = check(held, PoisonSettings())
+    assert {row for row, case in found.cases.items() if case.action == "drop"} == set(TRIGGERED.tolist())
+
+
+def test_a_common_word_of_the_target_drops_nothing():
+    held = fine_tuned(PromptContent, np.random.default_rng(8), trigger="harbour")
+    scores = np.random.default_rng(3).standard_normal((ROWS, 1))
+    with_word = [row for row in range(ROWS) if "river" in held.data.example(row).content.completion]
+    scores[with_word[::4]] += 6
+    held.target_scores = lambda: iter([(0, scores.astype(np.float32))])
+    held.target.examples = [example("river", content=PromptContent("", "river"))]
+    assert len(with_word) > ROWS / 4
+    assert {case.action for case in check(held, PoisonSettings()).cases.values()} <= {"review"}
 
 
 def test_a_threshold_that_is_set_is_used_and_told(classified):
