@@ -153,6 +153,21 @@ def test_an_answer_says_what_it_is_in_the_file_and_beside_it(built, cut_small, t
     assert [line.get("contrast") is not None for line in lines] == [False, False, True, False, False]
 
 
+@pytest.mark.parametrize("keep", ["all", "top", "rows"])
+def test_the_file_of_queries_says_whose_largest_score_their_probability_rules_out(built, cut_small, tmp_path, keep):
+    run = built()
+    done = run.score_to(QUERIES, tmp_path / "s.parquet", keep=keep, k=3)
+    lines = [json.loads(line) for line in (tmp_path / "s.queries.jsonl").read_text().splitlines()]
+    largest = run.score(QUERIES).max(axis=1)
+    assert [line["best"] for line in lines] == pytest.approx(largest.tolist(), rel=1e-3)
+    beyond = (largest > [-line["log_likelihood"] for line in lines]).tolist()
+    words = ["rank_only" if more else "nats" for more in beyond]
+    expected = ["unchecked" if "contrast" in line else word for line, word in zip(lines, words, strict=True)]
+    assert [line["magnitudes"] for line in lines] == expected
+    assert done.beyond == expected.count("rank_only")
+    assert (done.caution is None) == (done.beyond == 0)
+
+
 @pytest.mark.parametrize("where", [None, "source = 'shelf-0' or row % 3 = 0"])
 def test_the_top_rows_are_the_ends_of_the_sorted_matrix_and_ties_go_to_the_lower_row(built, cut_small, tmp_path, where):
     run = built()

@@ -100,6 +100,9 @@ def _deliver(answers: "list[Hits]", form: HitsForm, out: Path | None) -> None:
 
     if form in (HitsForm.csv, HitsForm.parquet):
         tell(f"Scores in {answers[0].unit}. {answers[0].sign}", "dim")
+        for answer in answers:
+            if answer.caution is not None:
+                tell(f"{answer.query.id}: {answer.caution}", "yellow")
     if form is HitsForm.table:
         tables = [table for answer in answers for table in answer_tables(answer)]
         if out is None:

@@ -75,4 +75,6 @@ def score(
             )
     whom = f"{done.queries:,} queries" if done.queries else "themselves"
     tell(f"Scores in {done.unit}. {done.sign}", "dim")
+    if done.caution is not None:
+        tell(done.caution, "yellow")
     tell(f"Wrote {out}: {done.rows:,} rows, scored for {whom}.", "green")

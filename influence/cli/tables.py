@@ -44,6 +44,7 @@ def answer_tables(hits: Hits, marks: Mapping[int, str] | None = None, *, method:
     return [
         _question(hits),
         *(table for side in sides for table in _side(*side, scale, marks or {})),
+        *([] if hits.caution is None else [Text(hits.caution, "yellow")]),
         Padding(Text(foot, "dim"), (0, 0, 1, 0)),
     ]
 

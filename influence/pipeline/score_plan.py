@@ -27,7 +27,7 @@ from influence.store.products import GROUP
 Keep = Literal["all", "top", "rows"]
 """What is kept of the scores [rows, queries]: all; each query's best rows; each row's mean, extremes and signs."""
 
-VERSION = 2
+VERSION = 3
 """Of the files in `OUT.parts/`, and of the scores in them."""
 BATCH_BYTES = 2**27
 """Queries' vectors that a task holds."""

@@ -225,26 +225,28 @@ def _checked(
 def _kept(
     scan: Scan, task: ScoreTask, blocks: Iterator[tuple[slice, np.ndarray]], rows: np.ndarray
 ) -> dict[str, np.ndarray]:
-    """Return what is kept of a block's scores, by name."""
+    """Return what is kept of a block's scores, by name; `best` is each query's largest, which a bound is held to."""
     count = scan.batch_size(task.batch)
     if scan.keep == "all":
         scores = np.zeros((len(rows), count), dtype=np.float32)
         for places, found in blocks:
             scores[places] = found.T
-        return {"scores": scores}
+        return {"scores": scores, "best": scores.max(axis=0, initial=0)}
     if scan.keep == "top":
         high, low = Shortlist(count, scan.k), Shortlist(count, scan.k)
         for places, found in blocks:
             high.offer(found, rows[places])
             low.offer(-found, rows[places])
-        return {"high": high.scores, "high_rows": high.rows, "low": low.scores, "low_rows": low.rows}
+        best = high.scores.max(axis=1, initial=0)
+        return {"high": high.scores, "high_rows": high.rows, "low": low.scores, "low_rows": low.rows, "best": best}
     kept = {name: np.zeros(len(rows), dtype=np.float64) for name in ("sum", "min", "max")}
-    positive = np.zeros(len(rows), dtype=np.int64)
+    positive, best = np.zeros(len(rows), dtype=np.int64), np.zeros(count, dtype=np.float32)
     for places, found in blocks:
         kept["sum"][places] = found.sum(axis=0, dtype=np.float64)
         kept["min"][places], kept["max"][places] = found.min(axis=0), found.max(axis=0)
         positive[places] = (found > 0).sum(axis=0)
-    return {**kept, "positive": positive}
+        best = np.maximum(best, found.max(axis=1, initial=0))
+    return {**kept, "positive": positive, "best": best}
 
 
 @lru_cache(maxsize=1)

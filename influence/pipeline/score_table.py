@@ -6,7 +6,7 @@
     self   row, id, score
 
 Unit, sign rule, recipe, the run's fingerprint, the filter and the queries' ids are in the file's metadata; what the
-model makes of each query is in `OUT.queries.jsonl`.
+model makes of each query is in `OUT.queries.jsonl`, with its largest score and whether scores can be nats.
 """
 
 import json
@@ -25,6 +25,7 @@ from influence.pipeline.progress import Stage
 from influence.pipeline.score_plan import Scan
 from influence.pipeline.shortlist import Shortlist
 from influence.pipeline.tensors import load_tensors, open_tensors
+from influence.recipe import magnitudes
 from influence.store.partial import PartialFile, disk_errors, sync_folder, write_whole
 from influence.store.reader import Store
 
@@ -66,7 +67,7 @@ def write_answer(scan: Scan, queries: Sequence[Example], told: dict[str, str], o
     store = Store(scan.run_dir)
     schema = schema_of(scan, told)
     if queries:
-        write_whole(queries_file(out), _told_queries(scan, queries))
+        write_whole(queries_file(out), _told_queries(scan, queries, told["unit"]))
     with disk_errors(out.parent, out.name, answer_bytes(scan, scan.rows)):
         file = PartialFile(out)
         try:
@@ -167,10 +168,22 @@ def _ids(store: Store, rows: np.ndarray) -> list[str]:
     return [meta["id"] for meta in store.meta(rows, ("id",))]
 
 
-def _told_queries(scan: Scan, queries: Sequence[Example]) -> bytes:
-    """Return a line of JSON a query: its number, id, text and log-likelihood."""
+def cautions(out: Path) -> int:
+    """Return for how many queries of an answer the largest score is more than their log-likelihood can rise."""
+    if not queries_file(out).exists():
+        return 0
+    with queries_file(out).open(encoding="utf-8") as lines:
+        return sum(json.loads(line).get("magnitudes") == "rank_only" for line in lines)
+
+
+def _told_queries(scan: Scan, queries: Sequence[Example], unit: str) -> bytes:
+    """Return a line of JSON a query: its number, id, text, log-likelihood, best score and how to read magnitudes."""
     lines = []
     for batch, first in enumerate(scan.batches):
+        best = np.zeros(scan.batch_size(batch), dtype=np.float32)
+        for block in range(len(scan.blocks)):
+            with open_tensors(scan.scored_file(block, batch), scan.fingerprint) as found:
+                best = np.maximum(best, found.get_tensor("best"))
         with open_tensors(scan.asked_file(batch), scan.fingerprint) as found:
             said, instead = found.get_tensor("said"), found.get_tensor("instead")
         for within, query in enumerate(queries[first : first + scan.batch]):
@@ -181,5 +194,9 @@ def _told_queries(scan: Scan, queries: Sequence[Example]) -> bytes:
                 told["contrast"] = query.contrast.text
                 against = float(instead[within])
                 told["contrast_log_likelihood"] = against if math.isfinite(against) else None
+            told["best"] = float(best[within])
+            told["magnitudes"] = magnitudes(
+                unit, told["best"], told["log_likelihood"], contrasted=query.contrast is not None
+            )
             lines.append(json.dumps(told, ensure_ascii=False))
     return "".join(f"{line}\n" for line in lines).encode(errors="backslashreplace")

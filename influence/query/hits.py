@@ -1,7 +1,8 @@
 """What a query answers: the rows that promote the measured output and those that oppose it, in every form people read.
 
 A score means nothing without its unit and its sign rule, so both travel with the hits: as fields of the JSON, as
-columns of the flat forms (`unit`, and `side` for the sign), as text on the page.
+columns of the flat forms (`unit`, and `side` for the sign), as text on the page. So does whether the scores can be
+numbers of that unit at all: see `influence.recipe.magnitude`.
 """
 
 import csv
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from influence.errors import QueryError
 from influence.query.page import Section, render_fragment, render_page
-from influence.recipe import SIGN_RULE, Baseline, sign_rule
+from influence.recipe import RANK_ONLY, SIGN_RULE, Baseline, Magnitudes, magnitudes, sign_rule
 from influence.store.partial import write_whole
 
 if TYPE_CHECKING:
@@ -101,13 +102,37 @@ class Hits:
         """What the sign of a score means."""
         return sign_rule(self.baseline)
 
+    @property
+    def magnitudes(self) -> Magnitudes:
+        """Whether the scores can be numbers of nats, or are a rank only; see `influence.recipe.magnitude`."""
+        asked = self.query
+        return magnitudes(self.unit, self._best, asked.log_likelihood, contrasted=asked.contrast is not None)
+
+    @property
+    def caution(self) -> str | None:
+        """What to say beside the scores where they are a rank only."""
+        if self.magnitudes != "rank_only" or self.query.log_likelihood is None:
+            return None
+        text = (
+            f"The best score is {self._best:+,.4g}, and this output's log-likelihood of "
+            f"{self.query.log_likelihood:,.3g} can rise by {-self.query.log_likelihood:,.3g} nats at most. These "
+            "scores are "
+        )
+        return text.replace("-", "−") + RANK_ONLY
+
+    @property
+    def _best(self) -> float:
+        return max((hit.score for hit in self.promoting), default=0.0)
+
     def to_dict(self) -> dict[str, Any]:
-        """Return the JSON object: query, recipe, unit, sign, fingerprint, promoting, opposing."""
+        """Return the JSON object: query, recipe, unit, sign, magnitudes, caution, fingerprint, promoting, opposing."""
         return {
             "query": asdict(self.query),
             "recipe": self.recipe,
             "unit": self.unit,
             "sign": self.sign,
+            "magnitudes": self.magnitudes,
+            "caution": self.caution,
             "fingerprint": self.fingerprint,
             "promoting": [asdict(hit) for hit in self.promoting],
             "opposing": [asdict(hit) for hit in self.opposing],
@@ -123,6 +148,7 @@ class Hits:
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """Yield one flat record a hit, the promoting ones first, with the columns of `COLUMNS`."""
+        magnitudes = self.magnitudes
         for side, hits in (("promoting", self.promoting), ("opposing", self.opposing)):
             for hit in hits:
                 yield {
@@ -135,16 +161,17 @@ class Hits:
                     "side": side,
                     **asdict(hit),
                     "unit": self.unit,
+                    "magnitudes": magnitudes,
                     "recipe": self.recipe,
                     "fingerprint": self.fingerprint,
                 }
 
     def to_pandas(self) -> "pd.DataFrame":
-        """Return `rows()` as a DataFrame; what the sign means is in its `attrs`."""
+        """Return `rows()` as a DataFrame; what the sign means and how to read magnitudes is in its `attrs`."""
         import pandas as pd
 
         frame = pd.DataFrame(list(self.rows()), columns=list(COLUMNS))
-        frame.attrs["sign"] = self.sign
+        frame.attrs |= {"sign": self.sign, "magnitudes": self.magnitudes, "caution": self.caution}
         return frame
 
     def _repr_html_(self) -> str:
@@ -155,7 +182,7 @@ _QUERY_COLUMNS = (
     *("query_id", "prompt", "completion", "log_likelihood", "contrast", "contrast_log_likelihood"),
     "side",
 )
-COLUMNS = (*_QUERY_COLUMNS, *(field.name for field in fields(Hit)), "unit", "recipe", "fingerprint")
+COLUMNS = (*_QUERY_COLUMNS, *(field.name for field in fields(Hit)), "unit", "magnitudes", "recipe", "fingerprint")
 """The columns of every flat form, in order."""
 
 

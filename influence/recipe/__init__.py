@@ -11,6 +11,7 @@ log-probability (promotes it); negative = opposes it.** What a baseline's scores
 from influence.recipe.checkpoint import Checkpoint
 from influence.recipe.curvature import Curvature
 from influence.recipe.exact import ExactSettings
+from influence.recipe.magnitude import RANK_ONLY, Magnitudes, magnitudes
 from influence.recipe.method import EXTRA_COPY, Recipe, extra_copy
 from influence.recipe.presets import PRESETS, recipe
 from influence.recipe.sign import SIGN_RULE, Baseline, sign_rule
@@ -18,13 +19,16 @@ from influence.recipe.sign import SIGN_RULE, Baseline, sign_rule
 __all__ = [
     "EXTRA_COPY",
     "PRESETS",
+    "RANK_ONLY",
     "SIGN_RULE",
     "Baseline",
     "Checkpoint",
     "Curvature",
     "ExactSettings",
+    "Magnitudes",
     "Recipe",
     "extra_copy",
+    "magnitudes",
     "recipe",
     "sign_rule",
 ]

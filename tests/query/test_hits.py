@@ -9,6 +9,8 @@ from html.parser import HTMLParser
 import pyarrow.parquet as pq
 import pytest
 
+from influence.cli.streams import drawn
+from influence.cli.tables import answer_tables
 from influence.errors import QueryError
 from influence.query.hits import COLUMNS, FORMATS, Hit, Hits, MeasuredQuery, encode, snippet, write
 from influence.query.page import Scale, Section, link, probability, render_page
@@ -56,7 +58,9 @@ class Page(HTMLParser):
 
 def test_json_of_one_answer_is_an_object_with_exactly_the_promised_fields():
     document = json.loads(encode([hits()], "json"))
-    assert list(document) == ["query", "recipe", "unit", "sign", "fingerprint", "promoting", "opposing"]
+    fields = ["query", "recipe", "unit", "sign", "magnitudes", "caution", "fingerprint", "promoting", "opposing"]
+    assert list(document) == fields
+    assert (document["magnitudes"], document["caution"]) == ("nats", None)
     assert document["sign"] == SIGN_RULE
     assert document["query"] == {
         "id": "q1",
@@ -323,3 +327,40 @@ def test_answers_of_influence_and_of_a_baseline_side_by_side_each_bring_their_se
     text = Page(encode(both, "html").decode()).text
     assert SIGN_RULE in text
     assert sign_rule("bm25") in text
+
+
+@pytest.mark.parametrize(
+    ("best", "query", "unit", "expected"),
+    [
+        (1.24, {}, "nats per extra copy of the row", "nats"),
+        (1.26, {}, "nats per extra copy of the row", "rank_only"),
+        (1.26, {}, "nats per extra copy of the row (its loss the mean over its tokens)", "rank_only"),
+        (
+            134277.0,
+            {"log_likelihood": -8.4},
+            "nats (one SGD step on the row's summed loss)",
+            "rank_only",
+        ),
+        (9.0, {"contrast": " bees", "contrast_log_likelihood": -3.0}, "nats per extra copy of the row", "unchecked"),
+        (9.0, {}, "nats per unit of learning rate (one SGD step on the row's summed loss)", "unchecked"),
+        (9.0, {}, "nats of log-odds per extra copy of the row, p(1−p) taken as 1", "unchecked"),
+        (0.9, {}, "cosine (no unit)", "no_unit"),
+        (9.0, {"log_likelihood": None}, "BM25 (no unit)", "no_unit"),
+        (0.0, {"log_likelihood": 0.0}, "nats per extra copy of the row", "nats"),
+    ],
+)
+def test_a_score_beyond_what_the_probability_allows_is_a_rank_and_every_form_says_so(best, query, unit, expected):
+    answer = replace(hits((hit(score=best),), **query), unit=unit)
+    assert answer.magnitudes == json.loads(encode([answer], "json"))["magnitudes"] == expected
+    assert {row["magnitudes"] for row in answer.rows()} == {expected}
+    said = answer.caution
+    assert (said is not None) == (expected == "rank_only")
+    frame = answer.to_pandas()
+    assert (frame.attrs["magnitudes"], frame.attrs["caution"]) == (expected, said)
+    page = Page(encode([answer], "html").decode()).text
+    assert ("a rank, not a number of nats" in page) == (said is not None)
+    table = " ".join(drawn(*answer_tables(answer), plain=True).split())
+    assert ("a rank, not a number of nats" in table) == (said is not None)
+    if said is not None:
+        assert said in page
+        assert f"{-answer.query.log_likelihood:.3g} nats at most" in said
