@@ -63,6 +63,19 @@ class Adapt(BaseModel):
         return self
 
 
+class TlsSettings(BaseModel):
+    """PEM files with which to connect to a scheduler of one's own, as dask's `distributed.comm.tls` has them."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    ca_file: Line
+    """The certificate of the authority that signed the scheduler's."""
+    cert: Line
+    """The certificate that this client shows."""
+    key: Line
+    """Its private key."""
+
+
 class ClusterSettings(BaseModel):
     """Where the work is done and in what portions.
 
@@ -75,7 +88,13 @@ class ClusterSettings(BaseModel):
     kind: Kind = "local"
     """Processes of this machine (`cuda`: one a GPU, all on GPUs), jobs of a batch queue, or a Dask scheduler's."""
     address: Annotated[str, Field(pattern=r"^\w+://\S+:\d+$")] | None = None
-    """The scheduler to use, `tcp://host:8786`; workers started by someone else, with the run directory in reach."""
+    """The scheduler to use, `tls://host:8786`; workers started by someone else, with the run directory in reach. With
+    `tcp://`, whoever reaches its port runs code as you."""
+    tls: TlsSettings | None = None
+    """How to connect to a `tls://` address; unset, as dask's own settings say. Clusters that a build starts have keys
+    of their own."""
+    dashboard: bool = False
+    """Serve dask's pages about the cluster on 127.0.0.1, for every user of this machine to read; needs bokeh."""
     workers: Annotated[int, Field(ge=1)] | None = None
     """Worker processes. Unset, one a GPU, or one for every `threads_per_worker` cores; in a queue, those of one job.
     A scheduler at an address brings its own."""
@@ -112,7 +131,9 @@ class ClusterSettings(BaseModel):
     @model_validator(mode="after")
     def _agree(self) -> "ClusterSettings":
         if (self.kind == "address") != (self.address is not None):
-            raise ValueError("kind 'address' needs an address (tcp://host:port), and only that kind has one")
+            raise ValueError("kind 'address' needs an address (tls://host:port), and only that kind has one")
+        if self.tls is not None and not (self.address or "").startswith("tls://"):
+            raise ValueError("tls is for a scheduler's address that begins with tls://, and there is none")
         if self.adapt is not None and self.workers is not None:
             raise ValueError("workers is a fixed number and adapt one that changes: keep one of them")
         if self.kind == "cuda" and self.adapt is not None:

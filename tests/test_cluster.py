@@ -25,6 +25,8 @@ def test_unset_memory_is_the_queues_own_affair():
     [
         ({"kind": "address"}, "needs an address"),
         ({"kind": "slurm", "address": "tcp://host:1"}, "needs an address"),
+        ({"kind": "address", "address": "tcp://host:1", "tls": {"ca_file": "a", "cert": "b", "key": "c"}}, "tls://"),
+        ({"kind": "address", "address": "tls://host:1", "tls": {"ca_file": "a", "cert": "b"}}, "Field required"),
         ({"workers": 2, "adapt": {"max": 4}}, "keep one of them"),
         ({"adapt": {"min": 5, "max": 4}}, "expected min ≤ max"),
         ({"kind": "cuda", "adapt": {"max": 4}}, "leave adapt out"),

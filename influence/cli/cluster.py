@@ -12,7 +12,7 @@ ClusterOption: TypeAlias = Annotated[
     str | None,
     typer.Option(
         "--cluster",
-        metavar=f"{'|'.join(NAMES)}|tcp://HOST:PORT",
+        metavar=f"{'|'.join(NAMES)}|tls://HOST:PORT",
         help="Processes of this machine (cuda: one a GPU), jobs of a batch queue, or a running Dask scheduler.",
     ),
 ]
@@ -29,11 +29,11 @@ def cluster_settings(cluster: str | None, workers: int | None) -> list[str]:
     """
     settings = []
     if cluster in NAMES:
-        settings = [f"cluster.kind={cluster}", "cluster.address=null"]
+        settings = [f"cluster.kind={cluster}", "cluster.address=null", "cluster.tls=null"]
     elif cluster is not None:
         if "://" not in cluster:
             raise ConfigError(
-                f"--cluster {cluster!r}: expected {', '.join(NAMES)}, or a scheduler's address as tcp://host:8786."
+                f"--cluster {cluster!r}: expected {', '.join(NAMES)}, or a scheduler's address as tls://host:8786."
             )
         if workers is not None:
             raise ConfigError(

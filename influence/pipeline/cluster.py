@@ -9,14 +9,17 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from importlib.util import find_spec
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
 import dask
 from distributed import Client
+from distributed.comm import get_address_host
 
 from influence.cluster import ClusterSettings
 from influence.errors import ClusterError
+from influence.pipeline.credentials import client_security
 from influence.pipeline.jobs import ROUNDS, bounds, queued_cluster
 from influence.pipeline.local import interrupts_deferred, local_cluster, resolve_device, worker_count
 from influence.pipeline.workforce import Workforce, introduce
@@ -57,6 +60,9 @@ QUIET = {
     "distributed.admin.tick.limit": "1h",
     "distributed.comm.timeouts.connect": "60s",
     "distributed.logging.distributed": "critical",
+    # No pages about tasks and logs: they have no keys. `ClusterSettings.dashboard` asks for the scheduler's.
+    "distributed.scheduler.http.routes": [],
+    "distributed.worker.http.routes": [],
 }
 
 
@@ -151,10 +157,13 @@ _kept: ContextVar[_Kept | None] = ContextVar("kept", default=None)
 @contextmanager
 def _connected(settings: ClusterSettings, tasks: int | None, run_dir: Path | None) -> Iterator[Client]:
     with ExitStack() as stack:
+        pages = dask.config.get("distributed.scheduler.http.routes")
         stack.enter_context(dask.config.set(QUIET))
+        if settings.dashboard:
+            stack.enter_context(dask.config.set({"distributed.scheduler.http.routes": pages}))
         stack.enter_context(_quiet_logging())
         if settings.kind == "address":
-            yield stack.enter_context(_remote(str(settings.address)))
+            yield stack.enter_context(_remote(settings))
             return
         try:
             cluster, workforce = stack.enter_context(_ours(settings, tasks, run_dir))
@@ -163,7 +172,8 @@ def _connected(settings: ClusterSettings, tasks: int | None, run_dir: Path | Non
         except (OSError, TimeoutError, RuntimeError) as error:
             raise ClusterError(f"The {settings.kind} workers didn't start: {error}") from error
         introduce(client, workforce)
-        _tell_dashboard(cluster)
+        if settings.dashboard:
+            _tell_dashboard(cluster)
         yield client
 
 
@@ -186,18 +196,42 @@ def _tell_dashboard(cluster: Any) -> None:
 
 
 @contextmanager
-def _remote(address: str) -> Iterator[Client]:
+def _remote(settings: ClusterSettings) -> Iterator[Client]:
+    address = str(settings.address)
+    security = client_security(settings.tls)
+    if not security.require_encryption and not address.startswith("tls://") and not _is_loopback(address):
+        log.warning(
+            "%s is not encrypted: whoever reaches that port can run code as the user of its workers, and read what is "
+            "sent. Start the scheduler with TLS and give tls://HOST:PORT and cluster.tls.",
+            address,
+        )
     with ExitStack() as stack:
         try:
             with interrupts_deferred():
-                client = stack.enter_context(Client(address, timeout=REACH_TIMEOUT, set_as_default=False))
-        except (OSError, TimeoutError, ValueError) as error:
-            raise ClusterError(
-                f"The scheduler at {address} can't be reached: {error}. Is it running, and the port open?"
-            ) from error
+                client = stack.enter_context(
+                    Client(address, timeout=REACH_TIMEOUT, set_as_default=False, security=security)
+                )
+        except (OSError, TimeoutError, ValueError, TypeError) as error:
+            raise ClusterError(f"The scheduler at {address} can't be reached: {error}. {_advice(settings)}") from error
         absent = f"The scheduler at {address} waits for workers. Start some: dask worker {address}"
+        absent += " with its TLS files" if security.require_encryption else ""
         introduce(client, Workforce(rounds=ROUNDS, absent=lambda: absent))
         yield client
+
+
+def _is_loopback(address: str) -> bool:
+    host = get_address_host(address)
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _advice(settings: ClusterSettings) -> str:
+    if str(settings.address).startswith("tls://"):
+        files = "the files of cluster.tls" if settings.tls else "cluster.tls (ca_file, cert, key; it is not set)"
+        return f"Is it running, the port open, and does it accept {files}?"
+    return "Is it running, and the port open? A scheduler that wants TLS has an address that begins with tls://."
 
 
 @contextmanager

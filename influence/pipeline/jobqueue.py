@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import dask
+from distributed.utils import get_ip, get_ip_interface
 
 from influence.cluster import ClusterSettings, JobSettings
 from influence.errors import ClusterError, MissingExtra
@@ -24,6 +25,12 @@ from influence.errors import ClusterError, MissingExtra
 NAME = "influence"
 SLOT_MEMORY = "1GB"
 """Told to dask-jobqueue where the queue's own default holds; the line of the header that says it is left out."""
+HOST = "INFLUENCE_HOST"
+LOCAL_ADDRESS = (
+    "import socket, sys; s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); s.connect((sys.argv[1], 1)); "
+    "print(s.getsockname()[0])"
+)
+"""What a job runs to learn the address from which it reaches the coordinator; nothing is sent."""
 TAIL = 20
 """Lines of a job's log that are shown when it came to nothing."""
 
@@ -87,7 +94,28 @@ def dask_settings(kind: str) -> Any:
     return dask.config.set({f"jobqueue.{kind}.walltime": None})
 
 
-def job_options(settings: ClusterSettings, slots: int, environment: Mapping[str, str], logs: Path) -> dict[str, Any]:
+def coordinator_address(settings: ClusterSettings) -> str:
+    """Return the one address of this machine at which the coordinator of a queue's jobs listens.
+
+    Raises:
+        ClusterError: There is no such interface as the settings name, or it has no address.
+    """
+    interface = _interface(settings)
+    if interface is None:
+        return get_ip()
+    try:
+        return get_ip_interface(interface)
+    except ValueError as error:
+        raise ClusterError(f"cluster.job.interface is {interface!r}: {error}.") from error
+
+
+def _interface(settings: ClusterSettings) -> str | None:
+    return settings.job.interface or dask.config.get(f"jobqueue.{settings.kind}.interface", None)
+
+
+def job_options(
+    settings: ClusterSettings, slots: int, environment: Mapping[str, str], logs: Path, coordinator: str
+) -> dict[str, Any]:
     """Return what dask-jobqueue makes a queue's jobs with.
 
     Args:
@@ -95,22 +123,27 @@ def job_options(settings: ClusterSettings, slots: int, environment: Mapping[str,
         slots: Tasks that a worker takes at a time.
         environment: What a job's processes find.
         logs: Where a job's output goes; in reach of every node.
+        coordinator: The address that workers connect to. They listen where they reach it from, or at the interface.
     """
     job, queue = settings.job, QUEUES[settings.kind]
     cores = job.cores or job.workers * settings.threads_per_worker
     skipped = [queue.memory_line] * (job.memory is None) + [queue.walltime_line] * (job.walltime is None)
     exports = [f"export {name}={shlex.quote(value)}" for name, value in environment.items()]
+    python = shlex.quote(job.python or sys.executable)
+    interface = _interface(settings)
+    here = [] if interface else [f"{HOST}=$({python} -c {shlex.quote(LOCAL_ADDRESS)} {coordinator})"]
+    listens = [] if interface else ["--host", f'"${HOST}"']
     return {
         "cores": slots * job.workers,
         "processes": job.workers,
         "memory": job.memory or SLOT_MEMORY,
         "queue": job.queue,
         "walltime": job.walltime,
-        "interface": job.interface,
-        "python": shlex.quote(job.python or sys.executable),
+        "interface": interface,
+        "python": python,
         "job_name": NAME,
-        "worker_extra_args": ["--no-dashboard"],
-        "job_script_prologue": [*exports, *job.prologue],
+        "worker_extra_args": ["--no-dashboard", "--dashboard-address", "127.0.0.1:0", *listens],
+        "job_script_prologue": [*exports, *job.prologue, *here],
         "job_directives_skip": skipped,
         **_site_options(settings.kind, job, cores, logs),
     }

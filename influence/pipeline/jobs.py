@@ -21,7 +21,16 @@ from distributed.core import Status
 from influence.cluster import ClusterSettings
 from influence.errors import ClusterError
 from influence.pipeline.adapt import ByTasks, adapt
-from influence.pipeline.jobqueue import dask_settings, job_classes, job_options, listed_jobs, listing_command, log_tail
+from influence.pipeline.credentials import draw_credentials
+from influence.pipeline.jobqueue import (
+    coordinator_address,
+    dask_settings,
+    job_classes,
+    job_options,
+    listed_jobs,
+    listing_command,
+    log_tail,
+)
 from influence.pipeline.local import interrupts_deferred
 from influence.pipeline.workforce import Workforce
 from influence.remote.place import is_remote
@@ -46,6 +55,10 @@ class Watched:
     reported = False
     job_id: str | None
     status: Status
+
+    def __init__(self, *options: Any, security: Any = None, **named: Any) -> None:
+        # Its script exports where the keys are: dask-jobqueue would put paths into a command without quotes.
+        super().__init__(*options, **named)
 
     async def start(self) -> None:
         """Submit the job."""
@@ -179,11 +192,15 @@ def queued_cluster(
         stack.enter_context(dask_settings(settings.kind))
         stack.enter_context(dask.config.set({"distributed.deploy.lost-worker-timeout": LOST_WORKER}))
         stack.enter_context(_terminated_like_interrupted())
-        options = job_options(settings, slots, environment, logs)
+        keys = stack.enter_context(TemporaryDirectory(prefix=".keys-", dir=logs, ignore_cleanup_errors=True))
+        credentials = draw_credentials().write(Path(keys))
+        host = coordinator_address(settings)
+        options = job_options(settings, slots, {**environment, **credentials.environment()}, logs, host)
         watched = type(job_kind.__name__, (Watched, job_kind), {})
-        shown = {"dashboard_address": "127.0.0.1:0"}
+        listens = {"host": host, "dashboard_address": "127.0.0.1:0", "dashboard": settings.dashboard}
+        security = credentials.security()
         with interrupts_deferred():
-            cluster = kind(job_cls=watched, scheduler_options=shown, silence_logs=False, **options)
+            cluster = kind(job_cls=watched, scheduler_options=listens, security=security, silence_logs=False, **options)
             stack.enter_context(cluster)
         smallest, largest = bounds(settings, tasks)
         first = max(1, smallest)

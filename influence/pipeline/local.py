@@ -20,7 +20,9 @@ from distributed.core import Status
 from influence.cluster import ClusterSettings
 from influence.errors import ClusterError, MissingExtra
 from influence.pipeline.adapt import ByTasks, adapt
+from influence.pipeline.credentials import draw_credentials
 
+LOOPBACK = "127.0.0.1"
 REPLACE_TIMEOUT = 10
 LOST_WORKER = "1000 days"
 """How long after a death a cluster looks whether the worker is there, and drops it for good where it isn't: never. Its
@@ -87,18 +89,22 @@ def local_cluster(
             # Both allocator and OpenMP read these when a process starts: its `env` argument would come too late.
             stack.enter_context(dask.config.set({"distributed.nanny.pre-spawn-environ": environment}))
         with interrupts_deferred(), _handlers_heard():
-            cluster = stack.enter_context(_started(least, most, slots, device))
+            cluster = stack.enter_context(_started(settings, least, most, slots, device))
         stack.callback(_let_dead_be_replaced, cluster)
         if settings.adapt is not None:
             adapt(cluster, ByTasks, least, most)
         yield cluster, most
 
 
-def _started(count: int, most: int, slots: int, device: str) -> Any:
+def _started(settings: ClusterSettings, count: int, most: int, slots: int, device: str) -> Any:
     options: dict[str, Any] = {
         "n_workers": count,
         "threads_per_worker": slots,
-        "dashboard_address": "127.0.0.1:0",
+        "host": LOOPBACK,
+        "protocol": "tls://",
+        "security": draw_credentials().security(),
+        "dashboard_address": f"{LOOPBACK}:0",
+        "scheduler_kwargs": {"dashboard": settings.dashboard},
         "silence_logs": logging.CRITICAL,
     }
     if device == "cuda" and most > 1:

@@ -199,10 +199,10 @@ def test_a_flipped_byte_is_named_with_what_to_do_and_doing_it_helps(cli, run_cop
 def test_cluster_flags_become_settings():
     assert cluster_settings(None, None) == []
     assert cluster_settings("local", 3) == [
-        *("cluster.kind=local", "cluster.address=null", "cluster.adapt=null", "cluster.workers=3")
+        *("cluster.kind=local", "cluster.address=null", "cluster.tls=null", "cluster.adapt=null", "cluster.workers=3")
     ]
     assert cluster_settings("tcp://here:8786", None) == ["cluster.kind=address", "cluster.address=tcp://here:8786"]
-    assert cluster_settings("slurm", None) == ["cluster.kind=slurm", "cluster.address=null"]
+    assert cluster_settings("slurm", None) == ["cluster.kind=slurm", "cluster.address=null", "cluster.tls=null"]
     with pytest.raises(ConfigError, match=r"'slum': expected local, cuda, slurm, .*, or a scheduler's address"):
         cluster_settings("slum", None)
     with pytest.raises(ConfigError, match="brings its own: leave one of them out"):

@@ -3,17 +3,21 @@
 import logging
 import os
 import signal
+import stat
 import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
+from distributed.utils import get_ip
 from failing_tasks import told_pid
+from sockets import listening
 
 from influence.cluster import ClusterSettings
 from influence.errors import ClusterError, MissingExtra
 from influence.pipeline import jobqueue
-from influence.pipeline.cluster import TASK_SLOTS, connect, worker_environment
+from influence.pipeline.cluster import TASK_SLOTS, connect, list_workers, worker_environment
 from influence.pipeline.jobqueue import job_options, listed_jobs, log_tail
 from influence.pipeline.submit import run_tasks
 from tests.cli.conftest import until
@@ -47,10 +51,10 @@ def fake_queue(tmp_path, monkeypatch):
 def script(tmp_path, monkeypatch, kind, **job):
     """Return the script of a job, without submitting any."""
     settings = ClusterSettings.model_validate({"kind": kind, "threads_per_worker": 3, "job": job})
-    options = job_options(settings, TASK_SLOTS, worker_environment(settings, job=True), tmp_path / "jobs")
+    options = job_options(settings, TASK_SLOTS, worker_environment(settings, job=True), tmp_path / "jobs", "127.0.0.1")
     classes = getattr(dask_jobqueue, jobqueue.QUEUES[kind].cluster)
     with jobqueue.dask_settings(kind):
-        return classes.job_cls("tcp://here:1", name="worker", **options).job_script().splitlines()
+        return classes.job_cls("tls://here:1", name="worker", **options).job_script().splitlines()
 
 
 def test_a_slurm_job_asks_for_what_the_settings_say(tmp_path, monkeypatch):
@@ -61,7 +65,7 @@ def test_a_slurm_job_asks_for_what_the_settings_say(tmp_path, monkeypatch):
         *("-J influence", "-p long", "-A mine", "-n 1", "--cpus-per-task=3", "--mem=16G", "-t 1-00:00:00"),
         *(f'--output="{tmp_path}/jobs/%x-%j.log"', "--gres=gpu:1", "--requeue"),
     ]
-    assert lines.index("module load cuda") == len(lines) - 2
+    assert lines.index("module load cuda") == len(lines) - 3
     assert "--nthreads 2" in lines[-1]
     assert "export DASK_DISTRIBUTED__WORKER__MEMORY__TERMINATE=False" in lines
     assert not any("MALLOC" in line for line in lines), "a worker on a GPU has the environment of a local one there"
@@ -125,8 +129,16 @@ def test_a_job_that_is_killed_is_replaced_and_all_are_cancelled_at_the_end(fake_
 @pytest.mark.parametrize("kind", ["lsf", "sge"])
 def test_the_other_queues_jobs_work_too(fake_queue, tmp_path, kind):
     fake_queue(kind)
-    with connect(ClusterSettings(kind=kind, workers=1), 10, tmp_path / "run") as client:
-        assert list(run_tasks(client, told_pid, [0], str)) != [os.getpid()]
+    run_dir = tmp_path / "a run's"
+    with connect(ClusterSettings(kind=kind, workers=1), 10, run_dir) as client:
+        (pid,) = run_tasks(client, told_pid, [0], str)
+        assert pid != os.getpid()
+        addresses = [client.scheduler.address, *list_workers(client)]
+        assert all(address.startswith(f"tls://{get_ip()}:") for address in addresses), addresses
+        (key,) = run_dir.glob("jobs/.keys-*/key.pem")
+        assert (stat.S_IMODE(key.stat().st_mode), stat.S_IMODE(key.parent.stat().st_mode)) == (0o600, 0o700)
+        assert listening(pid, psutil.Process(pid).ppid()) <= {"127.0.0.1", get_ip()}
+    assert not list(run_dir.glob("jobs/.keys-*"))
 
 
 def test_jobs_that_come_to_nothing_one_after_the_other_end_the_build(fake_queue, tmp_path):
