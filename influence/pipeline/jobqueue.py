@@ -104,7 +104,7 @@ def coordinator_address(settings: ClusterSettings) -> str:
     if interface is None:
         return get_ip()
     try:
-        return get_ip_interface(interface)
+        return str(get_ip_interface(interface))
     except ValueError as error:
         raise ClusterError(f"cluster.job.interface is {interface!r}: {error}.") from error
 

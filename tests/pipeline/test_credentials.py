@@ -57,7 +57,7 @@ def someones_scheduler(workers: int = 0, **options) -> Iterator[str]:
         dask.config.set(QUIET),
         LocalCluster(n_workers=workers, threads_per_worker=1, processes=False, **quiet, **options) as found,
     ):
-        yield found.scheduler_address
+        yield str(found.scheduler_address)  # type: ignore[attr-defined]
 
 
 def attempt(address: str) -> dict[str, object]:
