@@ -5,7 +5,6 @@ for is no part of an index, and nothing is ever unpickled.
 """
 
 import hashlib
-import json
 import os
 import shutil
 from collections.abc import Callable
@@ -15,6 +14,7 @@ from typing import Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from index.errors import IndexCorrupt, IndexMismatch
+from index.strict_json import read_json
 
 FORMAT_VERSION = 1
 REBUILD = "Delete {record} and run the same build: the index is made again from the stored rows."
@@ -83,7 +83,7 @@ def read_fields(path: Path) -> dict[str, Any]:
     """
     rebuild = REBUILD.format(record=path)
     try:
-        found: Any = json.loads(path.read_text("utf-8"))
+        found: Any = read_json(path)
         version = found["format_version"]
     except FileNotFoundError:
         raise IndexCorrupt(f"{path}: there is no index here. Run the same build: it is made from the rows.") from None

@@ -6,7 +6,7 @@ paths in a run file are relative to the file's folder; those given with `--set` 
 """
 
 import types
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Union, get_args, get_origin
@@ -24,7 +24,11 @@ from influence.recipe import Recipe, recipe
 from influence.remote.place import is_remote
 from influence.store.manifest import StoreSettings
 from influence.store.partial import write_whole
+from influence.strict_yaml import Lines, parse_yaml
 from influence.task import TaskSettings
+
+MAX_BYTES = 1 << 22
+"""Of a run file, whose text `parse_yaml` bounds more closely."""
 
 
 class RunConfig(BaseModel):
@@ -129,12 +133,15 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     """
     path = Path(path) if isinstance(path, str) else path
     try:
+        size = path.stat().st_size
+        if size > MAX_BYTES:
+            raise ConfigError(f"{path} has {size:,} bytes; a run file has at most {MAX_BYTES:,}.")
         source = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise ConfigError(f"There is no run file {path}. Copy one from configs/ and edit it.") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} can't be read as a UTF-8 run file: {error}.") from None
-    found, lines = _parse(source, str(path))
+    found, lines = _sections(source, str(path))
     return parse_config(found, overrides, folder=path.parent, origin=str(path), lines=lines)
 
 
@@ -174,7 +181,7 @@ def save_config(config: RunConfig, path: Path) -> None:
 
 def dump_config(config: RunConfig) -> str:
     """Return the whole configuration as YAML, sections in their usual order."""
-    return yaml.safe_dump(_dumped(config), sort_keys=False, allow_unicode=True)
+    return yaml.dump(_dumped(config), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
 def _dumped(config: RunConfig) -> dict[str, Any]:
@@ -184,45 +191,20 @@ def _dumped(config: RunConfig) -> dict[str, Any]:
     return found
 
 
-class _Loader(yaml.SafeLoader):
-    """A safe loader that refuses a key given twice, of which YAML would silently keep the last."""
+class _Dumper(yaml.SafeDumper):
+    """A dumper that writes everything out: a run file with aliases is refused."""
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        seen: set[Hashable] = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if isinstance(key, Hashable) and key in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key!r} is given twice", key_node.start_mark
-                )
-            seen.add(key)
-        return super().construct_mapping(node, deep)
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
 
 
-def _parse(source: str, origin: str) -> tuple[dict[str, Any], dict[tuple[Any, ...], int]]:
+def _sections(source: str, origin: str) -> tuple[dict[str, Any], Lines]:
     """Return the file's mapping and the line of each of its keys."""
-    try:
-        found = yaml.load(source, Loader=_Loader)  # noqa: S506 – a SafeLoader
-        root = yaml.compose(source, Loader=yaml.SafeLoader)
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        line = f":{mark.line + 1}" if mark else ""
-        raise ConfigError(f"{origin}{line}: not valid YAML: {error.problem or error.context}.") from None
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{origin}: not valid YAML: {error}") from None
+    found, lines = parse_yaml(source, origin)
     if not isinstance(found, dict):
         what = "is empty" if found is None else f"holds a {type(found).__name__}"
         raise ConfigError(f"{origin} {what}; a run file is a mapping of sections: {', '.join(RunConfig.model_fields)}.")
-    return found, dict(_key_lines(root, ()))
-
-
-def _key_lines(node: Any, above: tuple[Any, ...]) -> list[tuple[tuple[Any, ...], int]]:
-    lines = []
-    if isinstance(node, yaml.MappingNode):
-        for key, value in node.value:
-            where = (*above, key.value)
-            lines += [(where, key.start_mark.line + 1), *_key_lines(value, where)]
-    return lines
+    return found, lines
 
 
 def _override(merged: dict[str, Any], override: str) -> tuple[str, ...]:
@@ -231,10 +213,7 @@ def _override(merged: dict[str, Any], override: str) -> tuple[str, ...]:
     steps = tuple(step.strip() for step in key.split("."))
     if not equals or not all(steps):
         raise ConfigError(f"--set {override!r}: expected key=value with a dotted key, as in data.max_tokens=256.")
-    try:
-        value = yaml.load(text, Loader=_Loader)  # noqa: S506 – a SafeLoader
-    except yaml.YAMLError as error:
-        raise ConfigError(f"--set {override!r}: the value is not valid YAML: {error}") from None
+    value, _ = parse_yaml(text, f"--set {override!r}")
     section = merged
     for depth, step in enumerate(steps[:-1]):
         below = section.get(step)

@@ -53,7 +53,7 @@ def from_file(path: str) -> Sequence[Mapping[str, Any]]:
     if path != "-" and Path(path).is_dir():
         raise QueryError(f"{path} is a folder; --queries takes a file with one JSON object a line, or - for stdin.")
     asked = []
-    for where, record in records(file, "jsonl", ()):
+    for where, record in records(file, "jsonl", (), strict=True):
         try:
             _check(record)
             as_example(record)

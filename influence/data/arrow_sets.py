@@ -3,12 +3,12 @@
 They are memory-mapped as they are, with all their columns; `dataset` reads the columns that have a role.
 """
 
-import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from index.strict_json import read_json
 from influence.data.cache import no_progress_bars
 from influence.errors import DataError
 
@@ -55,12 +55,12 @@ def load_saved(settings: "DataSettings") -> ArrowSet:
     whole = folder = Path(os.path.abspath(os.path.expanduser(settings.path)))
     try:
         if (folder / DICT).is_file():
-            splits = json.loads((folder / DICT).read_text(encoding="utf-8"))["splits"]
+            splits = read_json(folder / DICT)["splits"]
             if settings.split not in splits:
                 found = ", ".join(splits) or "none"
                 raise DataError(f"{folder} has no split {settings.split!r}. Splits found: {found}. Set data.split.")
             folder = folder / settings.split
-        state = json.loads((folder / STATE).read_text(encoding="utf-8"))
+        state = read_json(folder / STATE)
         files = tuple(folder / entry["filename"] for entry in state["_data_files"])
         if not files:
             raise DataError(f"{folder} has no rows. Expected at least one row.")

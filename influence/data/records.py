@@ -11,6 +11,7 @@ from collections.abc import Collection, Generator, Iterator
 from contextlib import closing
 from typing import Any, Literal
 
+from index.strict_json import parse_json
 from influence.errors import DataError
 
 FileFormat = Literal["jsonl", "csv", "tsv", "parquet"]
@@ -64,15 +65,22 @@ def columns_of(file: str, file_format: FileFormat, named: Collection[str] = ()) 
     raise DataError(f"{file} is empty: there is no row in it. Expected at least one.")
 
 
-def records(file: str, file_format: FileFormat, wanted: tuple[str, ...]) -> Iterator[Placed]:
-    """Yield a file's records in order; `wanted` names the columns a Parquet reader need not skip.
+def records(file: str, file_format: FileFormat, wanted: tuple[str, ...], *, strict: bool = False) -> Iterator[Placed]:
+    """Yield a file's records in order.
+
+    Args:
+        file: Its path.
+        file_format: Its format.
+        wanted: The columns a Parquet reader need not skip.
+        strict: Refuse a JSON object that means two things (`index.strict_json`). Rows of a corpus may: a training read
+            the last of two equal keys, as is done here.
 
     Raises:
         DataError: A line is not UTF-8, not JSON, or has not the header's number of cells; or this is no Parquet file.
     """
     if file_format == "parquet":
         return _parquet_records(file, wanted)
-    return _csv_records(file, DELIMITERS[file_format]) if file_format in DELIMITERS else _jsonl(file)
+    return _csv_records(file, DELIMITERS[file_format]) if file_format in DELIMITERS else _jsonl(file, strict)
 
 
 def raw_lines(file: str) -> Iterator[tuple[bytes, str]]:
@@ -120,13 +128,14 @@ def _decoded(line: bytes, where: str) -> str:
         ) from None
 
 
-def _jsonl(file: str) -> Generator[Placed, None, None]:
+def _jsonl(file: str, strict: bool = False) -> Generator[Placed, None, None]:
+    read = parse_json if strict else json.loads
     for number, line in enumerate(_lines(file), start=1):
         if not line.strip():
             continue
         where = f"{file}, line {number}"
         try:
-            record = json.loads(line)
+            record = read(line)
             if "\\ud" in line or "\\uD" in line:
                 json.dumps(record, ensure_ascii=False).encode()
         except json.JSONDecodeError as error:

@@ -28,6 +28,7 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
+from index.strict_json import read_json
 from influence.data.batch import Batch, collate, cut_batches
 from influence.data.dataset import DataSettings
 from influence.data.tokenise import Part
@@ -100,7 +101,7 @@ def train_into(
 def trained_on(folder: Path, data: DataSettings, digest: str, settings: FitSettings) -> bool:
     """Return whether a folder holds a finished model that was trained on this data with these settings."""
     try:
-        found = json.loads((folder / TRAINING).read_text(encoding="utf-8"))
+        found = read_json(folder / TRAINING)
     except (OSError, ValueError):
         return False
     return found == training_of(data, digest, settings)

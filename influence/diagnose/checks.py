@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from influence.diagnose import conflicts, datalab, duplicates, empty, harmful, leak, mislabelled, outliers, poisoned
@@ -25,6 +24,7 @@ from influence.diagnose.outliers import OutlierSettings
 from influence.diagnose.poisoned import PoisonSettings
 from influence.diagnose.subject import Subject
 from influence.errors import ConfigError
+from influence.strict_yaml import parse_yaml
 
 Settings = TypeVar("Settings", bound=BaseModel)
 
@@ -100,10 +100,7 @@ def parse_settings(overrides: Sequence[str]) -> IssueSettings:
         section, dot, key = name.strip().partition(".")
         if not equals or not dot or not key:
             raise ConfigError(f"--set {override!r}: expected section.key=value, as in near_duplicate.jaccard=0.9.")
-        try:
-            found.setdefault(section, {})[key] = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise ConfigError(f"--set {override!r}: the value is not valid YAML: {error}") from None
+        found.setdefault(section, {})[key], _ = parse_yaml(text, f"--set {override!r}")
     try:
         return IssueSettings.model_validate(found)
     except ValidationError as error:

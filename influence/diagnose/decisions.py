@@ -27,6 +27,7 @@ from typing import Any, Self
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from index.strict_json import parse_json
 from influence.diagnose.verdicts import Verdict
 from influence.errors import QueryError, StoreError
 from influence.store.digest import sha256
@@ -197,7 +198,10 @@ def read_decisions_about(path: Path) -> About:
         raise QueryError(f"{path} can't be read as Parquet: {error}. {expected}") from None
     if told is None:
         raise QueryError(f"{path} is a Parquet file, but holds no decisions of an export. {expected}")
-    found = json.loads(told)
+    try:
+        found = parse_json(told)
+    except ValueError as error:
+        raise QueryError(f"{path}: what it says of its decisions isn't JSON: {error}. {expected}") from None
     if found.pop("version") != VERSION:
         raise StoreError(f"{path} was written by another version of this format. Export again.")
     return About(**{**found, "files": tuple(CleanedFile(**file) for file in found["files"])})

@@ -6,7 +6,6 @@ never converted.
 """
 
 import hashlib
-import json
 import math
 import re
 from collections.abc import Iterable
@@ -16,6 +15,7 @@ from typing import Any
 import huggingface_hub
 from safetensors import SafetensorError, safe_open
 
+from index import strict_json
 from influence.checksum import cached_sha256
 from influence.errors import ModelError
 
@@ -89,6 +89,12 @@ def weight_files(folder: Path) -> tuple[Path, ...]:
         raise ModelError(f"{folder} holds no {CONFIG}, so it is no model folder. {_contents(folder)}")
     elif not (folder / WEIGHTS).is_file() and (folder / WEIGHTS_INDEX).is_file():
         listed = set(read_json(folder / WEIGHTS_INDEX).get("weight_map", {}).values())
+        outside = [name for name in listed if not isinstance(name, str) or Path(name).name != name]
+        if outside:
+            raise ModelError(
+                f"{folder / WEIGHTS_INDEX} lists {outside[0]!r}; expected names of files beside it. A model's weights "
+                "lie in its own folder: copy the whole model again, or save it with save_pretrained."
+            )
         files = [folder / name for name in sorted(listed)]
         missing = [file.name for file in files if not file.is_file()]
         if missing:
@@ -170,7 +176,7 @@ def read_json(path: Path) -> dict[str, Any]:
         ModelError: The file can't be read, or isn't a JSON object.
     """
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = strict_json.read_json(path, constants=True)
     except (OSError, ValueError) as error:
         raise ModelError(f"{path} can't be read as JSON: {first_line(error)}") from error
     if not isinstance(found, dict):

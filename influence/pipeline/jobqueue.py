@@ -102,7 +102,7 @@ def coordinator_address(settings: ClusterSettings) -> str:
     """
     interface = _interface(settings)
     if interface is None:
-        return get_ip()
+        return str(get_ip())
     try:
         return str(get_ip_interface(interface))
     except ValueError as error:

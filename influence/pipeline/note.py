@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from index.strict_json import read_json
 from influence.errors import StoreError
 from influence.pipeline.progress import Report, Step
 from influence.remote.place import is_remote
@@ -91,6 +92,6 @@ def read_note(run_dir: Path) -> dict[str, Any] | None:
     if building(run_dir) is None:
         return None
     try:
-        return json.loads((run_dir / NOTE).read_bytes())
+        return read_json(run_dir / NOTE)
     except (OSError, ValueError):
         return None

@@ -6,6 +6,7 @@ The library reads files on a disk, or bytes. What is made here are bytes of its 
 import json
 from collections.abc import Collection
 
+from index.strict_json import parse_json
 from influence.remote.path import ObjectPath
 
 LENGTH = 8
@@ -27,7 +28,7 @@ def excerpt(path: ObjectPath, names: Collection[str]) -> bytes:
         raise ValueError(f"its header would take {length:,} bytes")
     (text,) = path.read_ranges([(LENGTH, LENGTH + length)])
     try:
-        header = json.loads(text)
+        header = parse_json(text)
         wanted = {name: header[name] for name in sorted(names) if name in header}
         spans = [(int(start), int(stop)) for start, stop in (entry["data_offsets"] for entry in wanted.values())]
     except (KeyError, TypeError) as error:

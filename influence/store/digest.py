@@ -8,6 +8,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from index.strict_json import parse_json, read_bounded
 from influence.checksum import cached_sha256, file_state, sha256
 from influence.errors import DigestMismatch, FormatVersionMismatch, StoreError
 
@@ -64,11 +65,10 @@ def unseal(path: Path, remedy: str) -> dict[str, Any]:
         DigestMismatch: It isn't JSON, or its bytes aren't those that were sealed.
     """
     try:
-        content = path.read_bytes()
+        content = read_bounded(path)
+        document = parse_json(content)
     except OSError as error:
         raise StoreError(f"{path} can't be read: {error.strerror or error}. {remedy}") from None
-    try:
-        document = json.loads(content)
     except ValueError as error:
         raise DigestMismatch(f"{path} isn't the JSON document that was written: {error}. {remedy}") from None
     if not isinstance(document, dict):

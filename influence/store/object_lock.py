@@ -18,6 +18,7 @@ from uuid import uuid4
 
 import psutil
 
+from index.strict_json import read_json
 from influence.errors import RunLocked
 from influence.remote.path import ObjectPath
 
@@ -159,7 +160,7 @@ def _breaking(lock: ObjectPath, when: str) -> str:
 
 def _read(lock: ObjectPath) -> dict[str, Any] | None:
     try:
-        found = json.loads(lock.read_bytes())
+        found = read_json(lock)
     except (FileNotFoundError, ValueError):
         return None
     return found if isinstance(found, dict) else None

@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from filelock import FileLock, Timeout
 
+from index.strict_json import read_json
 from influence.errors import DigestMismatch, RunLocked, StoreError
 from influence.remote.path import ObjectPath
 from influence.remote.place import is_remote
@@ -215,7 +216,7 @@ def building(run_dir: Path) -> str | None:
     own machine.
     """
     try:
-        holder = json.loads(_holder_file(run_dir).read_bytes())
+        holder = read_json(_holder_file(run_dir))
         if is_remote(run_dir):
             return _holder(run_dir) if lives(dict(holder)) else None
         if holder["host"] == socket.gethostname():
@@ -229,7 +230,7 @@ def building(run_dir: Path) -> str | None:
 
 def _holder(run_dir: Path) -> str:
     try:
-        holder = json.loads(_holder_file(run_dir).read_bytes())
+        holder = read_json(_holder_file(run_dir))
         return f"process {holder['pid']} on {holder['host']} (since {holder['since']})"
     except (OSError, ValueError, KeyError, TypeError):
         # The holder has the lock and hasn't yet signed, or is about to leave.
