@@ -36,7 +36,7 @@ for name, protocol, security in (("plain", "tcp", None), ("keys of its own", "tl
     try:
         with Client(f"{protocol}://{sys.argv[1]}", timeout=1, security=security) as client:
             outcomes[name] = client.submit(os.getuid).result()
-    except (OSError, TimeoutError) as error:
+    except Exception:
         outcomes[name] = "refused"
 print(json.dumps(outcomes))
 """
