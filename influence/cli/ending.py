@@ -11,26 +11,20 @@ once, as `kill -9` would, and with code 4.
 """
 
 import errno
-import os
-import signal
-import sys
-import threading
 import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import wraps
 from typing import Any
 
 import typer
 
 from index.errors import VectorIndexError
+from influence.cli.interrupts import INCOMPLETE, all_told, at_work
 from influence.cli.streams import ReaderGone, log_lines, tell
-from influence.errors import Incomplete, InfluenceError
+from influence.errors import InfluenceError
 
 DEFECT = 1
 BAD_INPUT = InfluenceError.exit_code
-INCOMPLETE = Incomplete.exit_code
-LEFT_BEHIND = "ignore:resource_tracker:UserWarning"
 
 
 def ended(verb: Callable[..., None]) -> Callable[..., None]:
@@ -38,53 +32,37 @@ def ended(verb: Callable[..., None]) -> Callable[..., None]:
 
     @wraps(verb)
     def run(*args: Any, **kwargs: Any) -> None:
-        with log_lines(), _second_interrupt_heard():
+        with log_lines():
             try:
-                verb(*args, **kwargs)
-            except (typer.Exit, typer.Abort):
-                raise
-            except ReaderGone:
-                raise typer.Exit(0) from None
+                with at_work():
+                    code = _code_of(verb, args, kwargs)
             except KeyboardInterrupt:
                 tell("Interrupted. Run the same command again: it goes on from what stands.", "red")
-                raise typer.Exit(INCOMPLETE) from None
-            except Exception as error:
-                raise typer.Exit(_explained(error)) from None
+                code = INCOMPLETE
+        all_told(code)
+        raise typer.Exit(code)
 
     return run
 
 
-@contextmanager
-def _second_interrupt_heard() -> Iterator[None]:
-    """Let the first Ctrl-C raise KeyboardInterrupt and the second end the process; only the main thread hears either.
+def _code_of(verb: Callable[..., None], args: Any, kwargs: Any) -> int:
+    """Call a verb and return its exit code.
 
-    What is being closed by then, `distributed` above all, would tell in many tracebacks that it was interrupted.
+    Raises:
+        typer.Abort: Nobody answered a question that it asked.
+        KeyboardInterrupt: Ctrl-C, once.
     """
-    before = signal.getsignal(signal.SIGINT)
-    if threading.current_thread() is not threading.main_thread() or before is not signal.default_int_handler:
-        yield
-        return
-
-    def first(number: int, frame: Any) -> None:
-        signal.signal(signal.SIGINT, _end_at_once)
-        raise KeyboardInterrupt
-
-    # The process that clears away what others leave behind takes these over, and would warn of having found something.
-    sys.warnoptions.append(LEFT_BEHIND)
-    signal.signal(signal.SIGINT, first)
     try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-        sys.warnoptions.remove(LEFT_BEHIND)
-
-
-def _end_at_once(number: int, frame: Any) -> None:
-    """End the process without another line of Python: local workers follow it, jobs of a queue miss it and end."""
-    # Straight to the descriptor: a signal may come in the middle of another line.
-    shown_again = b"\x1b[?25h" if sys.stderr.isatty() else b""
-    os.write(2, shown_again + b"\nEnded at once. Run the same command again: it goes on from what stands.\n")
-    os._exit(INCOMPLETE)
+        verb(*args, **kwargs)
+    except typer.Exit as done:
+        return done.exit_code
+    except typer.Abort:
+        raise
+    except ReaderGone:
+        pass
+    except Exception as error:
+        return _explained(error)
+    return 0
 
 
 def _explained(error: Exception) -> int:

@@ -31,7 +31,7 @@ def test_every_verb_has_help_and_no_option_without_a_word_about_it(cli, verb):
 
 def test_help_pays_for_no_library_of_the_work():
     program = (
-        "import sys\nfrom influence.cli.main import app\n"
+        "import sys\nfrom influence.cli.commands import app\n"
         "heavy = {'torch', 'transformers', 'distributed', 'faiss', 'pydantic', 'numpy'} & set(sys.modules)\n"
         "sys.exit(f'imported: {heavy}' if heavy else 0)"
     )
