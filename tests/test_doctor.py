@@ -56,7 +56,7 @@ def test_every_family_passes(configured, family):
         ("data.long_rows=split", "data.max_tokens=16"),
         ("task.reduction=mean",),
         ("model.layers.bias=true",),
-        ("model.layers.include=[transformer.wte, '*']", "recipe.projection.kind=none"),
+        ("recipe.projection.kind=none",),
         ("cluster.token_budget=2",),
         ("model.gradient_checkpointing=true",),
         ("recipe={name: trak, projection: {dims: 6, block: 3}}",),
@@ -64,6 +64,27 @@ def test_every_family_passes(configured, family):
 )
 def test_every_setting_of_the_capture_passes(configured, settings):
     assert "fail" not in verdicts(configured("gpt2", *settings)).values()
+
+
+def test_a_tracked_embedding_passes_and_one_that_is_tied_fails_with_the_other_named(configured):
+    embedding = "model.layers.include=['*', '*embed_tokens']"
+    assert "fail" not in verdicts(configured("llama", embedding, "recipe.projection.kind=none")).values()
+    failed = [check for check in examine(configured("qwen2", embedding)) if check.verdict == "fail"]
+    assert [check.name for check in failed] == ["ordinary backward"]
+    assert "model.embed_tokens shares its weight with lm_head" in failed[0].remedy
+    assert "model.layers.exclude: ['model.embed_tokens']" in failed[0].remedy
+
+
+def test_the_share_of_the_body_that_is_tracked_is_told_and_what_is_missing(configured):
+    def coverage(*settings):
+        return next(check for check in examine(configured("llama", *settings)) if check.name == "coverage")
+
+    whole = coverage()
+    assert whole.verdict == "pass"
+    assert "of the body" in whole.found
+    assert whole.value > 0.95
+    # What a glob leaves out is the user's choice.
+    assert coverage("model.layers.exclude=['*.mlp.*']").verdict == "pass"
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])

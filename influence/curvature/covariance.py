@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from influence.axes import NS, NSI, NSO
 from influence.errors import CurvatureError
 from influence.gradients.hooks import Hooks, Measure, layer_inputs
+from influence.gradients.layout import Layout, known
 from influence.model.layers import TrackedLayer
 from influence.model.unembedding import unembedding
 
@@ -195,6 +196,8 @@ class CovarianceFit(Hooks):
         Raises:
             TaskError, CaptureError: See `Hooks.run`.
         """
+        if not self.knows(1 if mask is None else len(mask)):
+            self.learn(measure, batch)
         for sink in self._sinks:
             sink.begin(mask)
 
@@ -210,7 +213,8 @@ class _Covariances:
 
     Inputs are added as the forward pass meets them, so that none is held. What checkpointing runs again during the
     backward pass is added only when its output gradient comes: without reentrancy it never does, because that use was
-    added before.
+    added before. Of a layer with uses that never reach the values (DoRA measures its adapter on an identity matrix)
+    inputs wait for their output gradient, too.
     """
 
     def __init__(self, layer: TrackedLayer, sums: CovarianceSums, *, sliced: bool) -> None:
@@ -230,23 +234,26 @@ class _Covariances:
         self._place = 0
 
     def keep(self, module: nn.Module, inputs: Tensor, output: Tensor) -> NSI | None:
-        received = layer_inputs(self._layer, inputs, output)
-        if self.backward:
+        received, seen = layer_inputs(self._layer, inputs, output), known(self._layer.module)
+        if self.backward or (seen.reached is False and not self._sliced):
             return received
-        self._add_inputs(received)
+        self._add_inputs(received, seen.layout or Layout.FIRST)
         return None
 
     def take(self, grads: NSO, kept: NSI | None, *, last: bool) -> None:
         if kept is not None:
-            self._add_inputs(kept)
+            self._add_inputs(kept, Layout.FIRST)
         _add(self._sums.outputs, self._layer.name, grads, self._outputs)
 
-    def _add_inputs(self, received: NSI) -> None:
+    def _add_inputs(self, received: Tensor, layout: Layout) -> None:
+        """Add inputs, [A, B, I] with the examples in this layout."""
         mask = self._mask
         if mask is not None and self._sliced:
             mask = mask[:, self._place : self._place + received.shape[1]]
             self._place += received.shape[1]
         count = received.shape[0] * received.shape[1]
+        if mask is not None:
+            mask = layout.of_mask(mask)
         if mask is not None and mask.shape == received.shape[:2]:
             held = (mask != 0).to(received.device)
             received = received * held.unsqueeze(2).to(received.dtype)

@@ -1,85 +1,64 @@
-"""The capture against one ordinary backward pass, which forms weight gradients."""
+"""The capture against one ordinary backward pass, which forms weight gradients: are they the same, and of how much?"""
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator
 
-import torch
-from torch import Tensor, nn
-
-from influence.doctor.check import Check, relative_error
+from influence.coverage import Coverage
+from influence.doctor.check import Check
 from influence.doctor.subject import Subject
-from influence.gradients.capture import Capture
+from influence.errors import ModelError
 from influence.gradients.projection import Projection, ProjectionSettings
-from influence.model.layers import TrackedLayer
+from influence.gradients.weight_gradients import WeightGradients, weight_gradients
+from influence.model.layers import LayerSettings
+from influence.model.trained import REFUSED, WARNED, coverage_of, trained_parameters
 
-LAYERS = 8
-"""Layers whose weight gradients are formed, spread over the model, so that they fit into memory."""
 
-
-def ordinary_backward(subject: Subject) -> Check:
-    """Compare with one backward pass that forms weight gradients, on some layers that share no weight."""
-    session = subject.session
-    index = min(range(len(subject.parts)), key=lambda index: len(subject.parts[index].input_ids))
-    layers = _unshared(session.model, session.layers)
-    layers = layers[:: -(-len(layers) // LAYERS)] if layers else ()
-    if not layers:
-        return Check("ordinary backward", "note", "does not apply: every tracked layer shares its weight")
+def ordinary_backward(subject: Subject) -> Iterator[Check]:
+    """Compare every tracked layer with one backward pass over the shortest row, and count what it reaches."""
+    session, task = subject.session, subject.session.task
+    part = min(subject.parts, key=lambda part: len(part.input_ids))
+    # A dense sketch has no columns of a single layer: the capture that it is made of is looked at two-sided.
     settings = session.spec.projection
-    if settings.kind == "trak":
-        # A dense sketch has no columns of a single layer: the capture that it is made of is looked at two-sided.
-        settings = ProjectionSettings()
-    projection = Projection(settings)
-    with Capture(session.model, session.layers, projection) as capture:
-        row = Subject(session, capture, subject.parts).rows([subject.parts[index]])[0]
-    columns = {module.name: slice(module.start, module.stop) for module in capture.modules}
-    weights = [weight for layer in layers for weight in layer.module.parameters(recurse=False)]
-    try:
-        for weight in weights:
-            weight.requires_grad_(True)
-        session.task.example_loss(session.model, subject.batch([subject.parts[index]])).sum().backward()
-        slow = torch.cat([_projected(layer, projection) for layer in layers])
-    finally:
-        for weight in weights:
-            weight.requires_grad_(False)
-            weight.grad = None
-    fast = torch.cat([row[columns[layer.name]] for layer in layers])
-    error = relative_error(fast, slow.to(fast.dtype))
+    projection = Projection(ProjectionSettings() if settings.kind == "trak" else settings)
+    trained, batch = trained_parameters(session.model), subject.batch([part])
+    found = weight_gradients(session.model, session.layers, task.example_loss, batch, trained, projection)
+    yield _same(subject, found)
+    globs = session.spec.model.layers
+    yield _covered(coverage_of(session.model, globs, session.layers, found.reached), globs)
+
+
+def _same(subject: Subject, found: WeightGradients) -> Check:
+    worst = max(found.errors, key=lambda name: found.errors[name])
+    error, limit = found.errors[worst], subject.tolerance
+    fine = error <= limit
+    remedy = "The capture differs from autograd's own weight gradients."
+    if not fine:
+        try:
+            found.check(next(subject.session.model.parameters()).dtype)
+            remedy += " Leave out layers that are used in an unusual way (model.layers.exclude)."
+        except ModelError as refused:
+            remedy = str(refused)
     return Check(
         "ordinary backward",
-        "pass" if error <= subject.tolerance else "fail",
-        f"error {error:.2g} on {len(layers)} layers of one row",
-        f"at most {subject.tolerance:g} ({session.spec.model.dtype})",
-        "The capture differs from autograd's own weight gradients. Leave out layers that are used in an unusual way "
-        "(model.layers.exclude), and please report the model's class.",
+        "pass" if fine else "fail",
+        f"error {error:.2g} on {len(found.errors)} layers of one row" + ("" if fine else f", the worst in {worst}"),
+        f"at most {limit:g} ({subject.session.spec.model.dtype})",
+        remedy,
         value=error,
-        limit=subject.tolerance,
+        limit=limit,
     )
 
 
-def _projected(layer: TrackedLayer, projection: Projection) -> Tensor:
-    """Return R_o G R_iᵀ of a layer's weight gradient G, [Q·P], in float64."""
-    grad = _grad(layer.module.weight)
-    if layer.kind in ("conv1d", "embedding"):
-        grad = grad.T
-    grad = grad.reshape(layer.outputs, -1)
-    if layer.bias:
-        grad = torch.cat([grad, _grad(layer.module.bias).reshape(-1, 1)], dim=1)
-    sides = projection.sides(layer.name, layer.inputs, layer.outputs, torch.float64)
-    if sides.outputs is not None:
-        grad = sides.outputs @ grad
-    if sides.inputs is not None:
-        grad = grad @ sides.inputs.T
-    return grad.flatten()
-
-
-def _grad(weight: Any) -> Tensor:
-    return (torch.zeros_like(weight) if weight.grad is None else weight.grad).double().cpu()
-
-
-def _unshared(model: nn.Module, layers: Sequence[TrackedLayer]) -> Sequence[TrackedLayer]:
-    """Return the layers whose weight no other module has: of a shared one, autograd sums what reaches all of them."""
-    owners: dict[int, int] = {}
-    for module in model.modules():
-        for weight in module.parameters(recurse=False):
-            owners[id(weight)] = owners.get(id(weight), 0) + 1
-    return [layer for layer in layers if owners[id(layer.module.weight)] == 1]
+def _covered(coverage: Coverage, settings: LayerSettings) -> Check:
+    """Which share of what was trained is tracked; a build refuses less than half of the body."""
+    share = coverage.body_share
+    refused = share < REFUSED and not settings.allow_partial
+    return Check(
+        "coverage",
+        "fail" if refused else "note" if share < WARNED else "pass",
+        coverage.summary,
+        f"at least {WARNED:.0%} of the body",
+        f"Not tracked: {coverage.missing()}. Track more by name (model.layers.include, for embeddings)"
+        + (", or accept it: model.layers.allow_partial: true." if refused else "."),
+        value=share,
+        limit=WARNED,
+    )

@@ -42,7 +42,7 @@ def examine(config: RunConfig, place: Path | None = Path()) -> Iterator[Check]:
             if config.recipe.baseline is None:
                 yield token_sum(subject, examples)
         if config.recipe.baseline is None:
-            yield ordinary_backward(subject)
+            yield from ordinary_backward(subject)
         dtype = str(session.spec.model.dtype)
         del subject, capture, session
     yield precision(config, dtype, parts, alone)

@@ -12,6 +12,7 @@ from influence.data.example import Example, place_of
 from influence.data.tokenise import NOT_SCORED
 from influence.doctor.check import Check, compared
 from influence.doctor.subject import Subject
+from influence.errors import ModelError
 from influence.pipeline.probe import silent_modules
 
 TOKENS = 16
@@ -77,8 +78,11 @@ def batches(subject: Subject, examples: Sequence[Example], alone: Tensor) -> Che
     lengths = [len(part.input_ids) for part in subject.parts]
     budget = max(subject.session.token_budget, 2 * max(lengths))
     together = torch.empty_like(alone)
-    for group in cut_batches(lengths, budget):
-        together[group] = subject.rows([subject.parts[index] for index in group])
+    try:
+        for group in cut_batches(lengths, budget):
+            together[group] = subject.rows([subject.parts[index] for index in group])
+    except ModelError as refused:
+        return Check("batches", "fail", "layers that can't be split by example", "", str(refused))
     return compared(
         "batches",
         together,

@@ -101,7 +101,8 @@ class Division:
         denominator = self._like(grads, dtype)
         if self._layer.kind == "embedding":
             divided = grads.to(dtype) / torch.nn.functional.embedding(kept, denominator.T)
-            tokens = project_tokens(kept, right, self._layer.inputs, dtype)
+            padding = getattr(self._layer.module, "padding_idx", None)
+            tokens = project_tokens(kept, right, self._layer.inputs, dtype, padding)
             return sum_over_positions(project_output_grads(divided, left), tokens, dtype)
         step = max(1, CHUNK_BYTES // (denominator.numel() * denominator.element_size()))
         products = []

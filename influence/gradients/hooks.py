@@ -5,6 +5,8 @@ weight gradient is ever computed**: parameters are frozen, and the graph starts 
 layers (or, under gradient checkpointing, at the output of the input embedding), so that only activation gradients flow.
 The measured values are summed before the backward pass, which makes an example's share independent of its batch.
 
+An example's part of a layer's output is found from gradients the first time that several examples run: see `layout`.
+
 A layer used twice is handed over twice. Under non-reentrant checkpointing the recomputed graph is never run backwards,
 under reentrant checkpointing only the recomputed one is: each use is handed over once either way.
 
@@ -13,6 +15,7 @@ Source: Goodfellow 2015, "Efficient per-example gradient computations".
 
 import threading
 from collections.abc import Callable, Sequence
+from functools import partial
 from types import TracebackType
 from typing import Any, Protocol, Self
 from weakref import WeakKeyDictionary
@@ -20,11 +23,13 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from influence.axes import NSI, NSO, PerExample
+from influence.axes import NSI, PerExample
 from influence.errors import CaptureError, TaskError
-from influence.gradients.conv import output_positions, project_patches
-from influence.gradients.graph_start import checkpoints_activations, require_grad, start_graph
+from influence.gradients.conv import project_patches
+from influence.gradients.graph_start import checkpoints_activations, require_grad
+from influence.gradients.layout import Evidence, Layout, ends, halves, settle
 from influence.gradients.linear import positions, project_inputs, project_tokens
+from influence.gradients.tap import Sink, Tap
 from influence.model.layers import TrackedLayer
 
 Measure = Callable[[Any, Any], Tensor]
@@ -33,22 +38,6 @@ Measure = Callable[[Any, Any], Tensor]
 _turns: WeakKeyDictionary[nn.Module, threading.RLock] = WeakKeyDictionary()
 """Held while a batch runs through a model: of two threads' batches each would meet the other's hooks."""
 _turns_given = threading.Lock()
-
-
-class Sink(Protocol):
-    """What is done with one layer's inputs and output gradients."""
-
-    def keep(self, module: nn.Module, inputs: Tensor, output: Tensor) -> Tensor | None:
-        """Receive a layer's input, as it was called, and return what `take` needs of it, first axis N."""
-        ...
-
-    def take(self, grads: NSO, kept: Any, *, last: bool) -> None:
-        """Receive the output gradient, [N, S, O], and what was kept.
-
-        `last` says that no other use of the layer is due. Without it that isn't known: a use may not reach the values,
-        or may have been under no_grad, which reentrant checkpointing runs again and others don't.
-        """
-        ...
 
 
 class Collector(Protocol):
@@ -68,7 +57,9 @@ class Hooks:
 
     def __init__(self, model: nn.Module, layers: Sequence[TrackedLayer], sinks: Sequence[Sink]) -> None:
         self.model = model
-        self._taps = [_Tap(layer, sink) for layer, sink in zip(layers, sinks, strict=True)]
+        self._taps = [Tap(layer, sink) for layer, sink in zip(layers, sinks, strict=True)]
+        self.looks = True
+        """Whether unknown layouts are looked for, by backward passes of some examples."""
         self._handles: list[Any] = []
         self._trained: list[nn.Parameter] = []
         with _turns_given:
@@ -108,7 +99,7 @@ class Hooks:
 
         Args:
             measure: `measure(model, batch)` gives one value an example, [N], summed over its positions.
-            batch: Whatever `measure` understands; the first axis of every tracked layer's input must be its N examples.
+            batch: Whatever `measure` understands, of N examples.
             begin: Called with the values, [N], between the forward and the backward pass.
 
         Returns:
@@ -116,8 +107,8 @@ class Hooks:
 
         Raises:
             TaskError: The measure doesn't give one value an example.
-            CaptureError: A layer's input isn't split by example, a layer ran where no graph was recorded, or the hooks
-                were removed by the measure itself.
+            ModelError: The output of a tracked layer can't be split by example.
+            CaptureError: A layer ran where no graph was recorded, or the hooks were removed by the measure itself.
         """
         with self._turn:
             return self._run(measure, batch, begin)
@@ -132,10 +123,12 @@ class Hooks:
             with torch.enable_grad():
                 values = measure(self.model, batch)
                 self._check(values)
+                positions = _positions(batch, len(values))
+                for tap in self._taps:
+                    tap.examples, tap.positions = len(values), positions
+                self._settle_layouts(values, positions)
                 if begin is not None:
                     begin(values)
-                for tap in self._taps:
-                    tap.examples = len(values)
                 values.sum().backward()
             if self._handles is not handles:
                 raise CaptureError("The hooks were removed while a batch ran: parts of its gradients would be zeros.")
@@ -144,7 +137,50 @@ class Hooks:
         finally:
             for tap in self._taps:
                 tap.examples = None
+        for tap in self._taps:
+            tap.finish()
         return values.detach()
+
+    def learn(self, measure: Measure, batch: Any) -> None:
+        """Run a batch past the sinks, to learn how its examples lie in each layer and which uses reach the values."""
+        with self._turn:
+            for tap in self._taps:
+                tap.quiet = True
+            try:
+                self._run(measure, batch, None)
+            finally:
+                for tap in self._taps:
+                    tap.quiet = False
+
+    def knows(self, examples: int) -> bool:
+        """Whether `learn` would find out nothing new from a batch of so many examples."""
+        return not any(tap.uses_unknown or (examples > 1 and tap.unsettled) for tap in self._taps)
+
+    def _settle_layouts(self, values: Tensor, positions: int | None) -> None:
+        """Find out how the examples lie in the layers of which that isn't known, by backward passes of some of them."""
+        count = len(values)
+        unknown = [tap for tap in self._taps if tap.unsettled]
+        if count < 2 or not unknown or not self.looks:
+            return
+        evidence = [Evidence(positions, image=tap.layer.kind == "conv2d") for tap in unknown]
+
+        def look(inside: Tensor) -> None:
+            for tap, found in zip(unknown, evidence, strict=True):
+                tap.look = partial(found.add, inside=inside)
+            values[inside.to(values.device)].sum().backward(retain_graph=True)
+
+        try:
+            for tap in self._taps:
+                tap.look = _ignore
+            for inside in ends(count):
+                look(inside)
+            if any(found.left and found.left[0] in (Layout.FLAT, Layout.FLAT_SECOND) for found in evidence):
+                for inside in halves(count):
+                    look(inside)
+        finally:
+            for tap in self._taps:
+                tap.look = None
+        settle([(t.layer.name, t.layer.module, found) for t, found in zip(unknown, evidence, strict=True)], count)
 
     def collect(
         self, measure: Measure, batch: Any, width: int, sinks: Sequence[Collector]
@@ -203,73 +239,26 @@ def layer_inputs(layer: TrackedLayer, inputs: Tensor, output: Tensor, side: Tens
 
     Returns:
         [N, S, I] or [N, S, P], in the output's dtype; with a 1 appended (before projection) where the bias is tracked.
+        Of a layer that doesn't have the examples on its first axis, [A, B, …] with the axes as they are.
     """
     # Of a model spread over devices a layer may be called with the last one's output, which is still there.
     inputs = inputs.to(output.device)
-    if layer.kind == "embedding":
-        return project_tokens(inputs, side, layer.inputs, output.dtype)
+    if isinstance(layer.module, nn.Embedding):
+        return positions(project_tokens(inputs, side, layer.inputs, output.dtype, layer.module.padding_idx))
     inputs = inputs.to(output.dtype)
     if isinstance(layer.module, nn.Conv2d):
         return project_patches(layer.module, inputs, side, layer.bias)
     return project_inputs(inputs, side, layer.bias)
 
 
-class _Tap:
-    """One tracked layer's hooks."""
+def _positions(batch: Any, examples: int) -> int | None:
+    """Return S where a batch has `input_ids`, [N, S]."""
+    tokens = getattr(batch, "input_ids", None)
+    return tokens.shape[1] if isinstance(tokens, Tensor) and tokens.ndim == 2 and len(tokens) == examples else None
 
-    def __init__(self, layer: TrackedLayer, sink: Sink) -> None:
-        self.layer = layer
-        self.examples: int | None = None
-        """N while the backward pass runs; None otherwise."""
-        self.checkpoints = False
-        """Whether the model checkpoints its activations, so that what ran under no_grad may be run again."""
-        self._sink = sink
-        self._due = 0
-        self._recorded = False
-        self._unrecorded = False
 
-    def start(self) -> None:
-        self.examples = None
-        self._due = 0
-        self._recorded = self._unrecorded = False
+def _ignore(grad: Tensor) -> None:
+    """Look at nothing."""
 
-    def check(self) -> None:
-        if self._unrecorded and not self._recorded:
-            raise CaptureError(
-                f"{self.layer.name} ran under no_grad and was never run again with gradients, so its rows would be "
-                "zeros. If the model checkpoints its activations, use use_reentrant=False or let the checkpointed "
-                "block's input require grad."
-            )
 
-    def forward(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Tensor | None:
-        if self.examples is None and (torch.is_grad_enabled() or self.checkpoints):
-            # What checkpointing runs again during the backward pass is a use that was counted before.
-            self._due += 1
-        if not torch.is_grad_enabled():
-            self._unrecorded = True
-            return None
-        if not isinstance(output, Tensor) or not args or not isinstance(args[0], Tensor):
-            raise CaptureError(
-                f"{self.layer.name} was not called with one tensor, so its gradient can't be captured: exclude it."
-            )
-        self._recorded = True
-        with torch.no_grad():
-            kept = self._sink.keep(module, args[0].detach(), output)
-        replaced = None
-        if not output.requires_grad:
-            replaced = output = start_graph(output)
-        output.register_hook(lambda grad: self._backward(grad, kept))
-        return replaced
-
-    @torch.no_grad()
-    def _backward(self, grad: Tensor, kept: Tensor | None) -> None:
-        if self.examples is None:
-            return
-        if grad.shape[0] != self.examples or (kept is not None and kept.shape[0] != self.examples):
-            raise CaptureError(
-                f"{self.layer.name} returned {tuple(grad.shape)} for a batch of {self.examples} examples: its first "
-                "axis isn't the batch, so its gradient can't be split by example. Exclude this layer."
-            )
-        self._due -= 1
-        grads = output_positions(grad) if self.layer.kind == "conv2d" else positions(grad)
-        self._sink.take(grads, kept, last=self._due == 0)
+__all__ = ["Collector", "Hooks", "Measure", "Sink", "layer_inputs"]

@@ -31,7 +31,9 @@ def project_inputs(inputs: NSI, side: Tensor | None, bias: bool) -> Tensor:
     return torch.nn.functional.linear(inputs, side)
 
 
-def project_tokens(tokens: Tensor, side: Tensor | None, vocabulary: int, dtype: torch.dtype) -> Tensor:
+def project_tokens(
+    tokens: Tensor, side: Tensor | None, vocabulary: int, dtype: torch.dtype, padding: int | None = None
+) -> Tensor:
     """Return R_i a for an embedding, [N, S, P]: a is the token's one-hot vector, so this is a lookup.
 
     Args:
@@ -39,10 +41,15 @@ def project_tokens(tokens: Tensor, side: Tensor | None, vocabulary: int, dtype: 
         side: R_i, [P, vocabulary]; None keeps the one-hot vectors.
         vocabulary: I, the rows of the embedding's table.
         dtype: The dtype of the result.
+        padding: The embedding's `padding_idx`, a token whose vector gets no gradient; negative counts from the end.
     """
     if side is None:
-        return torch.nn.functional.one_hot(tokens, vocabulary).to(dtype)
-    return torch.nn.functional.embedding(tokens, side.T).to(dtype)
+        found = torch.nn.functional.one_hot(tokens, vocabulary).to(dtype)
+    else:
+        found = torch.nn.functional.embedding(tokens, side.T).to(dtype)
+    if padding is None:
+        return found
+    return found.masked_fill((tokens == padding % vocabulary).unsqueeze(-1), 0)
 
 
 def project_output_grads(grads: NSO, side: Tensor | None) -> Tensor:

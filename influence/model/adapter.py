@@ -20,6 +20,8 @@ from influence.model.folder import (
     read_json,
     weight_names,
 )
+from influence.model.layers import PROMPTS, no_layers
+from influence.model.trained import remember_trained
 
 PREFIX = "base_model.model."
 """What PEFT puts before the name that a weight has in the model underneath."""
@@ -64,12 +66,15 @@ def label_count(folder: Path) -> int | None:
 
 
 def attach(base: Any, folder: Path, device: str) -> Any:
-    """Put a folder's adapters onto their model, in the dtypes of the layers they adapt.
+    """Put a folder's adapters onto their model, in the dtypes of the layers they adapt, and note what was trained.
 
     Raises:
         MissingExtra: `peft` isn't installed.
-        ModelError: The adapters don't fit the model, or the file lacks or exceeds their weights.
+        ModelError: The adapters don't fit the model, learn a prompt, or the file lacks or exceeds their weights.
     """
+    kind = str(read_json(folder / ADAPTER_CONFIG).get("peft_type"))
+    if kind in PROMPTS:
+        raise ModelError(f"{folder} holds {no_layers(kind)}")
     try:
         import peft
     except ImportError as error:
@@ -79,7 +84,7 @@ def attach(base: Any, folder: Path, device: str) -> Any:
         warnings.simplefilter("ignore")
         try:
             model = peft.PeftModel.from_pretrained(
-                base, folder, is_trainable=False, autocast_adapter_dtype=False, torch_device=device
+                base, folder, is_trainable=True, autocast_adapter_dtype=False, torch_device=device
             )
             expected = set(peft.get_peft_model_state_dict(model, save_embedding_layers=False))
         except Exception as error:
@@ -105,4 +110,5 @@ def attach(base: Any, folder: Path, device: str) -> Any:
             f"{folder / ADAPTER_WEIGHTS} {' and '.join(filter(None, (lacks, holds)))}. Save the adapters again from "
             "the training run."
         )
+    remember_trained(model)
     return model

@@ -7,7 +7,8 @@ only they were trained.
 """
 
 import logging
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from math import prod
@@ -30,8 +31,10 @@ class LayerSettings(BaseModel):
     """Globs over the dotted module names, such as `model.layers.*.mlp.*`; upper and lower case differ.
 
     `"*"` alone stands for the default choice (see the module's docstring); any other glob may name any layer, the
-    unembedding, the embeddings and the frozen layers under an adapter included. `exclude` wins over `include`. With
-    `bias` a layer's bias is tracked as one more input that is always 1.
+    unembedding, the embeddings and the frozen layers under an adapter included. `exclude` wins over `include`, and may
+    name modules that can't be tracked, so that they don't count as missing. With `bias` a layer's bias is tracked as
+    one more input that is always 1. With `allow_partial` less than half of what was trained may be tracked (see
+    `influence.model.trained`).
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -39,9 +42,19 @@ class LayerSettings(BaseModel):
     include: tuple[str, ...] = ("*",)
     exclude: tuple[str, ...] = ()
     bias: bool = False
+    allow_partial: bool = False
 
 
 DEFAULT = LayerSettings()
+PROMPTS = {
+    "PROMPT_TUNING": "prompt tuning",
+    "MULTITASK_PROMPT_TUNING": "multitask prompt tuning",
+    "P_TUNING": "p-tuning",
+    "PREFIX_TUNING": "prefix tuning",
+    "CPT": "context-aware prompt tuning",
+    "CARTRIDGE": "a cartridge",
+}
+"""Adapters that learn a prompt or a cache and adapt no layer, by PEFT's name."""
 
 
 @dataclass(frozen=True)
@@ -69,12 +82,15 @@ class TrackedLayer:
 def tracked_layers(model: nn.Module, settings: LayerSettings = DEFAULT) -> tuple[TrackedLayer, ...]:
     """Choose the tracked layers of a model, in the order of `model.named_modules()`.
 
-    A module that is used under two names is listed once, under its first. A tracked weight that another module shares
-    (a tied unembedding) is logged as a warning.
+    A module that is used under two names is listed once, under its first.
 
     Raises:
-        ModelError: No layer matches, a glob of `include` names no layer, or a grouped convolution was chosen.
+        ModelError: No layer matches, a glob of `include` names no layer, a grouped convolution was chosen, or the
+            model has adapters without layers.
     """
+    for kind in adapter_kinds(model):
+        if kind in PROMPTS:
+            raise ModelError(f"{type(model).__name__} has {no_layers(kind)}")
     modules = dict(model.named_modules())
     kinds: dict[str, LayerKind] = {}
     for name, module in modules.items():
@@ -89,18 +105,39 @@ def tracked_layers(model: nn.Module, settings: LayerSettings = DEFAULT) -> tuple
         if (("*" in settings.include and name not in on_request) or _matches(name, set(settings.include) - {"*"}))
         and not _matches(name, settings.exclude)
     ]
+    if not chosen and adapter_kinds(model) and "*" in settings.include:
+        raise ModelError(
+            f"None of the weights that these adapters ({', '.join(adapter_kinds(model))}) train is a layer's that can "
+            "be tracked (linear, Conv1D, Conv2d). LoRA adapters can; or name the frozen layers under the adapters: "
+            "model.layers.include, with model.layers.allow_partial."
+        )
     if not chosen:
         raise ModelError(
             f"No layer of {type(model).__name__} matches include {list(settings.include)} without exclude "
             f"{list(settings.exclude)}. {_examples(kinds)}"
         )
-    layers = tuple(_describe(name, modules[name], kinds[name], settings.bias) for name in chosen)
-    _warn_of_ties(layers, modules)
-    return layers
+    return tuple(_describe(name, modules[name], kinds[name], settings.bias) for name in chosen)
+
+
+def adapter_kinds(model: nn.Module) -> list[str]:
+    """Return PEFT's names of the kinds of adapters that a model has; none where it has none."""
+    configs = getattr(model, "peft_config", None) or {}
+    return list(dict.fromkeys(getattr(one.peft_type, "value", str(one.peft_type)) for one in configs.values()))
+
+
+def no_layers(kind: str) -> str:
+    """Return what to say of adapters that learn a prompt."""
+    return (
+        f"{PROMPTS[kind]} ({kind}): what was trained are vectors beside the text, and no layer that could be tracked. "
+        "Train LoRA adapters or the model itself, or compare texts alone (recipe: bm25)."
+    )
 
 
 def layer_kind(module: nn.Module) -> LayerKind | None:
     """Return how a module can be tracked, or None for one that can't be."""
+    if not isinstance(module._parameters.get("weight"), nn.Parameter):
+        # A weight that is computed from other parameters (weight norm, a parametrization) was not itself trained.
+        return None
     if isinstance(module, NonDynamicallyQuantizableLinear):
         # torch.nn.MultiheadAttention reads this layer's weight and never calls it, so a hook on it would see nothing.
         return None
@@ -175,20 +212,10 @@ def _examples(kinds: dict[str, LayerKind]) -> str:
     )
 
 
+def globs_for(names: Sequence[str]) -> list[str]:
+    """Return few globs that match these module names: numbers between dots become `*`."""
+    return list(dict.fromkeys(re.sub(r"(?<=\.)\d+(?=\.|$)|^\d+(?=\.)", "*", name) for name in names))
+
+
 def _matches(name: str, globs: Iterable[str]) -> bool:
     return any(fnmatchcase(name, glob) for glob in globs)
-
-
-def _warn_of_ties(layers: tuple[TrackedLayer, ...], modules: dict[str, nn.Module]) -> None:
-    owners: dict[int, list[str]] = {}
-    for name, module in modules.items():
-        for parameter in module.parameters(recurse=False):
-            owners.setdefault(id(parameter), []).append(name)
-    for layer in layers:
-        weight = getattr(layer.module, "weight", None)
-        for other in owners.get(id(weight), []):
-            if other != layer.name:
-                log.warning(
-                    "%s shares its weight with %s; its columns hold only the gradient that reaches it by way of %s.",
-                    *(layer.name, other, layer.name),
-                )

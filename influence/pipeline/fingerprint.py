@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict
 
 from influence.axes import ModuleColumns
 from influence.config import RunConfig
+from influence.coverage import Coverage
 from influence.data.dataset import Rows
 from influence.errors import FingerprintMismatch
 from influence.gradients.optimiser import state_digest
@@ -39,6 +40,7 @@ class Probed(BaseModel):
         tokens_per_row: Mean over the rows looked at, after truncation.
         tokens_per_second: Of one worker's capture at one checkpoint; None unless it was measured.
         drawn: What trak's projector drew for each checkpoint, where there is one.
+        coverage: Which share of the trained weights is tracked; None where rows aren't gradients.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -53,6 +55,7 @@ class Probed(BaseModel):
     tokens_per_row: float
     tokens_per_second: float | None = None
     drawn: tuple[str, ...] = ()
+    coverage: Coverage | None = None
 
 
 def settled_parts(config: RunConfig, rows: Rows) -> dict[str, Part]:
@@ -86,7 +89,7 @@ def settled_parts(config: RunConfig, rows: Rows) -> dict[str, Part]:
     if recipe.baseline is None:
         projection = recipe.projection.model_dump(mode="json", exclude=None if recipe.projection.folds else {"damping"})
         parts |= {
-            "model.layers": _json(model.layers),
+            "model.layers": _json(model.layers, exclude={"allow_partial"}),
             "recipe.gradient": recipe.gradient.kind,
             "recipe.measurement": recipe.measurement,
             **{f"recipe.projection.{key}": value for key, value in projection.items()},
@@ -206,5 +209,5 @@ def probed_parts(parts: dict[str, Part]) -> dict[str, Part]:
     return {name: value for name, value in parts.items() if name in PROBED or name.startswith(DRAWN)}
 
 
-def _json(settings: BaseModel) -> str:
-    return json.dumps(settings.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+def _json(settings: BaseModel, exclude: set[str] | None = None) -> str:
+    return json.dumps(settings.model_dump(mode="json", exclude=exclude), sort_keys=True, separators=(",", ":"))

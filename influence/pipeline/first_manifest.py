@@ -33,6 +33,7 @@ def write_manifest(config: RunConfig, run_dir: Path, rows: Rows, settled: dict[s
         rank=config.store.rank,
         shards=plan_shards(len(rows), per_shard),
         meta=_meta(config, probed),
+        coverage=probed.coverage,
     )
     manifest.save(run_dir)
     if config.recipe.baseline == "repsim" and manifest.codec == "bits":

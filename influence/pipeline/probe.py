@@ -4,28 +4,36 @@ import logging
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from influence.axes import ModuleColumns
+from influence.coverage import Coverage
+from influence.data.batch import Batch, collate
 from influence.data.dataset import open_rows
 from influence.data.example import Example, place_of
 from influence.data.tokenise import Part
 from influence.data.truncation import nothing_scored
 from influence.errors import CaptureError, ClusterError, DataError, ModelError
+from influence.gradients.capture_check import check_capture
 from influence.pipeline.deadly_rows import Dead, died_of
 from influence.pipeline.drawn import drawn
 from influence.pipeline.fingerprint import Probed
+from influence.pipeline.memory import out_of_memory
 from influence.pipeline.quarantine import without_failing_rows
 from influence.pipeline.session import Session
 from influence.pipeline.spec import CaptureSpec
 from influence.pipeline.transfer import Piece
 from influence.pipeline.worker import session_here
+from influence.task import row_loss
 
 log = logging.getLogger(__name__)
 
 ROWS = 16
 """Rows that a probe captures."""
+COMPARED = 4
+"""Rows of the ordinary backward pass that the hooks are held against."""
 SEARCHED = 1024
 """Rows it looks through for some with a scored token."""
 
@@ -88,7 +96,8 @@ def probe(session: Session, left_out: Collection[int] = (), tokenised: Callable[
 
     Raises:
         DataError: No row has a scored token.
-        ModelError: Every gradient is zero.
+        ModelError: Every gradient is zero, a tracked layer's is another than its calls show or can't be split by
+            example, or most of what was trained isn't tracked.
         CaptureError: No row's gradient is finite, or one isn't and none may be set aside; rows are named.
     """
     examples, parts = _scored_rows(session, left_out)
@@ -103,6 +112,7 @@ def probe(session: Session, left_out: Collection[int] = (), tokenised: Callable[
     (rows, drawings), failed = without_failing_rows(attempt, looked_at, most)
     for position, error in failed.items():
         log.warning("The probe leaves out %s: %s", names[position], error)
+    coverage = _coverage(session, [part for part in parts[:ROWS] if part.position not in failed])
     silent = silent_modules(rows, session.modules)
     if len(silent) == len(session.modules):
         raise ModelError(
@@ -129,6 +139,7 @@ def probe(session: Session, left_out: Collection[int] = (), tokenised: Callable[
         model_bytes=sum(weight.nbytes for weight in session.model.parameters()),
         tokens_per_row=tokens / len({part.position for part in parts}),
         drawn=tuple(drawings),
+        coverage=coverage,
     )
 
 
@@ -152,6 +163,39 @@ def _captured(session: Session, parts: Sequence[Part], names: Sequence[str]) -> 
             if session.rows_capture.record is not None:
                 drawings.append(drawn(session.rows_capture.record))
     return torch.cat(captured, dim=1), drawings
+
+
+def _coverage(session: Session, parts: Sequence[Part]) -> Coverage | None:
+    """Check that the hooks see what was trained, and return which share of it is tracked; None of hidden states.
+
+    Raises:
+        ModelError: See `check_capture`.
+        CaptureError: A training step on the shortest rows doesn't fit into memory.
+    """
+    if not session.layers:
+        return None
+    # The shortest, so that what a training step holds of them fits beside the model.
+    chosen = sorted(parts, key=lambda part: len(part.input_ids))[:COMPARED]
+    batch = collate(chosen, session.pad).to(session.device)
+    kind, settings = session.spec.measurement, session.spec.model.layers
+
+    def measure(model: Any, batch: Batch) -> torch.Tensor:
+        return row_loss(session.task, model, batch, kind)
+
+    with session.computing:
+        hooks = session.rows_capture
+        session.close()
+        try:
+            return check_capture(session.model, session.layers, settings, measure, batch)
+        except (RuntimeError, MemoryError) as error:
+            if not out_of_memory(error):
+                raise
+            raise CaptureError(
+                f"A training step on {len(chosen)} rows of {batch.padded} padded tokens, which the capture is held "
+                "against, does not fit into memory. Set model.gradient_checkpointing, or use a larger device."
+            ) from error
+        finally:
+            session.set_hooks(hooks)
 
 
 def silent_modules(rows: torch.Tensor, modules: Sequence[ModuleColumns]) -> list[str]:

@@ -6,6 +6,7 @@ are left out. The rows of the whole training set are held at once: use `influenc
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain, islice
 from typing import Any
 
 import torch
@@ -20,11 +21,13 @@ from influence.curvature.whitening import fold_for
 from influence.errors import CaptureError, RecipeError
 from influence.gradients.adam import denominators
 from influence.gradients.capture import Capture
+from influence.gradients.capture_check import check_capture
 from influence.gradients.hooks import Measure
 from influence.gradients.inner_products import InnerProducts
 from influence.gradients.optimiser import read_second_moments
 from influence.gradients.projection import Projection, ProjectionSettings
 from influence.model.checkpoints import Checkpoints
+from influence.model.evaluation import evaluation_mode
 from influence.model.layers import LayerSettings, TrackedLayer, tracked_layers
 from influence.query.baseline import Decode, baseline_scores
 from influence.recipe import Recipe
@@ -57,7 +60,8 @@ def pairwise(
     `recipe.factors.rows`: factors are fitted to every row given.
 
     Args:
-        model: Any torch module, in eval mode; it is left as it was found.
+        model: Any torch module; it is left as it was found. Dropout and the like are switched off meanwhile, with a
+            warning where they were on. What requires gradients in it counts as trained; of a frozen model everything.
         task: What is differentiated: `example_loss(model, batch) -> [N]`, summed over positions, and optionally
             `measurement(model, batch) -> [N]` for the queries, `sampled_loss(model, batch, generator) -> [N]`,
             `log_odds(model, batch) -> [N]` with `residual(model, batch) -> [N]`, and, of a loss that is a mean over
@@ -81,7 +85,9 @@ def pairwise(
     Raises:
         CaptureError: There are no training or no query batches, or a gradient is not finite.
         CurvatureError: Factors that aren't finite, are singular, or are too wide.
-        ModelError: A checkpoint has other weights than the model.
+        ModelError: A checkpoint has other weights than the model; a tracked layer's gradient can't be split by example
+            or is another than its calls show; or less than half of what was trained is tracked (see
+            `influence.model.trained`).
         OptimiserMismatch: Second moments that aren't the model's, or a tracked layer without.
         RecipeError: The recipe names other checkpoints than were given, or needs second moments or texts, or has no
             use for them.
@@ -90,14 +96,16 @@ def pairwise(
     recipe = preset(recipe) if isinstance(recipe, str) else recipe
     _check_used(recipe, second_moments, decode)
     if recipe.baseline is not None:
-        return baseline_scores(recipe.baseline, model, train, queries, decode)
+        with evaluation_mode(model):
+            return baseline_scores(recipe.baseline, model, train, queries, decode)
     if recipe.checkpoints and checkpoints is None:
         raise RecipeError(
             f"The recipe names {len(recipe.checkpoints)} checkpoints, and in memory their weights are given by you: "
             "pairwise(…, checkpoints=[state dict, …])."
         )
     asked = _Asked(model, task, tracked_layers(model, layers), recipe)
-    with Checkpoints(model, checkpoints) as loaded:
+    with evaluation_mode(model), Checkpoints(model, checkpoints) as loaded:
+        train = asked.checked(train, layers)
         asked.moments = _moments(recipe, model, second_moments, len(loaded))
         weights = recipe.checkpoint_weights(len(loaded))
         if len(loaded) > 1 or recipe.projection.folds or recipe.curvature.whole:
@@ -139,6 +147,18 @@ class _Asked:
         self.model, self.task, self.layers, self.recipe = model, task, layers, recipe
         self.moments: Sequence[SecondMoments | None] = ()
 
+    def checked(self, train: Iterable[Any], settings: LayerSettings) -> Iterable[Any]:
+        """Check on the first training batch that the hooks see what was trained, and return all batches."""
+        batches = iter(train)
+        first = list(islice(batches, 1))
+        if first:
+            kind = (type(self.task), self.recipe.measurement)
+            check_capture(self.model, self.layers, settings, self._loss, first[0], kind)
+        return train if isinstance(train, Sequence) else chain(first, batches)
+
+    def _loss(self, model: Any, batch: Any) -> Tensor:
+        return row_loss(self.task, model, batch, self.recipe.measurement)
+
     def projected(self, checkpoint: int, train: Iterable[Any], queries: Iterable[Any]) -> _Projected:
         """Capture the rows and queries of a recipe whose rows could be stored, and fit its curvature."""
         settings = self.recipe.projection
@@ -171,7 +191,7 @@ class _Asked:
                     scales.append(scale.cpu())
                 yield batch
 
-        rows = _gradients(capture, lambda model, batch: row_loss(self.task, model, batch, kind), noted(), "training")
+        rows = _gradients(capture, self._loss, noted(), "training")
         return rows, torch.cat(weights) if weights else None, torch.cat(scales) if scales else None
 
     def eigenbasis(self, train: Iterable[Any]) -> Eigenbasis:

@@ -14,6 +14,7 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from influence.axes import ModuleColumns
+from influence.coverage import Coverage
 from influence.errors import FingerprintMismatch, StoreError
 from influence.store.codec import CodecName, CodecSettings
 from influence.store.digest import FORMAT_VERSION, seal, unseal
@@ -96,6 +97,7 @@ class Manifest(CodecSettings):
         shards: The plan, in order: it covers [0, rows) without gaps.
         meta: What people want to know but no row depends on: paths, software versions.
         quarantined: Rows that could not be captured, ascending.
+        coverage: Which share of the trained weights is tracked; None where rows aren't gradients, or nobody looked.
     """
 
     format_version: int = FORMAT_VERSION
@@ -107,6 +109,7 @@ class Manifest(CodecSettings):
     shards: tuple[ShardRange, ...]
     meta: dict[str, Any] = Field(default_factory=dict)
     quarantined: tuple[Quarantined, ...] = ()
+    coverage: Coverage | None = None
 
     @property
     def reduction(self) -> Literal["sum", "mean"]:

@@ -175,27 +175,6 @@ def test_a_task_that_does_not_give_one_value_an_example_is_refused(tiny_model, r
         capture(lambda model, batch: CausalLM().example_loss(model, batch).sum(), ragged_batch)
 
 
-def test_a_layer_whose_first_axis_is_not_the_batch_is_refused_by_name():
-    class Flattening(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.mixer = nn.Linear(4, 4)
-
-        def forward(self, x):
-            return self.mixer(x.reshape(-1, 4)).view(x.shape)
-
-    class SumTask:
-        def example_loss(self, model, batch):
-            return model(batch).sum(dim=(1, 2))
-
-    model = Flattening()
-    with (
-        Capture(model, tracked_layers(model), Projection()) as capture,
-        pytest.raises(CaptureError, match=r"mixer returned \(6, 4\) for a batch of 2 examples"),
-    ):
-        capture(SumTask().example_loss, torch.randn(2, 3, 4))
-
-
 def test_capture_outside_its_context_is_refused(tiny_model, ragged_batch, seeded):
     model = tiny_model("llama")
     with pytest.raises(CaptureError, match="context manager"):

@@ -105,17 +105,6 @@ def test_a_module_used_twice_is_listed_once():
     assert names(nn.Sequential(shared, nn.ReLU(), shared)) == ["0"]
 
 
-def test_a_tracked_weight_that_is_tied_is_warned_of_with_both_names(tiny_model, caplog):
-    model = tiny_model("qwen2")
-    assert model.lm_head.weight is model.model.embed_tokens.weight
-    with caplog.at_level(logging.WARNING):
-        tracked_layers(model)
-        assert caplog.messages == []
-        tracked_layers(model, LayerSettings(include=("lm_head",)))
-    assert len(caplog.messages) == 1
-    assert caplog.messages[0].startswith("lm_head shares its weight with model.embed_tokens")
-
-
 def test_a_glob_that_matches_no_layer_is_an_error_that_lists_layers(tiny_model):
     with pytest.raises(
         ModelError, match=r"'\*\.q_prj', which matches no layer .*its 16 layers are model\.embed_tokens"
@@ -144,3 +133,49 @@ def test_an_exclude_that_matches_nothing_is_warned_of(caplog):
     with caplog.at_level(logging.WARNING):
         names(nn.Sequential(nn.Linear(2, 2, dtype=torch.float64)), exclude=["heads.*"])
     assert "'heads.*', which matches no module" in caplog.text
+
+
+def test_a_layer_whose_weight_is_computed_from_others_is_not_tracked():
+    plain = nn.Sequential(nn.Linear(2, 2), nn.utils.parametrizations.weight_norm(nn.Linear(2, 2)))
+    assert names(plain) == ["0"]
+    with pytest.raises(ModelError, match="matches no layer"):
+        names(plain, include=["1"])
+
+
+@pytest.mark.parametrize(
+    ("kind", "named"),
+    [
+        ("PromptTuningConfig", r"prompt tuning \(PROMPT_TUNING\)"),
+        ("PrefixTuningConfig", r"prefix tuning \(PREFIX_TUNING\)"),
+        ("PromptEncoderConfig", r"p-tuning \(P_TUNING\)"),
+    ],
+)
+def test_adapters_that_learn_a_prompt_are_refused_by_their_kind(kind, named, tiny_model):
+    peft = pytest.importorskip("peft")
+    settings = {"num_virtual_tokens": 2, "task_type": "CAUSAL_LM"}
+    if kind == "PromptEncoderConfig":
+        settings["encoder_hidden_size"] = 4
+    model = peft.get_peft_model(tiny_model("llama"), getattr(peft, kind)(**settings))
+    with pytest.raises(ModelError, match=named):
+        names(model)
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [
+        ("IA3Config", {"target_modules": ["k_proj", "down_proj"], "feedforward_modules": ["down_proj"]}),
+        ("LoHaConfig", {"target_modules": ["q_proj"]}),
+        ("LoKrConfig", {"target_modules": ["q_proj"]}),
+        ("VeraConfig", {"target_modules": ["q_proj"]}),
+        ("AdaLoraConfig", {"target_modules": ["q_proj"], "total_step": 10}),
+        ("LNTuningConfig", {"target_modules": ["input_layernorm"]}),
+        ("OFTConfig", {"target_modules": ["q_proj"], "oft_block_size": 4}),
+        ("TrainableTokensConfig", {"token_indices": [1, 2]}),
+    ],
+)
+def test_adapters_without_layers_are_refused_by_their_kind(kind, settings, tiny_model):
+    peft = pytest.importorskip("peft")
+    config = getattr(peft, kind)(task_type="CAUSAL_LM", **settings)
+    model = peft.get_peft_model(tiny_model("llama", torch.float32), config)
+    with pytest.raises(ModelError, match=rf"None of the weights that these adapters \({config.peft_type.value}\)"):
+        names(model)
