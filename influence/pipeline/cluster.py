@@ -19,6 +19,7 @@ from distributed.comm import get_address_host
 
 from influence.cluster import ClusterSettings
 from influence.errors import ClusterError
+from influence.pipeline.closing import closed_at_last
 from influence.pipeline.credentials import client_security
 from influence.pipeline.jobs import ROUNDS, bounds, queued_cluster
 from influence.pipeline.local import interrupts_deferred, local_cluster, resolve_device, worker_count
@@ -26,6 +27,7 @@ from influence.pipeline.workforce import Workforce, introduce
 
 log = logging.getLogger(__name__)
 
+CLIENT = "The connection to the workers"
 TASK_SLOTS = 2
 ALLOWED_FAILURES = 3
 """How many workers may be lost on a task before the scheduler gives it up; see `Workforce.rounds` for what follows."""
@@ -168,7 +170,8 @@ def _connected(settings: ClusterSettings, tasks: int | None, run_dir: Path | Non
         try:
             cluster, workforce = stack.enter_context(_ours(settings, tasks, run_dir))
             with interrupts_deferred():
-                client = stack.enter_context(Client(cluster, timeout=START_TIMEOUT, set_as_default=False))
+                ours = Client(cluster, timeout=START_TIMEOUT, set_as_default=False)
+                client = stack.enter_context(closed_at_last(ours, CLIENT))
         except (OSError, TimeoutError, RuntimeError) as error:
             raise ClusterError(f"The {settings.kind} workers didn't start: {error}") from error
         introduce(client, workforce)
@@ -208,9 +211,8 @@ def _remote(settings: ClusterSettings) -> Iterator[Client]:
     with ExitStack() as stack:
         try:
             with interrupts_deferred():
-                client = stack.enter_context(
-                    Client(address, timeout=REACH_TIMEOUT, set_as_default=False, security=security)
-                )
+                ours = Client(address, timeout=REACH_TIMEOUT, set_as_default=False, security=security)
+                client = stack.enter_context(closed_at_last(ours, CLIENT))
         except (OSError, TimeoutError, ValueError, TypeError) as error:
             raise ClusterError(f"The scheduler at {address} can't be reached: {error}. {_advice(settings)}") from error
         absent = f"The scheduler at {address} waits for workers. Start some: dask worker {address}"

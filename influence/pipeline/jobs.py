@@ -21,6 +21,7 @@ from distributed.core import Status
 from influence.cluster import ClusterSettings
 from influence.errors import ClusterError
 from influence.pipeline.adapt import ByTasks, adapt
+from influence.pipeline.closing import closed_at_last
 from influence.pipeline.credentials import draw_credentials
 from influence.pipeline.jobqueue import (
     coordinator_address,
@@ -201,7 +202,7 @@ def queued_cluster(
         security = credentials.security()
         with interrupts_deferred():
             cluster = kind(job_cls=watched, scheduler_options=listens, security=security, silence_logs=False, **options)
-            stack.enter_context(cluster)
+            stack.enter_context(closed_at_last(cluster, f"The cluster of {settings.kind} jobs"))
         smallest, largest = bounds(settings, tasks)
         first = max(1, smallest)
         log.info(

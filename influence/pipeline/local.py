@@ -20,6 +20,7 @@ from distributed.core import Status
 from influence.cluster import ClusterSettings
 from influence.errors import ClusterError, MissingExtra
 from influence.pipeline.adapt import ByTasks, adapt
+from influence.pipeline.closing import closed_at_last
 from influence.pipeline.credentials import draw_credentials
 
 LOOPBACK = "127.0.0.1"
@@ -89,7 +90,8 @@ def local_cluster(
             # Both allocator and OpenMP read these when a process starts: its `env` argument would come too late.
             stack.enter_context(dask.config.set({"distributed.nanny.pre-spawn-environ": environment}))
         with interrupts_deferred(), _handlers_heard():
-            cluster = stack.enter_context(_started(settings, least, most, slots, device))
+            started = _started(settings, least, most, slots, device)
+            cluster = stack.enter_context(closed_at_last(started, "The local workers' cluster"))
         stack.callback(_let_dead_be_replaced, cluster)
         if settings.adapt is not None:
             adapt(cluster, ByTasks, least, most)

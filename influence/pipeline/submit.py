@@ -18,6 +18,7 @@ from typing import Any, Generic, TypeVar
 from distributed import Client, Future, KilledWorker
 
 from influence.errors import ClusterError, Incomplete
+from influence.pipeline.closing import failures_told
 from influence.pipeline.cluster import list_workers
 from influence.pipeline.progress import Stage
 from influence.pipeline.workforce import workforce_of
@@ -101,7 +102,8 @@ def run_tasks(
             yield result
     finally:
         if crew.running:
-            client.cancel(list(crew.running), force=True)
+            with failures_told("What was under way"):
+                client.cancel(list(crew.running), force=True)
 
 
 def _again(sent: Sent[T], error: KilledWorker | OSError, name: str, rounds: int) -> Sent[T]:

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import dask
 import pytest
-from distributed import LocalCluster
+from distributed import Client, LocalCluster
 from failing_tasks import always_dies, dies_once, given_up_twice, never_readable, stumbles_once, wrong
 
 from influence.config import ClusterSettings
@@ -285,3 +285,28 @@ def test_ctrl_c_while_a_client_connects_waits_until_it_can_be_closed_and_closes_
     finally:
         signal.signal(number, before)
     assert happened == ["connected", "closed"]
+
+
+def test_workers_that_do_not_close_in_order_cost_no_result_and_hide_no_error(monkeypatch, caplog):
+    close, errors = Client.close, [TimeoutError(), OSError("the worker is gone"), AssertionError("still starting")]
+
+    def closes_and_fails(self, *given, **named):
+        close(self, *given, **named)
+        raise error
+
+    with (
+        dask.config.set(cluster.QUIET),
+        LocalCluster(n_workers=1, processes=False, protocol="tcp://", dashboard_address=None) as somebodys,
+    ):
+        settings = ClusterSettings(kind="address", address=somebodys.scheduler_address)
+        monkeypatch.setattr(Client, "close", closes_and_fails)
+        for error in errors:
+            with connect(settings) as client:
+                found = client.submit(max, 2, 3).result()
+            assert found == 3
+            assert f"did not close in order ({type(error).__name__}" in caplog.text
+        with pytest.raises(DataError, match="row 7"), connect(settings):
+            raise DataError("row 7 is no text")
+        with pytest.raises(KeyboardInterrupt), connect(settings):
+            raise KeyboardInterrupt
+        monkeypatch.undo()
