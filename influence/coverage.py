@@ -1,5 +1,7 @@
 """Which share of a model's trained weights the rows of a run hold. This file imports no torch, as the store doesn't."""
 
+from typing import Any
+
 from pydantic import BaseModel, ConfigDict
 
 SHOWN = 6
@@ -65,11 +67,27 @@ class Coverage(BaseModel):
         rest = "without embeddings, unembedding and what model.layers leaves out"
         return f"{whole}, {percent(self.body_share)} of the body ({rest})"
 
+    @property
+    def brief(self) -> str:
+        """The two shares alone: `68.2 % of the trained weights tracked, 99.9 % of the body`."""
+        whole = f"{percent(self.share)} of the trained weights tracked"
+        return whole if self.body == self.trained else f"{whole}, {percent(self.body_share)} of the body"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the counts with the two shares and the summary."""
+        shares = {"share": self.share, "body_share": self.body_share, "summary": self.summary}
+        return {**shares, **self.model_dump(mode="json")}
+
     def missing(self) -> str:
         """Return what of the body isn't tracked: `model.layers.*.mlp.experts.gate_up_proj (2 parameters, …)`."""
         lacking = [part for part in self.left_out if not part.chosen]
         named = [f"{part.pattern} ({_counted(part.parameters)}, {part.weights:,} weights)" for part in lacking[:SHOWN]]
         return "; ".join(named) + ("; …" if len(lacking) > SHOWN else "")
+
+
+def shares(coverage: Coverage | None) -> dict[str, float | None]:
+    """Return the two shares as an answer carries them; None where they weren't measured."""
+    return {"coverage": coverage and coverage.share, "body_coverage": coverage and coverage.body_share}
 
 
 def percent(share: float) -> str:

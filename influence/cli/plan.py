@@ -31,7 +31,8 @@ def plan(
     document: dict[str, Any] = {
         **asdict(found.estimate),
         "disk": found.estimate.disk,
-        **found.probed.model_dump(mode="json", exclude={"modules", "dims"}),
+        **found.probed.model_dump(mode="json", exclude={"modules", "dims", "coverage"}),
+        "coverage": found.probed.coverage and found.probed.coverage.to_dict(),
         "modules": [module.name for module in found.probed.modules],
         "workers": found.workers,
         "hours": found.hours(),

@@ -37,7 +37,9 @@ def answer_tables(hits: Hits, marks: Mapping[int, str] | None = None, *, method:
         method: Name the recipe and the run below.
     """
     scale = Scale.of(hits)
-    foot = f"Scores in {hits.unit}. {hits.sign}" + (f"\n{hits.recipe}, run {hits.fingerprint}" if method else "")
+    covered = f"; {hits.coverage.brief}" if hits.coverage else ""
+    below = f"\n{hits.recipe}, run {hits.fingerprint}{covered}" if method else ""
+    foot = f"Scores in {hits.unit}. {hits.sign}{below}"
     sides = [("Promoting", "green", hits.promoting), ("Opposing", "red", hits.opposing)]
     if hits.baseline is not None:
         sides = [("Most alike", "cyan", hits.promoting)]
@@ -68,6 +70,7 @@ def status_table(found: Mapping[str, Any]) -> Table:
             "factors": found["factors"],
             "curvature": found["curvature"],
             "index": found["index"],
+            **({"coverage": found["coverage"]["summary"]} if found["coverage"] else {}),
             "recipe": found["recipe"],
             "fingerprint": found["fingerprint"],
         }
@@ -123,6 +126,7 @@ def plan_tables(plan: "Plan", hours: Mapping[int, float]) -> list[RenderableType
             {
                 "rows": f"{needs.rows:,} in {_counted(needs.shards, 'shard')} of at most {needs.rows_per_shard:,}",
                 "columns": f"{needs.dims:,} of {_counted(len(probed.modules), 'layer')}" if probed.modules else "none",
+                **({"coverage": probed.coverage.summary} if probed.coverage else {}),
                 f"{read} a row": f"{probed.tokens_per_row:,.0f}",
                 "computes in": f"{probed.dtype} on {probed.device_name}" if probed.modules else "words, with no model",
                 "speed": speed,

@@ -22,8 +22,9 @@ def status(path: str | Path) -> dict[str, Any]:
     """Return how far a run is, whether or not it is finished.
 
     Returns:
-        path, rows, dims, fingerprint, recipe; `shards` and `shards_done`, `rows_done`, `bytes` of those done, `disk`,
-        the bytes of all files, `tokens`, `zero_rows`, `quarantined`; `factors`, `curvature` and `index`, each `done`,
+        path, rows, dims, fingerprint, recipe; `coverage`, as `Coverage.to_dict`, or None where nobody measured it;
+        `shards` and `shards_done`, `rows_done`, `bytes` of those done, `disk`, the bytes of all files, `tokens`,
+        `zero_rows`, `quarantined`; `factors`, `curvature` and `index`, each `done`,
         `missing` or `not needed`; `complete`; `building`, what a build that is under way says of itself, or None.
 
     Raises:
@@ -67,6 +68,7 @@ def status(path: str | Path) -> dict[str, Any]:
             name: "not needed" if not needed else "missing" if name in missing else "done"
             for name, needed in parts.items()
         },
+        "coverage": manifest.coverage and manifest.coverage.to_dict(),
         "fingerprint": manifest.fingerprint,
         "recipe": recipe.summary,
         "building": read_note(run_dir),

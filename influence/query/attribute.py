@@ -192,6 +192,7 @@ class Told:
             promoting=self._side(*promoting, sign=1),
             opposing=self._side(*opposing, sign=-1),
             baseline=self.baseline,
+            coverage=self.store.manifest.coverage,
         )
 
     def _side(self, rows: np.ndarray, scores: np.ndarray, sign: int) -> tuple[Hit, ...]:

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
+from influence.coverage import Coverage, shares
 from influence.errors import QueryError
 from influence.query.page import Section, render_fragment, render_page
 from influence.recipe import RANK_ONLY, SIGN_RULE, Baseline, Magnitudes, magnitudes, sign_rule
@@ -87,6 +88,7 @@ class Hits:
         promoting: Strongest first; of a baseline the most alike.
         opposing: Strongest (most negative) first; none of a baseline.
         baseline: Which baseline answered, whose scores have no sign rule; None where influence did.
+        coverage: Which share of the trained weights the run's rows hold; None where its build didn't measure it.
     """
 
     query: MeasuredQuery
@@ -96,6 +98,7 @@ class Hits:
     promoting: tuple[Hit, ...]
     opposing: tuple[Hit, ...]
     baseline: Baseline | None = None
+    coverage: Coverage | None = None
 
     @property
     def sign(self) -> str:
@@ -125,7 +128,7 @@ class Hits:
         return max((hit.score for hit in self.promoting), default=0.0)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the JSON object: query, recipe, unit, sign, magnitudes, caution, fingerprint, promoting, opposing."""
+        """Return the JSON object: query, recipe, unit, sign, …, both sides; `coverage` counts all trained weights."""
         return {
             "query": asdict(self.query),
             "recipe": self.recipe,
@@ -134,6 +137,7 @@ class Hits:
             "magnitudes": self.magnitudes,
             "caution": self.caution,
             "fingerprint": self.fingerprint,
+            **shares(self.coverage),
             "promoting": [asdict(hit) for hit in self.promoting],
             "opposing": [asdict(hit) for hit in self.opposing],
         }
@@ -164,6 +168,7 @@ class Hits:
                     "magnitudes": magnitudes,
                     "recipe": self.recipe,
                     "fingerprint": self.fingerprint,
+                    **shares(self.coverage),
                 }
 
     def to_pandas(self) -> "pd.DataFrame":
@@ -182,7 +187,8 @@ _QUERY_COLUMNS = (
     *("query_id", "prompt", "completion", "log_likelihood", "contrast", "contrast_log_likelihood"),
     "side",
 )
-COLUMNS = (*_QUERY_COLUMNS, *(field.name for field in fields(Hit)), "unit", "magnitudes", "recipe", "fingerprint")
+_RUN_COLUMNS = ("unit", "magnitudes", "recipe", "fingerprint", "coverage", "body_coverage")
+COLUMNS = (*_QUERY_COLUMNS, *(field.name for field in fields(Hit)), *_RUN_COLUMNS)
 """The columns of every flat form, in order."""
 
 
@@ -272,6 +278,8 @@ def _parquet(answers: Sequence[Hits]) -> bytes:
     kinds = {
         "log_likelihood": pa.float64(),
         "contrast_log_likelihood": pa.float64(),
+        "coverage": pa.float64(),
+        "body_coverage": pa.float64(),
         "score": pa.float64(),
         "exact": pa.bool_(),
     }

@@ -97,7 +97,9 @@ def render_page(
             sections=sections,
             figures=figures or {},
             facts=facts or {},
-            methods=list(dict.fromkeys((s.hits.recipe, s.hits.unit, s.hits.fingerprint) for s in sections)),
+            methods=list(
+                dict.fromkeys((s.hits.recipe, s.hits.unit, s.hits.fingerprint, _covered(s.hits)) for s in sections)
+            ),
             signs=list(dict.fromkeys(s.hits.sign for s in sections)),
         )
     )
@@ -106,6 +108,10 @@ def render_page(
 def render_fragment(hits: "Hits") -> str:
     """Return one answer as an HTML fragment with its own style, for a notebook's output cell."""
     return _templates().get_template("fragment.html").render(section=Section(hits))
+
+
+def _covered(hits: "Hits") -> str:
+    return f" · {hits.coverage.brief}" if hits.coverage else ""
 
 
 def link(uri: str | None) -> str | None:
@@ -140,5 +146,5 @@ def _templates() -> Environment:
         lstrip_blocks=True,
     )
     environment.filters |= {"link": link, "nats": nats, "probability": probability}
-    environment.globals |= {"scale_of": Scale.of}
+    environment.globals |= {"scale_of": Scale.of, "covered": _covered}
     return environment

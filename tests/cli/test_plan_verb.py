@@ -47,6 +47,8 @@ def test_a_plan_in_json_has_every_number(cli, run_file, here):
     assert (plan["rows"], plan["dims"], plan["shards"], plan["dtype"]) == (40, 112, 5, "float32")
     assert plan["disk"] == plan["disk_rows"] + plan["disk_curvature"] + plan["disk_index"]
     assert plan["tokens_per_second"] > 0
+    assert plan["coverage"]["tracked"] < plan["coverage"]["trained"]
+    assert 0.9 < plan["coverage"]["body_share"] < 1
     (one, two), start = (plan["hours_by_workers"][count] * 3600 for count in "12"), plan["start_seconds"]
     # Five shards are three rounds for two workers; factors and a decomposition that one worker does take as long.
     capture = plan["stages"]["capture"]["seconds"]

@@ -48,6 +48,7 @@ def test_json_is_the_hits_of_the_library_and_nothing_else(cli, built):
     with runs.open(built) as run:
         assert json.loads(ended.out) == run.query(PROMPT, COMPLETION, k=3).to_dict()
     assert json.loads(ended.out)["sign"] == SIGN_RULE
+    assert 0.9 < json.loads(ended.out)["body_coverage"] < 1
 
 
 def test_every_line_of_jsonl_is_an_answer(cli, built, asked):

@@ -18,6 +18,8 @@ def test_a_finished_run_is_told_as_a_table_or_json(cli, built):
     assert "40 of 40 captured (100% of 5 shards)" in ended.out
     found = json.loads(cli("status", built, "--format", "json").out)
     assert found == json.loads(json.dumps(runs.status(built)))
+    assert found["coverage"]["body_share"] > 0.9 > found["coverage"]["share"]
+    assert found["coverage"]["summary"] in " ".join(ended.out.split())
 
 
 def test_an_unfinished_run_says_what_is_missing_and_what_to_do(cli, run_copy):

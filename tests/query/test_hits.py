@@ -11,6 +11,7 @@ import pytest
 
 from influence.cli.streams import drawn
 from influence.cli.tables import answer_tables
+from influence.coverage import Coverage
 from influence.errors import QueryError
 from influence.query.hits import COLUMNS, FORMATS, Hit, Hits, MeasuredQuery, encode, snippet, write
 from influence.query.page import Scale, Section, link, probability, render_page
@@ -58,7 +59,8 @@ class Page(HTMLParser):
 
 def test_json_of_one_answer_is_an_object_with_exactly_the_promised_fields():
     document = json.loads(encode([hits()], "json"))
-    fields = ["query", "recipe", "unit", "sign", "magnitudes", "caution", "fingerprint", "promoting", "opposing"]
+    fields = ["query", "recipe", "unit", "sign", "magnitudes", "caution", "fingerprint"]
+    fields += ["coverage", "body_coverage", "promoting", "opposing"]
     assert list(document) == fields
     assert (document["magnitudes"], document["caution"]) == ("nats", None)
     assert document["sign"] == SIGN_RULE
@@ -81,6 +83,17 @@ def test_json_of_one_answer_is_an_object_with_exactly_the_promised_fields():
         "snippet": "some text",
         "exact": True,
     }
+
+
+def test_every_form_says_which_share_of_the_trained_weights_is_tracked():
+    answer = replace(hits(), coverage=Coverage(trained=200, tracked=100, body=125, body_tracked=100))
+    document = json.loads(encode([answer], "json"))
+    assert (document["coverage"], document["body_coverage"]) == (0.5, 0.8)
+    assert json.loads(hits().to_json())["coverage"] is None
+    assert {(record["coverage"], record["body_coverage"]) for record in answer.rows()} == {(0.5, 0.8)}
+    for page in (encode([answer], "html").decode(), encode([answer, hits()], "html").decode(), answer._repr_html_()):
+        assert "50.0 % of the trained weights tracked, 80.0 % of the body" in Page(page).text
+    assert "80.0 % of the body" in drawn(*answer_tables(answer))
 
 
 def test_json_of_several_answers_is_a_list_and_jsonl_a_line_each():
