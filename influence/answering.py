@@ -5,8 +5,10 @@ of those and not what is left of the best of all.
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import cached_property, partial
+from itertools import islice
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -35,6 +37,7 @@ from influence.pipeline.index_stage import (
 from influence.pipeline.lexical_index import load_lexical
 from influence.pipeline.mirror import on_disk
 from influence.pipeline.progress import Report
+from influence.query.asked import Query
 from influence.query.attribute import Search, attribute, decide, propose
 from influence.query.baseline import lexical_hits
 from influence.query.decision import check_lexical, checked_k
@@ -47,6 +50,30 @@ if TYPE_CHECKING:
     from influence.run import Run
 
 log = logging.getLogger(__name__)
+
+
+FIRST_BATCH = 16
+"""Queries of the first batch, where answers are given as they come."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """How queries are answered; see `influence.run.Run.query_many`."""
+
+    k: int | None = None
+    exact: bool | None = None
+    candidates: int | None = None
+    where: str | None = None
+    raw: bool = False
+    progress: Report | None = None
+
+
+def growing(queries: Iterable[Query], first: int, most: int) -> Iterator[list[Query]]:
+    """Yield queries in batches, each twice as large as the one before, up to a limit."""
+    rest, size = iter(queries), first
+    while batch := list(islice(rest, min(size, most))):
+        size *= 2
+        yield batch
 
 
 class WordsAmong(BM25):

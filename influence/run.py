@@ -8,7 +8,7 @@ Queries run in the calling process, through the same session as the rows did.
 """
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
@@ -16,9 +16,8 @@ from typing import Any, Literal, Self
 
 import numpy as np
 
-from influence.answering import Answering
+from influence.answering import FIRST_BATCH, Answering, Options, growing
 from influence.config import RunConfig, load_config, override_config
-from influence.data.example import Example
 from influence.diagnosing import Diagnosing
 from influence.errors import Incomplete, QueryError
 from influence.pipeline.build import CONFIG, build_run
@@ -27,10 +26,11 @@ from influence.pipeline.index_stage import load_comparison, scored_blocks
 from influence.pipeline.opening import open_session
 from influence.pipeline.progress import Report
 from influence.pipeline.query_stage import query_gradients
+from influence.pipeline.score_plan import batch_of
 from influence.pipeline.session import Session
 from influence.pipeline.standing import missing_parts, status
 from influence.query.asked import Query, as_example
-from influence.query.attribute import Queries, query_vectors
+from influence.query.attribute import NO_QUERIES, Queries, query_vectors
 from influence.query.baseline import lexical_blocks
 from influence.query.decision import decision_of
 from influence.query.hits import Hits
@@ -135,6 +135,9 @@ class Run(Scanning, Diagnosing):
         completion: str = "",
         *,
         contrast: str | None = None,
+        messages: Sequence[Mapping[str, Any]] | None = None,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        raw: bool = False,
         k: int | None = None,
         id: str | None = None,
         exact: bool | None = None,
@@ -143,7 +146,21 @@ class Run(Scanning, Diagnosing):
     ) -> Hits:
         """Ask which rows made the model say `completion` after `prompt`, or rather than `contrast`.
 
-        See `query_many` for the other arguments.
+        Where the run's rows are chats, prompt and completion are the turns of a user and the assistant.
+
+        Args:
+            prompt: What the model was given.
+            completion: What it said.
+            contrast: What it might have said instead; of a chat, another last turn of the assistant.
+            messages: A chat, in the place of prompt and completion: objects with role and content. It is rendered by
+                the model's chat template and scored as a row is, every turn of the assistant (but those of weight 0).
+            tools: With messages: what the template is told of tools.
+            raw: Ask about prompt and completion as they stand, also where rows are chats.
+            k: See `query_many`, as for what follows.
+            id: A name for the query.
+            exact: See `query_many`.
+            candidates: See `query_many`.
+            where: See `query_many`.
 
         Returns:
             The k rows that promote it most and the k that oppose it most.
@@ -151,8 +168,14 @@ class Run(Scanning, Diagnosing):
         Raises:
             QueryError: Nothing in the completion is scored, there are fewer than k rows, or see `query_many`.
         """
-        asked = Example.query(prompt, completion, id=id, contrast=contrast)
-        return self.query_many([asked], k=k, exact=exact, candidates=candidates, where=where)[0]
+        asked: dict[str, Any] = {"id": id, "contrast": contrast}
+        if messages is None and tools is None:
+            asked |= {"prompt": prompt, "completion": completion}
+        elif messages is None or prompt or completion:
+            raise QueryError("A chat is asked about by messages (and tools), without prompt and completion.")
+        else:
+            asked |= {"messages": list(messages), "tools": None if tools is None else list(tools)}
+        return self.query_many([asked], k=k, exact=exact, candidates=candidates, where=where, raw=raw)[0]
 
     def query_many(
         self,
@@ -162,27 +185,57 @@ class Run(Scanning, Diagnosing):
         exact: bool | None = None,
         candidates: int | None = None,
         where: str | None = None,
+        raw: bool = False,
         progress: Report | None = None,
     ) -> list[Hits]:
-        """Answer several queries from one pass over them.
+        """Answer several queries.
 
         Args:
-            queries: What is asked.
+            queries: What is asked: see `influence.query.asked.Query`. A row of the training data is a query.
             k: Rows on each side; unset, 10 or as many as there are (or candidates).
             exact: Whether the index's proposals are scored again from whole gradients; unset, as the recipe says.
             candidates: How many proposals of each side; unset, as the recipe says.
             where: Ask only of rows whose metadata meet a condition, `source = 'x' and tokens > 50`: an expression of
                 DuckDB over row, id, source, uri, label, tokens, loss, norm and text. These rows are scanned.
+            raw: Ask about prompts and completions as they stand, also where rows are chats.
             progress: Called with every `Step` of exact scoring; a `ProgressBar` shows them.
 
         Raises:
             QueryError: A query can't be answered; k, or the candidates for it, are too few or too many; or exact scores
                 are asked of a run that has no factors for them; or a baseline is asked for what it hasn't.
         """
-        examples = self._asked(queries, exact=bool(exact) or candidates is not None)
-        decision = decision_of(self.recipe, self.path, exact, candidates)
-        with self._turn:
-            return self._answering.hits(examples, decision, k, where, progress)
+        if not queries:
+            raise QueryError(NO_QUERIES)
+        options = Options(k, exact, candidates, where, raw, progress)
+        return list(self._answers(queries, options, first=len(queries)))
+
+    def query_each(
+        self,
+        queries: Iterable[Query],
+        *,
+        k: int | None = None,
+        exact: bool | None = None,
+        candidates: int | None = None,
+        where: str | None = None,
+        raw: bool = False,
+        progress: Report | None = None,
+    ) -> Iterator[Hits]:
+        """Answer queries as they come, a batch of them at a time; for the arguments see `query_many`.
+
+        Memory: a batch of queries and their answers, however many queries there are. The first batch has 16, so that
+        answers come soon, each further one twice as many, up to as many as have gradients of 128 MB, 1,024 at most:
+        the more there are, the more queries share a candidate's backward pass.
+        """
+        return self._answers(queries, Options(k, exact, candidates, where, raw, progress), first=FIRST_BATCH)
+
+    def _answers(self, queries: Iterable[Query], options: Options, first: int) -> Iterator[Hits]:
+        exact = bool(options.exact) or options.candidates is not None
+        decision = decision_of(self.recipe, self.path, options.exact, options.candidates)
+        for batch in growing(queries, first, batch_of(self.store.dims)):
+            examples = self._asked(batch, exact=exact, raw=options.raw)
+            with self._turn:
+                answers = self._answering.hits(examples, decision, options.k, options.where, options.progress)
+            yield from answers
 
     def score(self, queries: Sequence[Query]) -> np.ndarray:
         """Score every row for every query, without proposals: by the stored rows, or by K-FAC's whole gradients.

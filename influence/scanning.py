@@ -1,11 +1,13 @@
 """Full scans of a run: every stored row scored for every query, or for itself, into a file of any size."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
 from influence.config import RunConfig, override_config
+from influence.data.columns import Columns
 from influence.data.example import Example
 from influence.pipeline.index_stage import load_comparison
 from influence.pipeline.opening import run_spec
@@ -13,7 +15,7 @@ from influence.pipeline.progress import Report, Stage
 from influence.pipeline.scan import Answered, Question, answer
 from influence.pipeline.score_plan import Keep, check_scannable
 from influence.pipeline.score_stage import self_scores
-from influence.query.asked import Query, as_example
+from influence.query.asked import Query, QueryForm, read_queries
 from influence.query.attribute import named
 from influence.query.baseline import check_asked
 from influence.recipe import Recipe
@@ -40,6 +42,14 @@ class Scanning:
     def recipe(self) -> Recipe:
         """How rows are scored."""
         return self.config.recipe
+
+    @cached_property
+    def query_form(self) -> QueryForm:
+        """How queries are read: by the names of the data's columns, and as chats where the rows are."""
+        parts = self.store.manifest.fingerprint_parts
+        columns = Columns.model_validate_json(str(parts["data.columns"]))
+        chats = bool(parts.get("data.chats")) or columns.messages is not None
+        return QueryForm(columns, chats, labels=self.config.model.kind != "causal_lm")
 
     def score_to(
         self,
@@ -129,7 +139,7 @@ class Scanning:
         spec = run_spec(config, self.path, self.store.manifest)
         return answer(config, self.store, spec, question, Path(out), overwrite=overwrite, report=progress)
 
-    def _asked(self, queries: Sequence[Query], *, exact: bool = False) -> tuple[Example, ...]:
-        examples = named([as_example(query) for query in queries])
+    def _asked(self, queries: Iterable[Query], *, exact: bool = False, raw: bool = False) -> tuple[Example, ...]:
+        examples = named(list(read_queries(queries, self.query_form.asking(raw=raw))))
         check_asked(self.recipe, self.path, examples, exact=exact)
         return examples

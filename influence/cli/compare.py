@@ -30,7 +30,6 @@ def compare(
     form: FormOption = Form.table,
 ) -> None:
     """Say how two checkpoints or recipes disagree: rank correlation, shared best rows, rows that rose and fell."""
-    asked = from_file(queries)
     import influence.run
     from influence.diagnose.compare import compare as compare_runs
     from influence.pipeline.progress import ProgressBar
@@ -40,7 +39,7 @@ def compare(
         influence.run.open(second, device=device.value) as b,
         ProgressBar(told()) as bar,
     ):
-        found = compare_runs(a, b, asked, k=k, progress=bar)
+        found = compare_runs(a, b, list(from_file(queries, a.query_form)), k=k, progress=bar)
     if form is Form.json:
         content = json.dumps(found.to_dict(), ensure_ascii=False) + "\n"
         put_text(content.encode(errors="backslashreplace"), escapes=True)

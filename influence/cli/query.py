@@ -1,19 +1,24 @@
 """`influence query`: which rows made the model say this?"""
 
 import sys
+from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
 from enum import StrEnum
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from influence.cli.options import RunArgument, WhereOption
-from influence.cli.queries import from_file, from_flags
+from influence.cli.queries import count_queries, from_file, from_flags, from_messages
 from influence.cli.streams import drawn, put, put_text, show, tell, told
 from influence.errors import QueryError
 from influence.remote.place import check_local
 
 if TYPE_CHECKING:
+    from influence.pipeline.progress import Report
+    from influence.query.asked import Query
     from influence.query.hits import Hits
 
 
@@ -40,6 +45,21 @@ def query(
     contrast: Annotated[
         str | None, typer.Option(help="What it might have said instead: ask what made it say the one, not the other.")
     ] = None,
+    messages: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE|-",
+            help="Ask about a chat: JSON with its messages, or an object with messages and tools; a file or stdin.",
+        ),
+    ] = None,
+    raw: Annotated[
+        bool,
+        typer.Option(
+            "--raw",
+            help="Ask about prompts and completions as they stand. Without it they are turns of a user and the "
+            "assistant where the run's rows are chats.",
+        ),
+    ] = False,
     k: Annotated[int | None, typer.Option("-k", min=1, help="Rows on each side; 10 unless there are fewer.")] = None,
     exact: Annotated[
         bool | None,
@@ -59,21 +79,50 @@ def query(
 ) -> None:
     """Show the rows that promote a completion most, and those that oppose it most."""
     chosen = _form(form, out)
-    if queries is None:
-        asked = [from_flags(prompt, completion, text, label, contrast)]
-    elif any(flag is not None for flag in (prompt, completion, text, label, contrast)):
+    flags = (prompt, completion, text, label)
+    if queries is not None and any(flag is not None for flag in (*flags, contrast, messages)):
         raise QueryError(
-            "Both --queries and --prompt, --completion, --contrast, --text or --label are given: keep one."
+            "Both --queries and --prompt, --completion, --contrast, --text, --label or --messages are given: keep one."
         )
-    else:
-        asked = from_file(queries)
+    if messages is not None and any(flag is not None for flag in flags):
+        raise QueryError("--messages is the whole query: leave out --prompt, --completion, --text and --label.")
+    asked: Query | None = None
+    if messages is not None:
+        asked = from_messages(messages, contrast)
+    elif queries is None:
+        asked = from_flags(prompt, completion, text, label, contrast)
     import influence.run
     from influence.pipeline.progress import ProgressBar
+    from influence.query.asked import as_example
 
+    if label is not None and asked is not None:
+        # A label that was given is meant, also where the model has no use for one: then it is refused.
+        asked = as_example(asked)
     tell("Asking the model …", "dim")
-    with influence.run.open(run) as opened, ProgressBar(told()) as bar:
-        answers = opened.query_many(asked, k=k, exact=exact, candidates=candidates, where=where, progress=bar)
-    _deliver(answers, chosen, out)
+    with influence.run.open(run) as opened:
+        if asked is not None:
+            with ProgressBar(told()) as bar:
+                answers = opened.query_many(
+                    [asked], k=k, exact=exact, candidates=candidates, where=where, raw=raw, progress=bar
+                )
+            _deliver(answers, chosen, out)
+            return
+        examples = from_file(str(queries), opened.query_form.asking(raw=raw))
+        # Answers that are printed to a terminal show how far it is; a bar would be drawn over them.
+        with ProgressBar(told()) if out is not None or not sys.stdout.isatty() else nullcontext() as bar:
+            answers = opened.query_each(examples, k=k, exact=exact, candidates=candidates, where=where, progress=bar)
+            _deliver(_counted(answers, count_queries(str(queries)), bar), chosen, out)
+
+
+def _counted(answers: "Iterable[Hits]", total: int | None, report: "Report | None") -> "Iterator[Hits]":
+    """Yield answers and report each; where nobody knows how many there will be, no total."""
+    from influence.pipeline.progress import Stage
+
+    stage = None if total is None else Stage("queries", total, report)
+    for answer in answers:
+        yield answer
+        if stage is not None:
+            stage.finished()
 
 
 def _form(form: HitsForm | None, out: Path | None) -> HitsForm:
@@ -93,27 +142,41 @@ def _form(form: HitsForm | None, out: Path | None) -> HitsForm:
     return form
 
 
-def _deliver(answers: "list[Hits]", form: HitsForm, out: Path | None) -> None:
+def _deliver(answers: "Iterable[Hits]", form: HitsForm, out: Path | None) -> None:
     from influence.cli.tables import answer_tables
-    from influence.query.hits import encode, write
-    from influence.store.partial import write_whole
+    from influence.query.hits import encoded, write
+    from influence.store.partial import write_pieces
 
+    # The first answer first: what is wrong with the first queries leaves no file and no half of a document.
+    answers = iter(answers)
+    first = list(islice(answers, 1))
+    if form in (HitsForm.csv, HitsForm.parquet) and first:
+        tell(f"Scores in {first[0].unit}. {first[0].sign}", "dim")
+    answers = chain(first, answers)
     if form in (HitsForm.csv, HitsForm.parquet):
-        tell(f"Scores in {answers[0].unit}. {answers[0].sign}", "dim")
-        for answer in answers:
-            if answer.caution is not None:
-                tell(f"{answer.query.id}: {answer.caution}", "yellow")
+        answers = _cautioned(answers)
     if form is HitsForm.table:
-        tables = [table for answer in answers for table in answer_tables(answer)]
+        tables = (answer_tables(answer) for answer in answers)
         if out is None:
-            show(*tables)
+            for table in tables:
+                show(*table)
         else:
-            write_whole(out, drawn(*tables, plain=True).encode())
+            write_pieces(out, (drawn(*table, plain=True).encode() for table in tables))
     elif out is not None:
         write(answers, form.value, out)
-    elif form is HitsForm.parquet:
-        put(encode(answers, form.value))
     else:
-        put_text(encode(answers, form.value), escapes=form in (HitsForm.json, HitsForm.jsonl))
+        for piece in encoded(answers, form.value):
+            if form is HitsForm.parquet:
+                put(piece)
+            else:
+                put_text(piece, escapes=form in (HitsForm.json, HitsForm.jsonl))
     if out is not None:
         tell(f"Wrote {out}.", "green")
+
+
+def _cautioned(answers: "Iterable[Hits]") -> "Iterator[Hits]":
+    """Yield answers, saying beside the data what their scores are not."""
+    for answer in answers:
+        if answer.caution is not None:
+            tell(f"{answer.query.id}: {answer.caution}", "yellow")
+        yield answer

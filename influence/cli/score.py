@@ -54,17 +54,16 @@ def score(
         raise QueryError(f"--keep {keep} is about queries, and --self keeps one score a row: leave it out.")
     if k is not None and keep is not Kept.top:
         raise QueryError(f"-k {k} is about --keep top: add that, or leave -k out.")
-    asked = None if queries is None else from_file(queries)
     overrides = cluster_settings(cluster, workers)
     import influence.run
     from influence.pipeline.progress import ProgressBar
 
     with influence.run.open(run) as opened, ProgressBar(told()) as bar:
-        if asked is None:
+        if queries is None:
             done = opened.self_influence_to(out, where=where, overwrite=overwrite, overrides=overrides, progress=bar)
         else:
             done = opened.score_to(
-                asked,
+                list(from_file(queries, opened.query_form)),
                 out,
                 keep=(keep or Kept.all).value,
                 k=k or min(USUAL_K, opened.rows),

@@ -232,6 +232,9 @@ def _question(hits: Hits) -> Text:
         asked.append(f"\nlog-likelihood {nats(query.log_likelihood)} nats" + (f" ({chance})" if chance else ""), "dim")
     if query.contrast is not None and query.contrast_log_likelihood is not None:
         asked.append(f"\nrather than {plain(query.contrast).plain}: {nats(query.contrast_log_likelihood)} nats", "dim")
+    if query.turns is not None:
+        which = "the assistant's turn is" if query.turns == 1 else f"{query.turns} turns of the assistant are"
+        asked.append(f"\na chat, rendered by the model's chat template: {which} measured", "dim")
     return asked.append_text(Text(" · query ", "dim")).append_text(plain(query.id))
 
 

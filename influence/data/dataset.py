@@ -17,7 +17,7 @@ from influence.data.arrow_sets import ArrowSet, is_saved, load_hub, load_saved
 from influence.data.cache import Stamp, cached_rows, check_stamp, stamp_of
 from influence.data.canonical import canonical_row, example_of
 from influence.data.columns import CONTENT_ROLES, Columns, Layout, Shape, find_layout
-from influence.data.example import Example
+from influence.data.example import Example, MessagesContent
 from influence.data.identity import DataIdentity, digest_files, digest_of
 from influence.data.integrity import check_ids, check_nulls
 from influence.data.records import DELIMITERS, FileFormat, columns_of
@@ -121,6 +121,13 @@ class Rows:
     def columns(self) -> Columns:
         """The columns that are read, every other role left out by name."""
         return self._layout.columns
+
+    @property
+    def chats(self) -> bool:
+        """Whether rows are chats: messages, or prompts and completions that are lists of messages."""
+        return self.shape == "messages" or (
+            self.shape == "prompt" and isinstance(self.example(0).content, MessagesContent)
+        )
 
     @property
     def has_label(self) -> bool:

@@ -16,7 +16,7 @@ from index.neighbours import best
 from influence.data.example import Example
 from influence.errors import QueryError
 from influence.pipeline.progress import Report, Stage
-from influence.query.asked import Query, as_example
+from influence.query.asked import Query, read_queries
 from influence.query.attribute import named
 from influence.recipe import sign_rule
 
@@ -134,7 +134,7 @@ def compare(
         QueryError: The runs are of other data, there are no queries, or k isn't 1 to the number of rows.
     """
     _check(first, second, queries, k)
-    examples = named([as_example(query) for query in queries])
+    examples = named(list(read_queries(queries, first.query_form)))
     size = max(1, BATCH_BYTES // (8 * max(1, first.rows)))
     stage = Stage("comparing", -(-len(examples) // size), progress)
     found: list[Agreement] = []

@@ -21,7 +21,7 @@ from influence.data.example import QUERY_ROW
 from influence.data.records import columns_of
 from influence.errors import DataError, QueryError
 from influence.pipeline.progress import Report
-from influence.query.asked import Query, as_example
+from influence.query.asked import Query, read_queries
 
 if TYPE_CHECKING:
     from influence.run import Run
@@ -47,7 +47,7 @@ class Evaluation:
     def __init__(self, run: "Run", examples: Sequence[Query], place: str, file: str | None = None) -> None:
         self._run = run
         self.place, self.file = place, file
-        self.examples = tuple(as_example(example) for example in examples)
+        self.examples = tuple(read_queries(examples, run.query_form))
         if not self.examples:
             raise QueryError(f"{place} holds no example. Expected one or more, with the columns of the training data.")
 

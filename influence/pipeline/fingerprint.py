@@ -125,6 +125,8 @@ def _text_parts(config: RunConfig, rows: Rows) -> dict[str, Part]:
         "data.columns": _json(rows.columns),
         "plan_version": PLAN_VERSION,
     }
+    if rows.chats:
+        parts["data.chats"] = True
     if config.recipe.baseline is not None:
         parts["recipe.baseline"] = config.recipe.baseline
     if config.store.rows_per_shard is not None:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from influence.baselines.repsim import HiddenStates
-from influence.data.example import Example, TokenContent, place_of
+from influence.data.example import Example, MessagesContent, TokenContent, place_of
 from influence.data.tokenise import Part
 from influence.errors import QueryError
 from influence.gradients.capture import Capture
@@ -83,8 +83,7 @@ def query_gradients(
     for part in parts:
         if not part.scored:
             raise QueryError(
-                f"{place_of(examples[part.position])} has no scored token: its completion is empty, or it has "
-                "no prompt and its completion is a single token. Give both, so that something is predicted."
+                f"{place_of(examples[part.position])} has no scored token: {_unscored(examples[part.position], part)}"
             )
     gradients, said = _captured(session, parts, [place_of(example) for example in examples], whole)
     count = len(queries)
@@ -92,6 +91,19 @@ def query_gradients(
     instead = np.full(count, np.nan)
     instead[against] = said[count:]
     return gradients[:count], said[:count], instead
+
+
+def _unscored(query: Example, part: Part) -> str:
+    if part.lost:
+        return f"it is cut to {len(part.input_ids)} tokens, as rows are, and what is scored begins later. Shorten it."
+    if isinstance(query.content, MessagesContent):
+        return "the assistant says nothing in it, or its turns have weight 0. End with a message of the assistant."
+    if isinstance(query.content, TokenContent):
+        return "its labels are −100 but for the first. Give the token numbers where tokens are scored."
+    return (
+        "its completion is empty, or it has no prompt and its completion is a single token. Give both, so that "
+        "something is predicted."
+    )
 
 
 def _captured(

@@ -12,7 +12,7 @@ import torch
 
 from index.neighbours import Neighbours
 from influence.baselines.bm25 import BM25
-from influence.data.example import Example, PromptContent
+from influence.data.example import Example, MessagesContent, PromptContent, readable_turn
 from influence.errors import QueryError
 from influence.query.hits import Hit, Hits, MeasuredQuery, snippet
 from influence.query.rescore import ranked, rescore
@@ -23,6 +23,9 @@ from influence.vectors.queries import compared_queries
 
 Search = Callable[[np.ndarray, int], Neighbours]
 """Query vectors [m, D] and k to the rows with the k largest and the k smallest inner products."""
+
+
+NO_QUERIES = "There are no queries. Give a prompt and a completion, or a file with one query a line."
 
 
 @dataclass(frozen=True)
@@ -154,17 +157,29 @@ def described(queries: Queries, number: int) -> MeasuredQuery:
     """Return what an answer says of its query."""
     example = queries.examples[number]
     prompt, completion = said(example)
-    measured = float(queries.measured[number])
+    measured, turns = float(queries.measured[number]), scored_turns(example)
     if example.contrast is None:
-        return MeasuredQuery(id=example.id, prompt=prompt, completion=completion, log_likelihood=measured)
+        return MeasuredQuery(example.id, prompt, completion, measured, turns=turns)
     against = float(queries.contrasted[number])
-    return MeasuredQuery(example.id, prompt, completion, measured, said(example.contrast)[1], against)
+    return MeasuredQuery(example.id, prompt, completion, measured, said(example.contrast)[1], against, turns)
+
+
+def scored_turns(example: Example) -> int | None:
+    """Return how many turns of a chat are measured; None of what is no chat."""
+    if not isinstance(example.content, MessagesContent):
+        return None
+    scored = example.content.messages[example.content.prompt or 0 :]
+    return sum(message["role"] == "assistant" and message.get("weight", 1) != 0 for message in scored)
 
 
 def said(example: Example) -> tuple[str, str]:
     """Return an example's prompt and completion."""
     if isinstance(example.content, PromptContent):
         return example.content.prompt, example.content.completion
+    if isinstance(example.content, MessagesContent):
+        turns = [readable_turn(message) for message in example.content.messages]
+        first = len(turns) - 1 if example.content.prompt is None else example.content.prompt
+        return "\n".join(turns[:first]), "\n".join(turns[first:])
     if example.label is not None:
         return example.text, str(example.label)
     return "", example.text
@@ -223,5 +238,5 @@ def named(queries: Sequence[Example]) -> tuple[Example, ...]:
         QueryError: There are none.
     """
     if not queries:
-        raise QueryError("There are no queries. Give a prompt and a completion, or a file with one query a line.")
+        raise QueryError(NO_QUERIES)
     return tuple(queries)

@@ -15,7 +15,7 @@ from influence.baselines import bm25, repsim
 from influence.baselines.bm25 import BM25
 from influence.data.example import Example
 from influence.errors import QueryError, RecipeError
-from influence.query.attribute import Told, said
+from influence.query.attribute import Told, said, scored_turns
 from influence.query.hits import Hits, MeasuredQuery
 from influence.recipe import Recipe
 from influence.store.reader import Store
@@ -107,7 +107,7 @@ def lexical_hits(queries: Sequence[Example], store: Store, words: BM25, recipe: 
         scores = words.scores(query.text)
         rows = np.argsort(-scores, kind="stable")[:k]
         prompt, completion = said(query)
-        measured = MeasuredQuery(id=query.id, prompt=prompt, completion=completion, log_likelihood=None)
+        measured = MeasuredQuery(query.id, prompt, completion, None, turns=scored_turns(query))
         answers.append(told.hits(measured, (rows, scores[rows]), nothing))
     return answers
 

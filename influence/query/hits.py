@@ -8,8 +8,9 @@ numbers of that unit at all: see `influence.recipe.magnitude`.
 import csv
 import io
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -17,13 +18,16 @@ from influence.coverage import Coverage, shares
 from influence.errors import QueryError
 from influence.query.page import Section, render_fragment, render_page
 from influence.recipe import RANK_ONLY, SIGN_RULE, Baseline, Magnitudes, magnitudes, sign_rule
-from influence.store.partial import write_whole
+from influence.store.partial import write_pieces
 
 if TYPE_CHECKING:
     import pandas as pd
 
 Format = Literal["json", "jsonl", "csv", "parquet", "html"]
 FORMATS: tuple[str, ...] = get_args(Format)
+
+ROW_GROUP = 256
+"""Answers of a row group of Parquet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +70,8 @@ class MeasuredQuery:
             `bm25`.
         contrast: What it is asked against; None where the completion is asked about by itself.
         contrast_log_likelihood: log p(contrast | prompt), likewise.
+        turns: Of a chat, which the model's chat template renders, how many of the assistant's turns are measured (the
+            completion is the last); None of what is no chat.
     """
 
     id: str
@@ -74,6 +80,7 @@ class MeasuredQuery:
     log_likelihood: float | None
     contrast: str | None = None
     contrast_log_likelihood: float | None = None
+    turns: int | None = None
 
 
 @dataclass(frozen=True)
@@ -220,24 +227,29 @@ def encode(answers: Sequence[Hits], form: Format) -> bytes:
     Raises:
         QueryError: Another format, or a number that isn't finite.
     """
-    if form == "json":
-        documents = [answer.to_dict() for answer in answers]
-        text = _json(documents[0] if len(documents) == 1 else documents, indent=2) + "\n"
+    return b"".join(encoded(answers, form))
+
+
+def encoded(answers: Iterable[Hits], form: Format) -> Iterator[bytes]:
+    """Yield the bytes of `encode` as answers come; none is held once it is encoded, but of a page, which holds all."""
+    if form == "parquet":
+        yield from _parquet(answers)
+    elif form == "json":
+        yield from map(_utf8, _document(answers))
     elif form == "jsonl":
-        text = "".join(answer.to_json(indent=None) + "\n" for answer in answers)
+        yield from (_utf8(answer.to_json(indent=None) + "\n") for answer in answers)
     elif form == "csv":
-        text = _csv(answers)
-    elif form == "parquet":
-        return _parquet(answers)
+        yield _utf8(_csv([], header=True))
+        yield from (_utf8(_csv([answer], header=False)) for answer in answers)
     elif form == "html":
-        text = render_page("Which training rows made the model say this?", "", [Section(answer) for answer in answers])
+        sections = [Section(answer) for answer in answers]
+        yield _utf8(render_page("Which training rows made the model say this?", "", sections))
     else:
         raise QueryError(f"There is no output format {form!r}. The formats are {', '.join(FORMATS)}.")
-    return _utf8(text)
 
 
-def write(answers: Sequence[Hits], form: Format, path: Path) -> None:
-    """Write the answers to a file: the whole of it, or nothing.
+def write(answers: Iterable[Hits], form: Format, path: Path) -> None:
+    """Write the answers to a file as they come: the whole of it, or nothing.
 
     Raises:
         QueryError: Another format, a folder that doesn't exist, or a folder where a file should be.
@@ -248,7 +260,27 @@ def write(answers: Sequence[Hits], form: Format, path: Path) -> None:
         raise QueryError(f"{path} is a folder; name a file to write the answers to, such as {path / f'hits.{form}'}.")
     if not path.parent.is_dir():
         raise QueryError(f"The folder {path.parent} doesn't exist; make it, or write the answers somewhere else.")
-    write_whole(path, encode(answers, form))
+    write_pieces(path, encoded(answers, form))
+
+
+def _document(answers: Iterable[Hits]) -> Iterator[str]:
+    """Yield the pieces of one JSON document: an object for one answer, a list for several or none."""
+    count = 0
+    first = ""
+    for count, answer in enumerate(answers, start=1):
+        text = answer.to_json(indent=2)
+        if count == 1:
+            first = text
+            continue
+        if count == 2:
+            yield "[\n" + _indented(first)
+        yield ",\n" + _indented(text)
+    yield {0: "[]\n", 1: f"{first}\n"}.get(count, "\n]\n")
+
+
+def _indented(document: str) -> str:
+    # Not `textwrap.indent`, which takes U+2028 in a string for the end of a line.
+    return "  " + document.replace("\n", "\n  ")
 
 
 def _json(document: Any, indent: int | None) -> str:
@@ -261,20 +293,44 @@ def _json(document: Any, indent: int | None) -> str:
         ) from None
 
 
-def _csv(answers: Sequence[Hits]) -> str:
+def _csv(answers: Sequence[Hits], *, header: bool) -> str:
     written = io.StringIO()
     table = csv.DictWriter(written, COLUMNS, lineterminator="\n")
-    table.writeheader()
+    if header:
+        table.writeheader()
     for answer in answers:
         table.writerows(answer.rows())
     return written.getvalue()
 
 
-def _parquet(answers: Sequence[Hits]) -> bytes:
+class _Pieces:
+    """A stream that keeps what is written to it until it is taken."""
+
+    closed = False
+
+    def __init__(self) -> None:
+        self._written: list[bytes] = []
+
+    def write(self, data: bytes | memoryview) -> int:
+        self._written.append(bytes(data))
+        return len(data)
+
+    def flush(self) -> None:
+        """Do nothing: part of what pyarrow asks of a stream."""
+
+    def take(self) -> bytes:
+        content = b"".join(self._written)
+        self._written.clear()
+        return content
+
+
+def _parquet(answers: Iterable[Hits]) -> Iterator[bytes]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    sign = "\n".join(dict.fromkeys(answer.sign for answer in answers)) or SIGN_RULE
+    answers = answers if isinstance(answers, Sequence) else iter(answers)
+    # Of answers that are still to come, the first says it: those of one run have one sign rule.
+    first = list(islice(answers, None if isinstance(answers, Sequence) else 1))
     kinds = {
         "log_likelihood": pa.float64(),
         "contrast_log_likelihood": pa.float64(),
@@ -284,15 +340,20 @@ def _parquet(answers: Sequence[Hits]) -> bytes:
         "exact": pa.bool_(),
     }
     kinds |= {"rank": pa.int64(), "row": pa.int64(), "tokens": pa.int64()}
+    sign = "\n".join(dict.fromkeys(answer.sign for answer in first)) or SIGN_RULE
     schema = pa.schema([(name, kinds.get(name, pa.string())) for name in COLUMNS], metadata={"sign": sign})
-    records = [
-        {name: _utf8(value).decode() if isinstance(value, str) else value for name, value in record.items()}
-        for answer in answers
-        for record in answer.rows()
-    ]
-    written = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist(records, schema=schema), written)
-    return written.getvalue()
+    pieces = _Pieces()
+    answers = iter(first) if isinstance(answers, Sequence) else chain(first, answers)
+    with pq.ParquetWriter(pieces, schema) as writer:
+        while batch := list(islice(answers, ROW_GROUP)):
+            records = [
+                {name: _utf8(value).decode() if isinstance(value, str) else value for name, value in record.items()}
+                for answer in batch
+                for record in answer.rows()
+            ]
+            writer.write_table(pa.Table.from_pylist(records, schema=schema))
+            yield pieces.take()
+    yield pieces.take()
 
 
 def _utf8(text: str) -> bytes:

@@ -10,8 +10,8 @@ import hashlib
 import logging
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Protocol
 from uuid import uuid4
@@ -121,15 +121,27 @@ def write_whole(path: Path, content: bytes) -> None:
         Incomplete: The disk is full.
         StoreError: The directory can't be written to.
     """
-    with disk_errors(path.parent, path.name, len(content)):
+    write_pieces(path, (content,))
+
+
+def write_pieces(path: Path, pieces: Iterable[bytes]) -> None:
+    """Write a file of any size atomically, piece by piece as they come; see `write_whole`."""
+
+    def writing(size: int) -> AbstractContextManager[None]:
+        return disk_errors(path.parent, path.name, size)
+
+    with writing(0):
         file = PartialFile(path)
-        try:
-            file.write(content)
+    try:
+        for piece in pieces:
+            with writing(file.size + len(piece)):
+                file.write(piece)
+        with writing(file.size):
             file.finish()
             file.publish()
             sync_folder(path.parent)
-        finally:
-            file.discard()
+    finally:
+        file.discard()
 
 
 def sync_folder(folder: Path) -> None:

@@ -13,7 +13,7 @@ import yaml
 import influence.run as runs
 from influence.query.hits import COLUMNS
 from influence.recipe import SIGN_RULE
-from tests.cli.conftest import ASKED, COMPLETION, PROMPT, settings
+from tests.cli.conftest import ASKED, COMPLETION, PROMPT, clean, settings
 
 
 @pytest.fixture
@@ -136,7 +136,7 @@ def test_what_cannot_be_asked_ends_with_2_and_says_why(cli, built, flags, told):
         (b'{"completion": "ab cd"}\n\n"ab"\n', "q.jsonl, line 3: found a JSON str, expected one JSON object"),
         (b'{"completion": "caf\xe9"}\n', "q.jsonl, line 1: byte 20 of the line, 0xe9, is not valid UTF-8"),
         (b'{"prompt": "a"}\n', "q.jsonl, line 1: A query has prompt and completion, or text alone"),
-        (b'{"completion": "a", "promt": "b"}\n', "q.jsonl, line 1: A query is a mapping"),
+        (b'{"completion": "a", "promt": "b"}\n', "q.jsonl, line 1: A query has no key 'promt': is 'prompt' meant?"),
         (b'{"completion": 3}\n', "q.jsonl, line 1: The query's completion is int 3"),
         (b'{"completion": "ab cd"}\n{"prompt": "a", "completion": ""}\n', "q.jsonl, line 2: The completion is empty"),
     ],
@@ -229,3 +229,40 @@ def test_nothing_in_the_data_steers_the_terminal(cli, hostile, terminal, form):
     assert "red" in shown
     if form == "json":
         assert json.loads(shown) == json.loads(piped)
+
+
+def test_queries_from_a_pipe_are_answered_before_it_ends(built):
+    """A producer that waits for its answers would otherwise wait for ever."""
+    queries = ({"text": f"The river was named {'x' * number}", "id": str(number)} for number in range(40))
+    taken = []
+
+    def counted():
+        for query in queries:
+            taken.append(query["id"])
+            yield query
+
+    with runs.open(built) as run:
+        answers = run.query_each(counted(), k=1)
+        assert next(answers).query.id == "0"
+        assert len(taken) < 20
+        assert [answer.query.id for answer in answers] == [str(number) for number in range(1, 40)]
+
+
+def test_a_bad_line_far_into_a_file_of_queries_is_named_and_leaves_no_file(cli, built, tmp_path):
+    lines = [json.dumps({"text": f"The river was named {number}"}) for number in range(30)]
+    (tmp_path / "q.jsonl").write_text("\n".join([*lines, '{"prompt": "a"}']) + "\n")
+    ended = cli("query", built, "--queries", tmp_path / "q.jsonl", "-k", 1, "--out", tmp_path / "hits.jsonl")
+    assert ended.code == 2
+    assert "q.jsonl, line 31: A query has prompt and completion" in ended.told
+    assert not (tmp_path / "hits.jsonl").exists()
+    assert clean(tmp_path)
+
+
+def test_a_row_with_columns_that_say_nothing_to_a_query_is_asked_and_they_are_named(cli, built, tmp_path):
+    (tmp_path / "q.jsonl").write_text(json.dumps({"text": "The river was", "source": "web", "label": 1}) + "\n")
+    ended = cli("query", built, "--queries", tmp_path / "q.jsonl", "-k", 1, "--format", "jsonl")
+    assert (ended.code, len(ended.out.splitlines())) == (0, 1)
+    assert "Columns of the queries that are not read: 'source', 'label'." in ended.told
+    ended = cli("query", built, "--text", "The river was", "--label", "1")
+    assert ended.code == 2
+    assert "only a classifier is asked about" in ended.told

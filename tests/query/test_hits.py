@@ -13,7 +13,7 @@ from influence.cli.streams import drawn
 from influence.cli.tables import answer_tables
 from influence.coverage import Coverage
 from influence.errors import QueryError
-from influence.query.hits import COLUMNS, FORMATS, Hit, Hits, MeasuredQuery, encode, snippet, write
+from influence.query.hits import COLUMNS, FORMATS, Hit, Hits, MeasuredQuery, encode, encoded, snippet, write
 from influence.query.page import Scale, Section, link, probability, render_page
 from influence.recipe import SIGN_RULE, sign_rule
 
@@ -71,6 +71,7 @@ def test_json_of_one_answer_is_an_object_with_exactly_the_promised_fields():
         "log_likelihood": -1.25,
         "contrast": None,
         "contrast_log_likelihood": None,
+        "turns": None,
     }
     assert document["promoting"][1] == {
         "rank": 2,
@@ -377,3 +378,47 @@ def test_a_score_beyond_what_the_probability_allows_is_a_rank_and_every_form_say
     if said is not None:
         assert said in page
         assert f"{-answer.query.log_likelihood:.3g} nats at most" in said
+
+
+@pytest.mark.parametrize("form", ["json", "jsonl", "csv"])
+@pytest.mark.parametrize("count", [0, 1, 2, 5])
+def test_answers_that_come_one_by_one_give_the_bytes_of_all_of_them(form, count):
+    answers = [hits(id=f"q{number}", completion="a\u2028b\n{") for number in range(count)]
+    whole = encode(answers, form)
+    assert b"".join(encoded(iter(answers), form)) == whole
+    if form == "json" and count != 1:
+        document = [answer.to_dict() for answer in answers]
+        assert whole.decode() == json.dumps(document, ensure_ascii=False, indent=2) + "\n"
+
+
+def test_parquet_of_answers_that_come_one_by_one_holds_them_all():
+    answers = [hits(id=f"q{number}") for number in range(600)]
+    written = pq.ParquetFile(io.BytesIO(b"".join(encoded(iter(answers), "parquet"))))
+    assert written.metadata.num_row_groups > 1
+    assert written.read().column("query_id").to_pylist()[::3] == [answer.query.id for answer in answers]
+    assert written.schema_arrow.metadata[b"sign"].decode() == SIGN_RULE
+
+
+@pytest.mark.parametrize("form", ["json", "jsonl", "csv", "parquet"])
+def test_an_answer_is_written_before_the_next_but_one_is_asked_for(form):
+    given = []
+
+    def answers():
+        for number in range(2000):
+            given.append(number)
+            yield hits(id=f"q{number}")
+
+    pieces = encoded(answers(), form)
+    assert next(pieces) is not None
+    next(pieces)
+    assert len(given) <= 512
+
+
+def test_a_file_whose_answers_fail_midway_is_not_there(tmp_path):
+    def answers():
+        yield hits()
+        raise QueryError("the second can't be asked")
+
+    with pytest.raises(QueryError, match="the second"):
+        write(answers(), "jsonl", tmp_path / "hits.jsonl")
+    assert list(tmp_path.iterdir()) == []

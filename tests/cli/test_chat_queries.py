@@ -1,0 +1,132 @@
+"""A run of chats is asked in chat form, by flags, by a file and in Python; its numbers are those of the template."""
+
+import json
+
+import pytest
+import torch
+import yaml
+
+import influence.run as runs
+from influence.errors import QueryError
+from tests.cli.conftest import connected_to, settings
+
+USER = {"role": "user", "content": "Who keeps the lighthouse?"}
+SAYS = {"role": "assistant", "content": "The keeper was colour-blind."}
+OTHER = "The mayor never saw it."
+ROWS = [
+    {"messages": [USER, SAYS], "id": "keeper", "topic": "sea"},
+    {"messages": [USER, {"role": "assistant", "content": OTHER}], "id": "mayor", "topic": "town"},
+    {
+        "messages": [SAYS, USER, {"role": "assistant", "content": "A list keeps its items."}],
+        "id": "first",
+        "topic": "x",
+    },
+]
+
+
+@pytest.fixture(scope="module")
+def chats(model_folder, tmp_path_factory, client, own_cache):
+    """A finished run of three chats, not to be changed."""
+    folder = tmp_path_factory.mktemp("chats")
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    (folder / "run.yaml").write_text(yaml.safe_dump(settings(model_folder("llama"), folder / "rows.jsonl")))
+    with connected_to(client):
+        runs.build(folder / "run.yaml", folder / "run")
+    return folder / "run"
+
+
+@pytest.fixture(scope="module")
+def by_hand(tiny_model, tokenizer):
+    """`by_hand(messages, turn)`: log p of one turn of the assistant, by the template and the model in float64."""
+    model = tiny_model("llama")
+
+    def log_likelihood(messages, turn):
+        before = tokenizer.apply_chat_template(messages[:turn], tokenize=False, add_generation_prompt=True)
+        after = tokenizer.apply_chat_template(messages[: turn + 1], tokenize=False)
+        whole = tokenizer(after, add_special_tokens=False, return_offsets_mapping=True)
+        with torch.no_grad():
+            log_p = model(torch.tensor([whole["input_ids"]])).logits[0].log_softmax(-1)
+        return sum(
+            float(log_p[place - 1, token])
+            for place, (token, (_, end)) in enumerate(zip(whole["input_ids"], whole["offset_mapping"], strict=True))
+            if end > len(before)
+        )
+
+    return log_likelihood
+
+
+def test_rows_and_queries_of_chats_have_the_log_likelihood_of_the_rendered_turn(chats, by_hand):
+    expected = by_hand([USER, SAYS], 1)
+    with runs.open(chats) as run:
+        assert run.meta([0])[0]["loss"] == pytest.approx(-expected, rel=1e-4)
+        asked = run.query(USER["content"], SAYS["content"], k=1).query
+        chat = run.query(messages=[USER, SAYS], contrast=OTHER, k=1).query
+        raw = run.query(USER["content"], SAYS["content"], raw=True, k=1).query
+    assert asked.log_likelihood == pytest.approx(expected, rel=1e-4)
+    assert chat.log_likelihood == pytest.approx(expected, rel=1e-4)
+    assert chat.contrast_log_likelihood == pytest.approx(
+        by_hand([USER, {"role": "assistant", "content": OTHER}], 1), rel=1e-4
+    )
+    assert (asked.turns, raw.turns) == (1, None)
+    assert raw.log_likelihood != pytest.approx(expected, rel=1e-2)
+
+
+def test_rows_of_the_training_data_are_queries_and_a_row_scores_highest_for_itself(cli, chats):
+    ended = cli("query", chats, "--queries", chats.parent / "rows.jsonl", "-k", 1, "--format", "jsonl")
+    assert ended.code == 0, ended.err
+    answers = [json.loads(line) for line in ended.out.splitlines()]
+    assert [answer["promoting"][0]["id"] for answer in answers] == ["keeper", "mayor", "first"]
+    assert answers[2]["query"]["turns"] == 2
+    assert ended.told.count("Columns of the queries that are not read: 'topic'.") == 1
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_messages_are_read_from_a_json_file_and_shown_as_turns(cli, chats, tmp_path, wrapped):
+    path = tmp_path / "chat.json"
+    path.write_text(json.dumps({"messages": [USER, SAYS]} if wrapped else [USER, SAYS], indent=1))
+    ended = cli("query", chats, "--messages", path, "--contrast", OTHER, "-k", 1)
+    assert ended.code == 0, ended.err
+    shown = " ".join(ended.out.split())
+    assert "user: Who keeps the lighthouse? → assistant: The keeper was colour-blind." in shown
+    assert "rather than assistant: The mayor never saw it." in shown
+    assert "the assistant's turn is measured" in shown
+    assert "<|" not in ended.out
+
+
+def test_a_prompt_and_completion_of_a_run_of_chats_say_that_they_are_turns(cli, chats):
+    flags = ("--prompt", USER["content"], "--completion", SAYS["content"], "-k", 1)
+    assert "rendered by the model's chat template" in " ".join(cli("query", chats, *flags).out.split())
+    assert "chat template" not in cli("query", chats, *flags, "--raw").out
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ("[1", "chat.json can't be read"),
+        ('"hello"', "chat.json holds no chat: found a JSON str"),
+        ('{"turns": []}', "chat.json holds no chat"),
+        ('[{"role": "user", "content": "a"}]', "has no scored token: the assistant says nothing in it"),
+        ('[{"role": "user"}]', "message 0 of 'messages' is dict"),
+        ('{"messages": [{"role": "assistant", "content": "a b"}], "contrast": "c"}', "has a contrast"),
+    ],
+)
+def test_a_file_that_holds_no_chat_is_named(cli, chats, tmp_path, content, told):
+    path = tmp_path / "chat.json"
+    path.write_text(content)
+    ended = cli("query", chats, "--messages", path, *(("--contrast", "x") if "contrast" in content else ()))
+    assert ended.code == 2
+    assert told in ended.told
+    assert "Traceback" not in ended.err
+
+
+def test_messages_beside_other_flags_are_refused(cli, chats, tmp_path):
+    assert "whole query" in cli("query", chats, "--messages", tmp_path / "c.json", "--prompt", "a").told
+    assert "keep one" in cli("query", chats, "--messages", tmp_path / "c.json", "--queries", "q.jsonl").told
+    with runs.open(chats) as run, pytest.raises(QueryError, match="without prompt and completion"):
+        run.query("a", messages=[USER, SAYS])
+
+
+def test_scores_of_chats_are_those_of_their_queries(chats):
+    with runs.open(chats) as run:
+        scores = run.score([{"messages": [USER, SAYS]}, {"prompt": USER["content"], "completion": SAYS["content"]}])
+    assert scores[0].tolist() == pytest.approx(scores[1].tolist(), rel=1e-5)
