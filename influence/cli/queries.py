@@ -1,10 +1,10 @@
 """The queries of `influence query`: from flags, from a chat's file, from a file of queries, from standard input."""
 
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from index.strict_json import parse_json
 from influence.errors import DataError, InfluenceError, QueryError
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ def from_messages(path: str, contrast: str | None) -> dict[str, Any]:
 
     file, name = _source(path, "--messages takes a JSON file with a chat, or - for stdin")
     try:
-        chat = json.loads("".join(line for _, line in raw_lines(file)))
+        chat = parse_json("".join(line for _, line in raw_lines(file)))
     except DataError as error:
         raise DataError(str(error).replace(STDIN, name)) from None
     except (ValueError, RecursionError) as error:
