@@ -16,13 +16,13 @@ from pydantic import BaseModel, ConfigDict, Field
 from influence.data.arrow_sets import ArrowSet, is_saved, load_hub, load_saved
 from influence.data.cache import Stamp, cached_rows, check_stamp, stamp_of
 from influence.data.canonical import canonical_row, example_of
+from influence.data.classes import class_names, file_classes
 from influence.data.columns import CONTENT_ROLES, Columns, Layout, Shape, find_layout
 from influence.data.example import Example, MessagesContent
 from influence.data.identity import DataIdentity, digest_files, digest_of
 from influence.data.integrity import check_ids, check_nulls
 from influence.data.records import DELIMITERS, FileFormat, columns_of
 from influence.errors import DataError
-from influence.remote.place import check_name
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -85,6 +85,7 @@ class Rows:
     Attributes:
         place: The path or name it was opened from, for messages.
         shape: Which columns hold the content, the same for all rows.
+        classes: The names of its classes, from 0, where its labels are numbers that stand for names (`ClassLabel`).
     """
 
     def __init__(
@@ -96,6 +97,7 @@ class Rows:
         canonical: bool,
         digest: Callable[[], str],
         mapped: Stamp = (),
+        classes: tuple[str, ...] = (),
     ) -> None:
         """Set up; see `open_rows`.
 
@@ -106,7 +108,9 @@ class Rows:
             canonical: The rows are our own copy, in canonical form.
             digest: Returns the digest of what was opened.
             mapped: The files that are read where they lie, as they were when they were opened: none of a copy.
+            classes: What the data set calls its classes, from 0.
         """
+        self.classes = classes
         self.place = place
         self.shape: Shape = layout.shape
         self._dataset = dataset
@@ -248,7 +252,9 @@ def _file_rows(files: tuple[str, ...], kind: FileFormat, settings: DataSettings,
             f"{files[0]}: the column of {layout.shape} is a list, which {kind.upper()} can't hold. Write jsonl or "
             "parquet."
         )
-    return Rows(cached_rows(stamp, kind, layout, settings.limit), layout, place, canonical=True, digest=digest)
+    rows = cached_rows(stamp, kind, layout, settings.limit)
+    named = file_classes(files, layout.names["label"]) if kind == "parquet" and layout.has("label") else ()
+    return Rows(rows, layout, place, canonical=True, digest=digest, classes=named)
 
 
 def locate(settings: DataSettings) -> tuple[FileFormat | Native, tuple[str, ...]]:
@@ -279,8 +285,6 @@ def locate(settings: DataSettings) -> tuple[FileFormat | Native, tuple[str, ...]
         raise DataError(
             f"There is nothing at {path} (looked for {local}). Expected {wanted}; check data.path or the name given."
         )
-    for file in files:
-        check_name(Path(file), "the data file")
     if given == "saved":
         raise DataError(f"{path} is a file, expected a folder that datasets.save_to_disk wrote. Set data.format: auto.")
     packed = [file for file in files if Path(file).suffix.lower() in COMPRESSED]
@@ -308,4 +312,5 @@ def _native_rows(loaded: ArrowSet, settings: DataSettings, identity: DataIdentit
     dataset = dataset.with_format(None).select_columns([name for name in layout.names.values() if name in layout.found])
     if settings.limit is not None:
         dataset = dataset.select(range(min(settings.limit, len(dataset))))
-    return Rows(dataset, layout, place, canonical=False, digest=lambda: digest_of(loaded), mapped=stamp)
+    named = class_names(dataset.features.arrow_schema, layout.names.get("label"))
+    return Rows(dataset, layout, place, canonical=False, digest=lambda: digest_of(loaded), mapped=stamp, classes=named)

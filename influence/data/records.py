@@ -240,6 +240,15 @@ def _csv_records(file: str, delimiter: str) -> Iterator[Placed]:
         yield where, dict(zip(header, cells, strict=True))
 
 
+def parquet_schema(file: str) -> Any:
+    """Return a Parquet file's Arrow schema.
+
+    Raises:
+        DataError: It is no Parquet file.
+    """
+    return _parquet(file).schema_arrow
+
+
 def _parquet(file: str) -> Any:
     import pyarrow as pa
     import pyarrow.parquet as pq

@@ -5,7 +5,6 @@ values under the same schema, held to a digest of them.
 """
 
 import hashlib
-import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from influence.data.classes import class_names
 from influence.diagnose.decisions import VALUES, DecisionWriter
 from influence.diagnose.verdicts import Verdict, Verdicts
 from influence.errors import DataError
@@ -24,8 +24,6 @@ BATCH_BYTES = 16 << 20
 """Bytes of rows in memory at a time, about; at least a row."""
 COUNTED = 256
 """Rows that are Python's at a time."""
-HUGGINGFACE = b"huggingface"
-"""Where `datasets` keeps, in a schema's metadata, what its columns mean."""
 
 
 @dataclass(frozen=True)
@@ -45,10 +43,7 @@ class Labels:
         """Return a schema's column of labels; None where there is none."""
         if column is None:
             return None
-        told = json.loads((schema.metadata or {}).get(HUGGINGFACE, b"{}"))
-        feature = told.get("info", {}).get("features", {}).get(column, {})
-        is_class = isinstance(feature, dict) and feature.get("_type") == "ClassLabel"
-        return cls(column, tuple(feature["names"]) if is_class else ())
+        return cls(column, class_names(schema, column))
 
     def changed(self, old: Any, new: str) -> str | int | None:
         """Return a new label as what the old one is, a number or a text; a class's name as its number.

@@ -1,7 +1,7 @@
 """Evaluation mode for as long as gradients are taken: dropout makes them random, batch norm mixes examples."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from torch import nn
@@ -28,10 +28,17 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
             "it gets its mode back afterwards.",
             type(model).__name__,
         )
-    for module in training:
+    with untrained(training):
+        yield
+
+
+@contextmanager
+def untrained(modules: Sequence[nn.Module]) -> Iterator[None]:
+    """Switch off the training flag of modules that have it set, and on again."""
+    for module in modules:
         module.training = False
     try:
         yield
     finally:
-        for module in training:
+        for module in modules:
             module.training = True

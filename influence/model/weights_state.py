@@ -1,11 +1,12 @@
 """What facts about a model depend on: which weights and which configuration it has now."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 from weakref import WeakKeyDictionary
 
 from torch import nn
+
+from influence.model.evaluation import untrained
 
 T = TypeVar("T")
 
@@ -20,19 +21,6 @@ def weights_state(model: nn.Module) -> object:
     return versions, str(getattr(config, "__dict__", config))
 
 
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Turn dropout off for a while; every module gets its own `training` flag back."""
-    training = [module for module in model.modules() if module.training]
-    for module in training:
-        module.training = False
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
-
-
 class PerState(Generic[T]):
     """A fact about models, computed anew where the weights or the configuration changed since."""
 
@@ -45,7 +33,7 @@ class PerState(Generic[T]):
         state = weights_state(model)
         known = self._known.get(model)
         if known is None or known[0] != state:
-            with evaluating(model):
+            with untrained([module for module in model.modules() if module.training]):
                 known = state, self._compute(model, *args)
             self._known[model] = known
         return known[1]

@@ -10,7 +10,6 @@ from pydantic import BaseModel, ConfigDict
 from influence.axes import ModuleColumns
 from influence.config import RunConfig
 from influence.coverage import Coverage
-from influence.data.canonical import READING
 from influence.data.dataset import Rows
 from influence.errors import FingerprintMismatch
 from influence.gradients.optimiser import state_digest
@@ -124,7 +123,6 @@ def _text_parts(config: RunConfig, rows: Rows) -> dict[str, Part]:
         "data.split": config.data.split,
         "data.name": config.data.name,
         "data.columns": _json(rows.columns),
-        "data.reading": READING,
         "plan_version": PLAN_VERSION,
     }
     if rows.chats:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from influence.baselines.repsim import HiddenStates
+from influence.data.classes import check_class_order
 from influence.data.dataset import Rows, open_rows
 from influence.data.example import Example, place_of
 from influence.data.tokenise import Part, readable, tokenise
@@ -28,6 +29,7 @@ from influence.model.checkpoints import load_weights
 from influence.model.layers import tracked_layers
 from influence.model.load import load_model, load_tokeniser, pad_id, resolve_dtype
 from influence.model.placement import first_device
+from influence.model.positions import max_positions
 from influence.pipeline.batches import Compute, run_batches
 from influence.pipeline.drawn import check_drawn
 from influence.pipeline.folding import projection_of
@@ -176,7 +178,17 @@ class Session:
         Raises:
             DataError: It can't be read, or isn't the one that the run was built from.
         """
-        return open_rows(self.spec.data, self.spec.identity)
+        rows = open_rows(self.spec.data, self.spec.identity)
+        self.check_classes(rows)
+        return rows
+
+    def check_classes(self, rows: Rows) -> None:
+        """Refuse a data set that numbers its classes in another order than the model.
+
+        Raises:
+            DataError: Both orders are listed.
+        """
+        check_class_order(rows.classes, self.label_names, rows.place)
 
     @cached_property
     def label_names(self) -> dict[str, int] | None:
@@ -190,10 +202,10 @@ class Session:
         """The device in words, for people."""
         return torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "CPU"
 
-    @property
+    @cached_property
     def longest(self) -> int | None:
-        """The most positions the model has, where its configuration says so."""
-        return getattr(self.model.config, "max_position_embeddings", None)
+        """The most tokens the model can be given at once, where it has a limit."""
+        return max_positions(self.model)
 
     def tokenise(self, examples: Sequence[Example], *, whole: bool = False) -> list[Part]:
         """Return the examples' tokens in parts, `position` counting within `examples`.

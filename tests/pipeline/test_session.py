@@ -2,6 +2,7 @@
 
 import logging
 
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -163,3 +164,21 @@ def test_a_query_is_minus_the_row_of_its_log_likelihood(opened):
     gradient, measured, _ = query_gradients(session, [example])
     torch.testing.assert_close(gradient, row, rtol=1e-4, atol=1e-5)
     assert measured == pytest.approx(-loss)
+
+
+def test_a_data_set_that_numbers_its_classes_in_another_order_than_the_model_is_refused(
+    opened, model_folder, tmp_path, tiny_model, tokenizer
+):
+    model = tiny_model("bert", torch.float32)
+    model.config.id2label = {0: "harbour", 1: "list", 2: "river"}
+    model.config.label2id = {"harbour": 0, "list": 1, "river": 2}
+    model.save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    names = datasets.ClassLabel(names=["river", "list", "harbour"])
+    features = datasets.Features({"text": datasets.Value("string"), "label": names})
+    rows = datasets.Dataset.from_dict({"text": ["The river.", "A list."], "label": [0, 1]}, features=features)
+    rows.save_to_disk(str(tmp_path / "rows"))
+    where = {"path": str(tmp_path / "model"), "dtype": "float32", "kind": "sequence_classification"}
+    session = opened(family="bert", data=tmp_path / "rows", model=where)
+    with pytest.raises(DataError, match=r"0 'river', 1 'list', 2 'harbour', and the model's label2id has 0 'harbour'"):
+        len(session.rows)
