@@ -88,6 +88,11 @@ class RunConfig(BaseModel):
     def _a_mean_over_tokens(self) -> "RunConfig":
         """Refuse a mean loss where there is none, and where the tokens it is the mean of can't be told."""
         if self.task.reduction == "mean" and self.recipe.baseline is None:
+            if "training" in (self.recipe.curvature.damping.kind, self.recipe.exact.damping.kind):
+                raise ValueError(
+                    "damping of kind training is of losses that are summed over their tokens, and task.reduction is "
+                    "mean. The nearest that can be: reduction sum, or damping kind relative"
+                )
             if self.model.kind == "sequence_classification":
                 raise ValueError("task.reduction is mean, and a classifier's loss is of one label: leave it out")
             if self.data.long_rows == "split" and self.recipe.curvature.kind == "fisher":

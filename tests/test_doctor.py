@@ -129,14 +129,14 @@ def test_a_loss_that_depends_on_the_batch_fails(configured, monkeypatch):
 def test_a_loss_that_is_no_sum_over_tokens_fails(configured, monkeypatch):
     broken(monkeypatch, lambda loss, batch: loss**2)
     found = verdicts(configured())
-    assert [name for name, verdict in found.items() if verdict == "fail"] == ["sum over 16 tokens"]
+    assert [name for name, verdict in found.items() if verdict == "fail"] == ["sum over 16 tokens", "gradient step"]
 
 
 def test_a_capture_that_is_off_by_a_factor_fails_against_an_ordinary_backward_pass(configured, monkeypatch):
     product = capturing.sum_over_positions
     monkeypatch.setattr(capturing, "sum_over_positions", lambda *sides: 2 * product(*sides))
     found = verdicts(configured())
-    assert [name for name, verdict in found.items() if verdict == "fail"] == ["ordinary backward"]
+    assert [name for name, verdict in found.items() if verdict == "fail"] == ["ordinary backward", "gradient step"]
 
 
 def test_a_loss_that_is_not_finite_fails_with_the_rows_named(configured, monkeypatch):

@@ -40,7 +40,7 @@ def doctor(
     checks: list[Check] = []
     try:
         with told().status("Examining …") as status:
-            for check in examine(settings, _disk(place)):
+            for check in examine(settings, _disk(place), run=place):
                 checks.append(check)
                 status.update(f"Examining … {check.name} done")
     finally:

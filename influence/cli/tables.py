@@ -102,13 +102,17 @@ def _quarantined(rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
 
 
 def spectra_tables(found: Mapping[str, Sequence["Spectrum"]]) -> list[RenderableType]:
-    """Return each curvature's modules: eigenvalues, damping, and what of the trace lies under it."""
+    """Return each curvature's modules: eigenvalues, damping, and what of trace and directions lies under it."""
     tables: list[RenderableType] = []
     for name, spectra in found.items():
-        table = grid(name, "largest eigenvalue", "mean", "damping", "of the trace under it")
+        table = grid(
+            name, "largest eigenvalue", "mean", "damping", "of the trace under it", "of the directions", "Σ Λ/(Λ + λ)"
+        )
         for spectrum in spectra:
             numbers = (f"{value:.3g}" for value in (spectrum.largest, spectrum.mean, spectrum.damping))
-            table.add_row(plain(spectrum.module), *numbers, f"{spectrum.trace_share_under_damping:.0%}")
+            shares = (spectrum.trace_share_under_damping, spectrum.directions_under_damping)
+            told = (*numbers, *(f"{share:.0%}" for share in shares), f"{spectrum.dimension:,.0f}")
+            table.add_row(plain(spectrum.module), *told)
         tables.append(table)
     return tables
 

@@ -198,7 +198,7 @@ class KroneckerCurvature:
             found = found.double()
             if not bool(torch.isfinite(found).all()):
                 raise CurvatureError(f"The eigenvalues of {module.name} are not finite: a gradient overflowed.")
-            damp = damping.resolve(float(found.mean()))
+            damp = damping.resolve(found)
             if damp == 0 and float(found.min()) <= float(found.max()) * 1e-14:
                 raise CurvatureError(
                     f"The curvature of {module.name} is singular and the damping is 0: set a damping above 0, or fit "

@@ -146,7 +146,7 @@ class ProjectedFisher:
         """
         dampings = []
         for module, values in zip(modules, eigenvalues, strict=True):
-            damp = damping.resolve(float(values.mean()))
+            damp = damping.resolve(values)
             if damp == 0 and float(values[0]) <= float(values[-1]) * len(values) * torch.finfo(torch.float64).eps:
                 raise CurvatureError(
                     f"The Fisher of {module.name} ({len(values)} columns) is singular and the damping is 0: set a "

@@ -9,17 +9,19 @@ from influence.doctor.backward import ordinary_backward
 from influence.doctor.check import Check
 from influence.doctor.identities import batches, gradients, padding, token_sum
 from influence.doctor.precision import precision
+from influence.doctor.steps import copy_step, gradient_step
 from influence.doctor.subject import Subject, capture_of, opened, sample
 from influence.doctor.surroundings import environment, whereabouts
 from influence.doctor.texts import texts
 
 
-def examine(config: RunConfig, place: Path | None = Path()) -> Iterator[Check]:
+def examine(config: RunConfig, place: Path | None = Path(), *, run: Path | None = None) -> Iterator[Check]:
     """Yield every check as it is done.
 
     Args:
         config: The run.
         place: A folder on the disk that the run is to stand on; None where it stands in a bucket.
+        run: The run's directory where it is built, whose scores are held to steps of the weights.
 
     Raises:
         InfluenceError: The data or the model can't be used at all, so that there is nothing left to check.
@@ -44,6 +46,9 @@ def examine(config: RunConfig, place: Path | None = Path()) -> Iterator[Check]:
                 yield token_sum(subject, examples)
         if config.recipe.baseline is None:
             yield from ordinary_backward(subject)
+            yield gradient_step(subject)
+            if run is not None:
+                yield copy_step(config, run, subject)
         dtype = str(session.spec.model.dtype)
         del subject, capture, session
     yield precision(config, dtype, parts, alone)

@@ -180,24 +180,29 @@ def load_curvature(run_dir: Path, manifest: Manifest, recipe: Recipe) -> Project
 
 def log_spectra(what: str, spectra: Iterable[Spectrum]) -> None:
     """Log a curvature's spectrum, module by module at debug level, and what damping decides in one line."""
-    shares = []
+    shares, directions = [], []
     for spectrum in spectra:
         shares.append(spectrum.trace_share_under_damping)
+        directions.append(spectrum.directions_under_damping)
         log.debug(
-            "%s of %s: largest eigenvalue %.3g, mean %.3g, damping %.3g; %.0f %% of the trace lies under the damping.",
+            "%s of %s: largest eigenvalue %.3g, mean %.3g, damping %.3g; %.0f %% of the trace lies under the damping, "
+            "in %.0f %% of the directions.",
             what,
             spectrum.module,
             spectrum.largest,
             spectrum.mean,
             spectrum.damping,
             100 * spectrum.trace_share_under_damping,
+            100 * spectrum.directions_under_damping,
         )
     log.info(
-        "%s of %d blocks: %.0f to %.0f %% of the trace lies under the damping.",
+        "%s of %d blocks: %.0f to %.0f %% of the trace lies under the damping, in %.0f to %.0f %% of the directions.",
         what,
         len(shares),
         100 * min(shares),
         100 * max(shares),
+        100 * min(directions),
+        100 * max(directions),
     )
 
 

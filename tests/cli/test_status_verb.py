@@ -40,7 +40,10 @@ def test_spectra_name_every_module_and_what_lies_under_the_damping(cli, built):
     assert "of the trace under it" in ended.out
     found = json.loads(cli("status", built, "--spectra", "--format", "json").out)["Fisher"]
     assert [spectrum["module"] for spectrum in found] == [module.name for module in runs.open(built).manifest.modules]
-    assert all(0 <= spectrum["trace_share_under_damping"] <= 1 for spectrum in found)
+    assert all(
+        0 <= spectrum["trace_share_under_damping"] <= spectrum["directions_under_damping"] <= 1 for spectrum in found
+    )
+    assert all(spectrum["dimension"] > 0 for spectrum in found)
 
 
 def test_spectra_of_a_whitened_run_without_exact_scores_are_those_of_the_factors_folded_in(
