@@ -4,9 +4,10 @@ import pytest
 import torch
 
 from influence.curvature.damping import Damping
+from influence.data.dataset import open_rows
 from influence.doctor import examine
 from influence.doctor.steps import gradient_step
-from influence.doctor.subject import Subject, capture_of, opened, sample
+from influence.doctor.subject import Subject, capture_of, opened, sample, searched
 from influence.pipeline.build import build_run
 
 STEP, COPY = "gradient step", "step of one copy"
@@ -42,9 +43,8 @@ def test_a_run_damped_enough_can_be_read_in_nats_and_one_damped_too_little_only_
 def test_a_step_leaves_every_weight_as_it_was_to_the_bit(configured, family, settings):
     config = configured(*settings, family=family, recipe="graddot")
     with opened(config) as session:
-        from influence.data.dataset import open_rows
-
-        _, parts = sample(session, open_rows(config.data))
+        rows = open_rows(config.data)
+        _, parts = sample(session, rows, *searched(session, rows))
         before = {name: weight.clone() for name, weight in session.model.state_dict().items()}
         with capture_of(session) as capture:
             subject = Subject(session, capture, parts)
