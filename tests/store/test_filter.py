@@ -1,10 +1,14 @@
 """A condition on rows' metadata: exact in what passes, clear where it can't be used, and powerless beyond that."""
 
+import duckdb
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from influence.errors import QueryError
 from influence.store import filter as filters
+from influence.store.condition import FUNCTIONS
+from influence.store.evaluation import Evaluation
 from influence.store.filter import RowFilter, passing_rows
 
 CONDITIONS = {
@@ -69,12 +73,93 @@ def test_only_the_columns_that_are_named_are_read(run, monkeypatch):
         ("row_number() over () > 1", "a window"),
         ("* > 1", "a star"),
         ("tokens > $1", "a parameter"),
-        ("len(list_filter([1], x -> x > 0)) > 0", "a lambda"),
+        ("len(list_filter([1], x -> x > 0)) > 0", r"list_filter\(\), which is not among the functions"),
+        ("x -> x > 0", "a lambda|can't be"),
+        ("'{\"a\": 1}'::json = text", "a cast to json"),
+        ("[1]::int[100000] = [1]", "a cast to array"),
+        ("text is of type", "can't be read"),
+        ("not " * 3000 + "true", "nested too deeply|can't be (read|evaluated)|another statement"),
+        ("(" * 3000 + "true" + ")" * 3000, "nested too deeply|can't be (read|evaluated)|another statement"),
+        ("id = '" + "x" * 1_000_000 + "'", "has 1,000,007 characters"),
+        ("id = 5", r"compares id, which is text, with the number 5: write id = '5' in quotes, or id::int"),
+        ("5 < ID", r"compares ID, which is text, with the number 5"),
+        ("label in ('a', -1.5)", r"compares label, which is text, with the number -1.5"),
+        ("id between 1 and 2", r"compares id, which is text, with the number 1"),
+        ("id = tokens", r"compares id, which is text, with a number: write id::int"),
+        ("id <> tokens + 1", r"compares id, which is text, with a number"),
     ],
 )
 def test_what_is_no_condition_is_refused_with_the_reason(condition, told):
     with pytest.raises(QueryError, match=rf"(?s){told}"):
         RowFilter.parse(condition)
+
+
+GREEDY = (
+    "repeat('x', 10000000000) = 'x'",
+    "lpad('x', 2000000000, 'y') = rpad('x', 2000000000, 'y')",
+    "printf('%1000000000d', 1) = 'x'",
+    "format('{:1000000000}', 1) = 'x'",
+    "bar(tokens, 0, 1, 1000000) = 'x'",
+    "len(list_resize([1], 1000000000)) > 1",
+    "len(range(1000000000)) > 1",
+    "len(generate_series(1, 1000000000)) > 1",
+    "levenshtein(text, text) > 0",
+    "damerau_levenshtein(text, text) > 0",
+    "jaccard(text, text) > 0",
+    "replace(text, '', text) = 'x'",
+    "regexp_replace(text, '', text, 'g') = 'x'",
+    "translate(text, 'a', 'b') = 'x'",
+    "len(string_split(text, '')) > 1",
+    "len(regexp_extract_all(text, '.')) > 1",
+    "hex(text) = 'x'",
+    "array_to_string([text], text) = 'x'",
+    "to_base(tokens, 2, 1000000) = 'x'",
+    "set_bit(bitstring('1', 1000000000), 1, 1) = '1'::bit",
+    "factorial(30) > 1",
+    "sum(tokens) > 1",
+    "string_agg(text, text) = 'x'",
+    "json_serialize_sql(text) = 'x'",
+    "||".join(["text"] * 9) + " = 'x'",
+    "concat(" + ", ".join(["text"] * 9) + ") = 'x'",
+    "lower(" * 49 + "text" + ")" * 49 + " = 'x'",
+)
+
+
+@pytest.mark.parametrize("condition", GREEDY)
+def test_what_could_take_all_memory_or_time_is_refused_before_it_is_evaluated(condition):
+    with pytest.raises(QueryError, match="It may compare and compute with a row's columns, and nothing more"):
+        RowFilter.parse(condition)
+
+
+def test_every_function_that_is_let_through_exists_and_looks_at_one_row():
+    with Evaluation(filters.SETTINGS) as evaluation:
+        asked = "SELECT DISTINCT function_name, function_type, stability FROM duckdb_functions()"
+        there = evaluation.run(lambda database: database.execute(asked).fetchall(), 60)
+    kinds = {name: {(kind, stability) for other, kind, stability in there if other == name} for name, _, _ in there}
+    consistent = {name for name, found in kinds.items() if found == {("scalar", "CONSISTENT")}}
+    # Spelled as functions and parsed to operators; of which `nullif` and `ifnull` are short for a CASE.
+    assert FUNCTIONS - consistent <= {"nullif", "ifnull", "xor", "!~~", "ord"}
+
+
+def test_a_text_is_evaluated_in_parts_however_large_it_is(run, monkeypatch):
+    monkeypatch.setattr(filters, "SLICE_BYTES", 1)
+    store = run.write_all()
+    expected = ["row 3" in meta["text"].lower() for meta in store.meta(range(11))]
+    assert passing_rows(store, "text ilike '%ROW 3%'").tolist() == expected
+
+
+def test_a_condition_is_stopped_when_its_time_is_over(run, monkeypatch):
+    store = run.write_all()
+    monkeypatch.setattr(filters, "SECONDS", 0.0)
+    monkeypatch.setattr(filters, "_slices", endless)
+    where = RowFilter("tokens > 5", ("tokens",))
+    with pytest.raises(QueryError, match=r"'tokens > 5' took more than 0 seconds over 16,384 rows and was stopped"):
+        where.passing(store)
+
+
+def endless(table):
+    while True:
+        yield table
 
 
 def test_a_condition_that_fails_for_a_row_says_so(run):
@@ -88,12 +173,10 @@ def test_a_condition_that_no_row_passes_names_the_columns(run):
 
 
 def test_the_database_may_not_touch_files_nor_unlock_itself(tmp_path):
-    import duckdb
-    import pyarrow as pa
-
     secret = tmp_path / "secret.csv"
     secret.write_text("a\n1\n")
-    with filters._database(pa.table({"row": np.arange(3)})) as database:
+    with duckdb.connect(":memory:", config=filters.SETTINGS) as database:
+        database.register("metadata", pa.table({"row": np.arange(3)}))
         for statement in (
             f"SELECT * FROM read_csv('{secret}')",
             f"COPY metadata TO '{tmp_path}/out.csv'",
