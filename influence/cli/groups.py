@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from influence.cli.cluster import ClusterOption, WorkersOption, cluster_settings
-from influence.cli.options import RunArgument
+from influence.cli.options import RawCsvOption, RunArgument, check_raw_csv
 from influence.cli.streams import drawn, put, put_text, show, tell, told
 from influence.errors import ConfigError, QueryError
 
@@ -48,11 +48,13 @@ def groups(
         Path | None, typer.Option("--figure", metavar="FILE.svg|.html", help="Draw sums and means as bars, too.")
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that are there.")] = False,
+    raw_csv: RawCsvOption = False,
     cluster: ClusterOption = None,
     workers: WorkersOption = None,
 ) -> None:
     """Sum up the influence of each group of rows on each set of queries, with bootstrap intervals."""
     chosen = _form(form, out)
+    check_raw_csv(raw_csv, chosen.value)
     overrides = cluster_settings(cluster, workers)
     import influence.run
     from influence.diagnose.figure import check_figure, write_figure
@@ -62,7 +64,7 @@ def groups(
 
     def write(found: "GroupInfluences") -> None:
         if out is not None:
-            write_outfile(out, _content(found, chosen), overwrite=overwrite)
+            write_outfile(out, _content(found, chosen, raw_csv), overwrite=overwrite)
         if figure is not None:
             notes = [f"Scores in {found.unit}. {found.sign}", f"{found.intervals} {found.recipe}, run {found.run}."]
             write_figure(group_bars(found), figure, notes, overwrite=overwrite, beside=out)
@@ -84,7 +86,7 @@ def groups(
     if chosen not in (GroupsForm.table, GroupsForm.json):
         tell(f"Scores in {found.unit}. {found.sign} {found.intervals}", "dim")
     if out is None:
-        _print(found, chosen)
+        _print(found, chosen, raw_csv)
     for path in (out, figure):
         if path is not None:
             tell(f"Wrote {path}.", "green")
@@ -111,17 +113,17 @@ def _form(form: GroupsForm | None, out: Path | None) -> GroupsForm:
     return form
 
 
-def _content(found: "GroupInfluences", form: GroupsForm) -> bytes:
+def _content(found: "GroupInfluences", form: GroupsForm, raw_csv: bool) -> bytes:
     """Return the bytes of a file."""
     from influence.cli.diagnosis_tables import groups_tables
     from influence.diagnose.group_file import encode
 
     if form is GroupsForm.table:
         return drawn(*groups_tables(found), plain=True).encode()
-    return encode(found, form.value)
+    return encode(found, form.value, raw_csv=raw_csv)
 
 
-def _print(found: "GroupInfluences", form: GroupsForm) -> None:
+def _print(found: "GroupInfluences", form: GroupsForm, raw_csv: bool) -> None:
     from influence.cli.diagnosis_tables import groups_tables
     from influence.diagnose.group_file import encode
 
@@ -130,4 +132,4 @@ def _print(found: "GroupInfluences", form: GroupsForm) -> None:
     elif form is GroupsForm.parquet:
         put(encode(found, form.value))
     else:
-        put_text(encode(found, form.value), escapes=form is GroupsForm.json)
+        put_text(encode(found, form.value, raw_csv=raw_csv), escapes=form is GroupsForm.json)

@@ -6,6 +6,8 @@ from typing import Annotated, TypeAlias
 
 import typer
 
+from influence.errors import QueryError
+
 ConfigOption: TypeAlias = Annotated[Path, typer.Option("--config", "-c", help="The run file (YAML); see configs/.")]
 SetOption: TypeAlias = Annotated[
     list[str] | None,
@@ -24,6 +26,23 @@ WhereOption: TypeAlias = Annotated[
         "tokens, loss, norm, text.",
     ),
 ]
+
+RawCsvOption: TypeAlias = Annotated[
+    bool,
+    typer.Option(
+        "--raw-csv", help="In CSV, texts as they are: none with an apostrophe in front that a spreadsheet might run."
+    ),
+]
+
+
+def check_raw_csv(raw_csv: bool, form: str) -> None:
+    """Refuse `--raw-csv` for another form than CSV.
+
+    Raises:
+        QueryError: The form isn't csv.
+    """
+    if raw_csv and form != "csv":
+        raise QueryError(f"--raw-csv is about CSV, and the form is {form}: leave it out, or add --format csv.")
 
 
 class Form(StrEnum):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from influence.cli.options import RunArgument, WhereOption
+from influence.cli.options import RawCsvOption, RunArgument, WhereOption, check_raw_csv
 from influence.cli.queries import count_queries, from_file, from_flags, from_messages
 from influence.cli.streams import drawn, put, put_text, show, tell, told
 from influence.errors import QueryError
@@ -76,9 +76,11 @@ def query(
         typer.Option("--format", help="A table unless asked otherwise; with --out, as the file's suffix says."),
     ] = None,
     out: Annotated[Path | None, typer.Option("--out", help="Write the answers to a file.")] = None,
+    raw_csv: RawCsvOption = False,
 ) -> None:
     """Show the rows that promote a completion most, and those that oppose it most."""
     chosen = _form(form, out)
+    check_raw_csv(raw_csv, chosen.value)
     flags = (prompt, completion, text, label)
     if queries is not None and any(flag is not None for flag in (*flags, contrast, messages)):
         raise QueryError(
@@ -105,13 +107,13 @@ def query(
                 answers = opened.query_many(
                     [asked], k=k, exact=exact, candidates=candidates, where=where, raw=raw, progress=bar
                 )
-            _deliver(answers, chosen, out)
+            _deliver(answers, chosen, out, raw_csv)
             return
         examples = from_file(str(queries), opened.query_form.asking(raw=raw))
         # Answers that are printed to a terminal show how far it is; a bar would be drawn over them.
         with ProgressBar(told()) if out is not None or not sys.stdout.isatty() else nullcontext() as bar:
             answers = opened.query_each(examples, k=k, exact=exact, candidates=candidates, where=where, progress=bar)
-            _deliver(_counted(answers, count_queries(str(queries)), bar), chosen, out)
+            _deliver(_counted(answers, count_queries(str(queries)), bar), chosen, out, raw_csv)
 
 
 def _counted(answers: "Iterable[Hits]", total: int | None, report: "Report | None") -> "Iterator[Hits]":
@@ -142,7 +144,7 @@ def _form(form: HitsForm | None, out: Path | None) -> HitsForm:
     return form
 
 
-def _deliver(answers: "Iterable[Hits]", form: HitsForm, out: Path | None) -> None:
+def _deliver(answers: "Iterable[Hits]", form: HitsForm, out: Path | None, raw_csv: bool) -> None:
     from influence.cli.tables import answer_tables
     from influence.query.hits import encoded, write
     from influence.store.partial import write_pieces
@@ -163,9 +165,9 @@ def _deliver(answers: "Iterable[Hits]", form: HitsForm, out: Path | None) -> Non
         else:
             write_pieces(out, (drawn(*table, plain=True).encode() for table in tables))
     elif out is not None:
-        write(answers, form.value, out)
+        write(answers, form.value, out, raw_csv=raw_csv)
     else:
-        for piece in encoded(answers, form.value):
+        for piece in encoded(answers, form.value, raw_csv=raw_csv):
             if form is HitsForm.parquet:
                 put(piece)
             else:

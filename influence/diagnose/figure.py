@@ -14,6 +14,7 @@ from typing import Literal
 
 from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 
+from influence.control_characters import shown
 from influence.diagnose.outfile import check_outfile, same_file, write_outfile
 from influence.errors import QueryError
 
@@ -21,8 +22,6 @@ SUFFIXES = (".svg", ".html")
 LETTER, CAPITAL, WIDE = 8.0, 10.0, 14.0
 """Widths that letters hardly go beyond at the sheet's size of print, to cut what wouldn't fit: most, broad, CJK."""
 BROAD = frozenset("mwMW@%&—…ÆŒæœ\ufffd")
-# What XML can't hold, not even escaped.
-FORBIDDEN = dict.fromkeys((*range(9), 11, 12, *range(14, 32), *range(0xD800, 0xE000), 0xFFFE, 0xFFFF), "\ufffd")
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +114,7 @@ def write_figure(
 def render(drawing: Drawing, notes: Sequence[str] = (), *, page: bool = False) -> str:
     """Return a drawing as SVG, or as an HTML page that holds it."""
     template = _templates().get_template("figure.html" if page else "drawing.svg")
-    return template.render(drawing=drawing, notes=notes).translate(FORBIDDEN)
+    return template.render(drawing=drawing, notes=notes)
 
 
 def fitted(text: str, width: float, end: str = "", *, scale: float = 1) -> str:
@@ -154,6 +153,7 @@ def _templates() -> Environment:
     return Environment(
         loader=ChoiceLoader([PackageLoader("influence.diagnose"), PackageLoader("influence.query")]),
         autoescape=True,
+        finalize=shown,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

@@ -1,6 +1,5 @@
 """Groups as a file: JSON with everything, or a flat record a group and set as CSV or Parquet."""
 
-import csv
 import io
 import json
 from dataclasses import asdict
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from influence.diagnose.groups import COLUMNS, GroupInfluences
 from influence.diagnose.inputs import data_files
 from influence.diagnose.outfile import check_outfile
+from influence.spreadsheet import write_csv
 
 if TYPE_CHECKING:
     from influence.run import Run
@@ -30,8 +30,11 @@ def check_groups_file(run: "Run", out: str | Path | None, queries: Any, *, overw
         check_outfile(Path(out), "the groups", overwrite=overwrite, read=read)
 
 
-def encode(found: GroupInfluences, form: Format) -> bytes:
-    """Return groups as a file's bytes; UTF-8, a group or set without a value as null or an empty cell."""
+def encode(found: GroupInfluences, form: Format, *, raw_csv: bool = False) -> bytes:
+    """Return groups as a file's bytes; UTF-8, a group or set without a value as null or an empty cell.
+
+    A CSV cell that a spreadsheet might run has an apostrophe in front, unless `raw_csv`: see `influence.spreadsheet`.
+    """
     if form == "json":
         return (json.dumps(found.to_dict(), ensure_ascii=False, allow_nan=False, indent=2) + "\n").encode(
             errors="backslashreplace"
@@ -39,11 +42,7 @@ def encode(found: GroupInfluences, form: Format) -> bytes:
     records = [{**asdict(line), "unit": found.unit} for line in found.lines]
     names = (*COLUMNS, "unit")
     if form == "csv":
-        written = io.StringIO()
-        table = csv.DictWriter(written, names, lineterminator="\n")
-        table.writeheader()
-        table.writerows(records)
-        return written.getvalue().encode(errors="backslashreplace")
+        return write_csv(names, records, raw=raw_csv).encode(errors="backslashreplace")
     import pyarrow as pa
     import pyarrow.parquet as pq
 

@@ -5,8 +5,6 @@ columns of the flat forms (`unit`, and `side` for the sign), as text on the page
 numbers of that unit at all: see `influence.recipe.magnitude`.
 """
 
-import csv
-import io
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -14,10 +12,12 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
+from influence.control_characters import show_controls
 from influence.coverage import Coverage, shares
 from influence.errors import QueryError
 from influence.query.page import Section, render_fragment, render_page
 from influence.recipe import RANK_ONLY, SIGN_RULE, Baseline, Magnitudes, magnitudes, sign_rule
+from influence.spreadsheet import write_csv
 from influence.store.partial import write_pieces
 
 if TYPE_CHECKING:
@@ -202,10 +202,10 @@ COLUMNS = (*_QUERY_COLUMNS, *(field.name for field in fields(Hit)), *_RUN_COLUMN
 def snippet(text: str, width: int = 240) -> str:
     """Return the beginning of a text on one line, cut between words with an ellipsis.
 
-    Runs of white space become one space and control characters become U+FFFD, so that a snippet can't move a terminal's
-    cursor. Nothing is escaped: a page or a table does that for itself.
+    Runs of white space become one space and control characters become symbols, so that a snippet can't move a
+    terminal's cursor. Nothing is escaped: a page or a table does that for itself.
     """
-    line = "".join("\ufffd" if ord(c) < 32 or 127 <= ord(c) < 160 else c for c in " ".join(text.split()))
+    line = show_controls(" ".join(text.split()))
     if len(line) <= width:
         return line
     cut = line[:width]
@@ -214,23 +214,23 @@ def snippet(text: str, width: int = 240) -> str:
     return (cut[:between_words] if between_words > width // 2 else cut[:-1]).rstrip() + "…"
 
 
-def encode(answers: Sequence[Hits], form: Format) -> bytes:
+def encode(answers: Sequence[Hits], form: Format, *, raw_csv: bool = False) -> bytes:
     """Return the answers as a file's bytes.
 
     `json` is an object for one answer and a list for several; `jsonl` a line an answer; `csv` and `parquet` a flat
     record a hit; `html` a self-contained page. Text is UTF-8; half a surrogate pair, which UTF-8 can't hold, becomes
     its escape.
 
-    A CSV cell holds the training data as it is, also where it begins with = + - or @. Spreadsheets may run such a cell
-    as a formula: import untrusted data as text there, or take Parquet.
+    A CSV cell that a spreadsheet might run as a formula has an apostrophe in front, unless `raw_csv` is set: see
+    `influence.spreadsheet`.
 
     Raises:
         QueryError: Another format, or a number that isn't finite.
     """
-    return b"".join(encoded(answers, form))
+    return b"".join(encoded(answers, form, raw_csv=raw_csv))
 
 
-def encoded(answers: Iterable[Hits], form: Format) -> Iterator[bytes]:
+def encoded(answers: Iterable[Hits], form: Format, *, raw_csv: bool = False) -> Iterator[bytes]:
     """Yield the bytes of `encode` as answers come; none is held once it is encoded, but of a page, which holds all."""
     if form == "parquet":
         yield from _parquet(answers)
@@ -239,8 +239,9 @@ def encoded(answers: Iterable[Hits], form: Format) -> Iterator[bytes]:
     elif form == "jsonl":
         yield from (_utf8(answer.to_json(indent=None) + "\n") for answer in answers)
     elif form == "csv":
-        yield _utf8(_csv([], header=True))
-        yield from (_utf8(_csv([answer], header=False)) for answer in answers)
+        yield _utf8(write_csv(COLUMNS, ()))
+        for answer in answers:
+            yield _utf8(write_csv(COLUMNS, answer.rows(), raw=raw_csv, header=False))
     elif form == "html":
         sections = [Section(answer) for answer in answers]
         yield _utf8(render_page("Which training rows made the model say this?", "", sections))
@@ -248,7 +249,7 @@ def encoded(answers: Iterable[Hits], form: Format) -> Iterator[bytes]:
         raise QueryError(f"There is no output format {form!r}. The formats are {', '.join(FORMATS)}.")
 
 
-def write(answers: Iterable[Hits], form: Format, path: Path) -> None:
+def write(answers: Iterable[Hits], form: Format, path: Path, *, raw_csv: bool = False) -> None:
     """Write the answers to a file as they come: the whole of it, or nothing.
 
     Raises:
@@ -260,7 +261,7 @@ def write(answers: Iterable[Hits], form: Format, path: Path) -> None:
         raise QueryError(f"{path} is a folder; name a file to write the answers to, such as {path / f'hits.{form}'}.")
     if not path.parent.is_dir():
         raise QueryError(f"The folder {path.parent} doesn't exist; make it, or write the answers somewhere else.")
-    write_pieces(path, encoded(answers, form))
+    write_pieces(path, encoded(answers, form, raw_csv=raw_csv))
 
 
 def _document(answers: Iterable[Hits]) -> Iterator[str]:
@@ -291,16 +292,6 @@ def _json(document: Any, indent: int | None) -> str:
             "A score or a log-likelihood is NaN or infinite, which JSON can't hold. Run `influence doctor` on this "
             "model: it finds the overflow."
         ) from None
-
-
-def _csv(answers: Sequence[Hits], *, header: bool) -> str:
-    written = io.StringIO()
-    table = csv.DictWriter(written, COLUMNS, lineterminator="\n")
-    if header:
-        table.writeheader()
-    for answer in answers:
-        table.writerows(answer.rows())
-    return written.getvalue()
 
 
 class _Pieces:

@@ -13,6 +13,8 @@ from urllib.parse import urlsplit
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from influence.control_characters import shown
+
 if TYPE_CHECKING:
     from influence.query.hits import Hits
 
@@ -141,6 +143,7 @@ def _templates() -> Environment:
     environment = Environment(
         loader=PackageLoader("influence.query"),
         autoescape=True,
+        finalize=shown,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

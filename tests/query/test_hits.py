@@ -11,6 +11,7 @@ import pytest
 
 from influence.cli.streams import drawn
 from influence.cli.tables import answer_tables
+from influence.control_characters import show_controls
 from influence.coverage import Coverage
 from influence.errors import QueryError
 from influence.query.hits import COLUMNS, FORMATS, Hit, Hits, MeasuredQuery, encode, encoded, snippet, write
@@ -110,15 +111,17 @@ def test_a_number_that_json_cannot_hold_is_refused(value):
         hits(log_likelihood=value).to_json()
 
 
-def test_csv_is_a_flat_record_a_hit_and_keeps_the_text_as_it_is():
+@pytest.mark.parametrize("raw", [False, True])
+def test_csv_is_a_flat_record_a_hit_whose_texts_no_spreadsheet_runs_unless_they_are_asked_for_raw(raw):
     nasty = '=1+1, "quoted"\nnew line'
-    read = list(csv.DictReader(io.StringIO(encode([hits(promoting=(hit(snippet=nasty),))], "csv").decode())))
+    written = encode([hits(promoting=(hit(snippet=nasty),))], "csv", raw_csv=raw)
+    read = list(csv.DictReader(io.StringIO(written.decode())))
     assert tuple(read[0]) == COLUMNS
     assert [(r["query_id"], r["side"], r["row"], r["score"]) for r in read] == [
         ("q1", "promoting", "7", "0.5"),
         ("q1", "opposing", "9", "-0.125"),
     ]
-    assert read[0]["snippet"] == nasty
+    assert read[0]["snippet"] == (nasty if raw else f"'{nasty}")
     assert read[0]["unit"] == "nats per extra copy of the row"
 
 
@@ -195,7 +198,7 @@ def test_a_snippet_is_one_line_cut_between_words():
 
 def test_a_snippet_escapes_nothing_but_cannot_command_a_terminal():
     assert snippet("<b>&amp;") == "<b>&amp;"
-    assert snippet("a\x1b[2Jb\x00c\x9bd") == "a�[2Jb�c�d"
+    assert snippet("a\x1b[2Jb\x00c\x9bd") == "a␛[2Jb␀c⟨U+009B⟩d"
 
 
 HOSTILE = '</style></p><script>alert(1)</script><img src=x onerror="alert(2)">\'"{{ 7*7 }}{% raw %}\u202e&lt;'
@@ -213,7 +216,8 @@ def hostile_page():
 @pytest.mark.parametrize("html", [hostile_page(), hits(promoting=(hit(snippet=HOSTILE),))._repr_html_()])
 def test_hostile_text_is_shown_and_never_becomes_markup(html):
     page = Page(html)
-    assert HOSTILE in page.text
+    assert show_controls(HOSTILE) in page.text
+    assert "\u202e" not in html
     tags = {tag for tag, _ in page.elements}
     assert not tags & {"script", "img", "iframe", "object", "embed", "link", "svg", "form", "base"}
     attributes = [(name, value or "") for _, attrs in page.elements for name, value in attrs.items()]
