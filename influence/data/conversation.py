@@ -11,6 +11,7 @@ from functools import cached_property
 from typing import Any
 
 from influence.data.example import Example, MessagesContent, place_of
+from influence.data.rendering import bounded, check_length
 from influence.errors import DataError
 
 Span = tuple[int, int]
@@ -87,13 +88,15 @@ class _Chat:
         from transformers.utils.chat_template_utils import render_jinja_template
 
         try:
-            texts, marked = render_jinja_template(
-                conversations=[[_without_null(message) for message in self.messages]],
-                chat_template=self.template,
-                return_assistant_tokens_mask=True,
-                **self._context,
-                **{**self._tokeniser.special_tokens_map, **self._variables},
-            )
+            with bounded(self.template):
+                texts, marked = render_jinja_template(
+                    conversations=[[_without_null(message) for message in self.messages]],
+                    chat_template=self.template,
+                    return_assistant_tokens_mask=True,
+                    **self._context,
+                    **{**self._tokeniser.special_tokens_map, **self._variables},
+                )
+            check_length(texts[0])
         except Exception as error:
             raise self._refusal(len(self.messages), error) from error
         spans = [(int(start), int(stop)) for start, stop in marked[0]]
@@ -158,9 +161,11 @@ class _Chat:
 
     def _render(self, messages: Sequence[dict[str, Any]], *, prompting: bool = False) -> str:
         try:
-            return self._tokeniser.apply_chat_template(
-                list(messages), tokenize=False, add_generation_prompt=prompting, **self._context, **self._variables
-            )
+            with bounded(self.template):
+                text = self._tokeniser.apply_chat_template(
+                    list(messages), tokenize=False, add_generation_prompt=prompting, **self._context, **self._variables
+                )
+            return check_length(text)
         except Exception as error:
             raise self._refusal(len(messages), error) from error
 
