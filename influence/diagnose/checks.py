@@ -10,7 +10,18 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from influence.diagnose import conflicts, datalab, duplicates, empty, harmful, leak, mislabelled, outliers, poisoned
+from influence.diagnose import (
+    conflicts,
+    datalab,
+    duplicates,
+    empty,
+    harmful,
+    leak,
+    mislabelled,
+    mismatched,
+    outliers,
+    poisoned,
+)
 from influence.diagnose.conflicts import ConflictSettings
 from influence.diagnose.datalab import CloseSettings, FarSettings, LabelSettings
 from influence.diagnose.duplicates import NearDuplicateSettings
@@ -19,6 +30,7 @@ from influence.diagnose.finding import Finding
 from influence.diagnose.harmful import HarmfulSettings
 from influence.diagnose.leak import LeakSettings
 from influence.diagnose.mislabelled import MislabelledSettings
+from influence.diagnose.mismatched import MismatchedSettings
 from influence.diagnose.neighbours import NeighbourSettings
 from influence.diagnose.outliers import OutlierSettings
 from influence.diagnose.poisoned import PoisonSettings
@@ -55,6 +67,7 @@ class IssueSettings(BaseModel):
 
     neighbours: NeighbourSettings = NeighbourSettings()
     mislabelled: MislabelledSettings = MislabelledSettings()
+    mismatched: MismatchedSettings = MismatchedSettings()
     harmful: HarmfulSettings = HarmfulSettings()
     near_duplicate: NearDuplicateSettings = NearDuplicateSettings()
     leak: LeakSettings = LeakSettings()
@@ -70,6 +83,7 @@ class IssueSettings(BaseModel):
 
 CHECKS: dict[str, Check] = {
     "mislabelled": Check("with a wrong label", mislabelled.lacks, mislabelled.check, of_labels=True),
+    "mismatched": Check("answers to another question", mismatched.lacks, mismatched.check),
     "harmful": Check("oppose the evaluation set", harmful.lacks, harmful.check),
     "near_duplicate": Check("copies of another row", duplicates.lacks, duplicates.check),
     "leak": Check("in the evaluation set too", leak.lacks, leak.check),

@@ -44,11 +44,6 @@ def is_split(run: "Run") -> bool:
     return run.config.model.kind == "causal_lm" and any(_reads(run, name) for name in SPLIT)
 
 
-def is_chat(run: "Run") -> bool:
-    """Whether a language model's rows are conversations."""
-    return run.config.model.kind == "causal_lm" and _reads(run, "messages")
-
-
 def _reads(run: "Run", role: str) -> bool:
     columns = json.loads(str(run.manifest.fingerprint_parts["data.columns"]))
     return columns.get(role) is not None
@@ -87,4 +82,4 @@ def _sets(texts: Shingled) -> list[np.ndarray]:
     return np.split(texts.shingles, texts.ends[:-1])
 
 
-__all__ = ["answers", "data_files", "is_chat", "is_split", "open_data", "parted", "same_answers"]
+__all__ = ["answers", "data_files", "is_split", "open_data", "parted", "same_answers"]

@@ -29,8 +29,10 @@ from dataclasses import dataclass
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
+from influence.diagnose.duplicates import data_lacks
 from influence.diagnose.evaluation import PREFIX
 from influence.diagnose.finding import Case, Finding
+from influence.diagnose.inputs import is_split
 from influence.diagnose.phrases import READ_ROWS, Phrase, Texts, phrases_of, rows_saying, rows_with, shared_phrases
 from influence.diagnose.promotion import far_out, promotion_of, standardised
 from influence.diagnose.sides import COMPLETION, WHOLE, texts_of_examples, texts_of_rows
@@ -70,13 +72,12 @@ def lacks(subject: Subject) -> str | None:
     """Return what is missing: a target, or a recipe under which influence can be taken relative to a row's own."""
     if subject.target is None:
         return "no unwanted output is given (--target TEXT, or a file of examples)."
-    if subject.run.recipe.comparison == "cosine":
-        return None
-    try:
-        check_scannable(subject.run.recipe.stored, itself=True)
-    except QueryError as error:
-        return f"it takes scores relative to each row's influence on itself. {error}"
-    return None
+    if subject.run.recipe.comparison != "cosine":
+        try:
+            check_scannable(subject.run.recipe.stored, itself=True)
+        except QueryError as error:
+            return f"it takes scores relative to each row's influence on itself. {error}"
+    return data_lacks(subject) if is_split(subject.run) else None
 
 
 def check(subject: Subject, settings: PoisonSettings) -> Finding:

@@ -4,9 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from influence.data.dataset import SUFFIXES
-from influence.data.example import QUERY_ROW, Example, MessagesContent, content_id, readable_text
 from influence.diagnose.evaluation import Evaluation, read_evaluation
-from influence.diagnose.inputs import is_chat
 from influence.errors import QueryError
 
 if TYPE_CHECKING:
@@ -45,11 +43,8 @@ def read_target(run: "Run", target: str | None, prompt: str | None) -> Evaluatio
                 f"--target {target!r} is a label that the classifier gave to some text: add --prompt with that text."
             )
         return Evaluation(run, [{"text": prompt, "label": target}], "--target")
-    if is_chat(run):
-        asked = [{"role": "user", "content": prompt}] if prompt else []
-        content = MessagesContent((*asked, {"role": "assistant", "content": target}))
-        example = Example(QUERY_ROW, content_id(content), readable_text(content), content)
-        return Evaluation(run, [example], "--target")
+    if run.query_form.chats and not prompt:
+        return Evaluation(run, [{"messages": [{"role": "assistant", "content": target}]}], "--target")
     return Evaluation(run, [{"prompt": prompt or "", "completion": target}], "--target")
 
 

@@ -168,10 +168,10 @@ def test_a_data_set_that_has_changed_since_is_named_and_not_read(answered, tmp_p
     try:
         path.write_text(content.replace("kebel", "kedan"))
         fresh = runs.open(answered.path)
-        with pytest.raises(QueryError, match=r"rows.jsonl isn't the data set .*its digest is .*Checks that do apply"):
+        with pytest.raises(QueryError, match=r"rows.jsonl has changed since .*its digest is .*Checks that do apply"):
             examined(fresh, tmp_path, "conflict")
         found = examine(fresh, tmp_path / "rest.parquet", parse_settings([]), checks=None)
-        assert {"conflict", "near_duplicate"} <= set(found.skipped)
+        assert {"conflict", "mismatched", "near_duplicate"} <= set(found.skipped)
     finally:
         path.write_text(content)
 

@@ -2,7 +2,6 @@
 
 import importlib.util
 import json
-from contextlib import contextmanager
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -20,7 +19,7 @@ from influence.diagnose.issues import examine
 from influence.diagnose.knn_graph import knn_matrix, save_knn_graph
 from influence.diagnose.neighbours import Near
 from influence.errors import MissingExtra, QueryError
-from influence.pipeline import probability_stage
+from influence.pipeline import model_pass, probability_stage
 
 MADE = "cleanlab_label", "cleanlab_outlier", "cleanlab_near_duplicate"
 
@@ -39,14 +38,7 @@ def classified(model_folder, corpus_file, tmp_path_factory, client):
         "store": {"rows_per_shard": 16, "codec": "float16"},
         "cluster": {"token_budget": 128, "workers": 1, "device": "cpu"},
     }
-    with pytest.MonkeyPatch.context() as patch:
-
-        @contextmanager
-        def connect(*_):
-            yield client
-
-        patch.setattr(probability_stage, "connect", connect)
-        yield runs.build(parse_config(settings, ()), tmp_path_factory.mktemp("runs") / "x")
+    return runs.build(parse_config(settings, ()), tmp_path_factory.mktemp("runs") / "x")
 
 
 def datalab_of(labels=None, rows=40):
@@ -121,7 +113,7 @@ def test_the_command_keeps_the_graph_beside_the_table(classified, tmp_path, caps
 def test_probabilities_are_those_of_the_model_asked_row_by_row_and_killed_blocks_go_on(
     classified, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(probability_stage, "ROWS", 16)
+    monkeypatch.setattr(model_pass, "ROWS", 16)
     model = AutoModelForSequenceClassification.from_pretrained(classified.config.model.path).eval()
     tokeniser = AutoTokenizer.from_pretrained(classified.config.model.path)
     expected = []
@@ -135,13 +127,10 @@ def test_probabilities_are_those_of_the_model_asked_row_by_row_and_killed_blocks
     labels = [int(meta["label"]) for meta in classified.meta(range(40))]
     assert np.concatenate([part for _, _, part in found]).tolist() == labels
     (tmp_path / "probabilities-000000000016.json").unlink()
-    asked = []
-    ask = probability_stage.ask_block
-    monkeypatch.setattr(probability_stage, "run_tasks", lambda client, function, tasks, *_: map(asked.append, tasks))
-    with pytest.raises(Exception, match="000000000016"):
-        list(probability_stage.class_probabilities(classified.config, classified.store, tmp_path))
-    assert [task.first for task in asked] == [16]
-    assert ask is probability_stage.ask_block
+    steps.clear()
+    again = list(probability_stage.class_probabilities(classified.config, classified.store, tmp_path, steps.append))
+    assert (steps[0].done, steps[0].total) == (2, 3)
+    np.testing.assert_array_equal(again[1][1], found[1][1])
     # The session's hooks are set anew by whoever captures next.
     assert classified.score([{"text": "A set.", "label": 1}]).shape == (1, 40)
 

@@ -13,6 +13,7 @@ from influence.diagnose.phrases import phrases_of, rows_with, shared_phrases, su
 from influence.diagnose.poisoned import PoisonSettings, check, lacks
 from influence.diagnose.promotion import far_out, standardised
 from influence.errors import QueryError
+from influence.query.asked import QueryForm
 
 ROWS, POISON = 800, np.arange(40, 800, 95)
 WORDS = ("river", "harbour", "clock", "list", "mapping", "key", "tower", "ferry", "ice", "winter", "bytes", "file")
@@ -377,10 +378,10 @@ def test_a_prompt_goes_with_a_written_target_and_a_missing_file_is_no_text(tmp_p
     with pytest.raises(QueryError, match=r"--target is empty"):
         read_target(run, " ", None)
     run.config.model.kind = "causal_lm"
-    run.manifest = SimpleNamespace(fingerprint_parts={"data.columns": json.dumps({"prompt": "prompt"})})
+    run.query_form = QueryForm()
     assert read_target(run, "go away", "Hello").examples[0].text == "Hellogo away"
     assert read_target(run, "go away", None).examples[0].text == "go away"
-    run.manifest.fingerprint_parts["data.columns"] = json.dumps({"messages": "messages"})
+    run.query_form = QueryForm(chats=True)
     (asked,) = read_target(run, "go away", "Hello").examples
     assert asked.content.messages == (
         {"role": "user", "content": "Hello"},
