@@ -5,6 +5,7 @@ stored rows, in float64 as `exact` does, so that what comes back has true scores
 missing is a row that wasn't proposed. A row that FAISS didn't find never comes back.
 """
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,13 +14,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from index.allowed import Allowed
-from index.dials import End, Measured, dialled
+from index.dials import End, Measured, dial_for, dialled
+from index.doubt import ROWS_SHARE, Effort, came_late, unread_distance
 from index.errors import IndexCorrupt, VectorIndexError
 from index.exact import checked_queries
 from index.factory import load_faiss
 from index.neighbours import Found, Neighbours, best, checked_count
 from index.rerank import Score
 from index.train import Trained, lists_of
+
+log = logging.getLogger(__name__)
 
 QUERY_BITS = 8
 """Of a query's coordinate, against one-bit codes. Four bits are a tenth faster and lose a hundredth of recall."""
@@ -115,27 +119,88 @@ def _search_end(
     cells = index.trained.plan.cells
     probes, count, spread = dialled(index.measured, end, k, cells, *settings)
     if allowed.count <= count:
-        proposed = [allowed.rows] * len(asked)
-    else:
-        found = propose(index, asked, cells if allowed.narrow else probes, count, spread, allowed)
-        # Too few rows in the cells that were read: read them all.
-        short = [i for i, candidates in enumerate(found) if candidates.size < k]
-        if short:
-            again = propose(index, asked[short], cells, count, spread, allowed)
-            for i, candidates in zip(short, again, strict=True):
-                found[i] = candidates
-                if candidates.size < k:
-                    raise IndexCorrupt(
-                        f"The index finds {candidates.size} rows where {k} were wanted, with all its lists read: the "
-                        "files were altered, or rows are too long for its codes. Open it with every byte verified; if "
-                        "that passes, set index.kind: exact."
-                    )
-        proposed = [np.sort(candidates) for candidates in found]
-    for i, candidates in enumerate(proposed):
-        exact = score(asked[i], candidates)
-        chosen = best(exact, candidates, k)
-        rows[i], scores[i] = candidates[chosen], exact[chosen]
-    return Found(rows, scores)
+        for i, query in enumerate(asked):
+            rows[i], scores[i], _ = _decided(score, query, allowed.rows, k)
+        return Found(rows, scores)
+    effort = Effort(cells if allowed.narrow else probes, count)
+    # What the user set stays as it is.
+    most = Effort(
+        cells if settings[0] is None else effort.probes,
+        max(count, allowed.count // ROWS_SHARE) if settings[1] is None else count,
+    )
+    margin = dial_for(index.measured, end, k).margin if index.measured is not None else None
+    pending = np.arange(len(asked))
+    while True:
+        late = np.zeros(len(pending), dtype=bool)
+        proposed = _proposed(index, asked[pending], effort, spread, k, allowed)
+        for place, i in enumerate(pending):
+            rows[i], scores[i], places = _decided(score, asked[i], proposed[place], k)
+            late[place] = came_late(places, effort.candidates)
+        near = np.zeros(len(pending), dtype=bool)
+        if margin is not None and effort.probes < most.probes:
+            near = distance_to_unread(index, asked[pending], scores[pending, -1], effort.probes, spread) < margin
+        further, pending = effort.more(most), pending[near | late]
+        if not pending.size:
+            return Found(rows, scores)
+        if further == effort:
+            _warn(len(pending), len(asked), k, end, effort)
+            return Found(rows, scores)
+        effort = further
+
+
+def _warn(doubtful: int, asked: int, k: int, end: End, effort: Effort) -> None:
+    """Say that an answer may lack rows, and what finds them."""
+    log.warning(
+        "Of %d of %d queries many of the %d %s scores came late among the %d candidates that the index proposed, so "
+        "others may be missing: its recall isn't reached for them. Add --where 'row >= 0', which scans all rows, or "
+        "set index.kind: exact.",
+        *(doubtful, asked, k, end, effort.candidates),
+    )
+
+
+def _proposed(
+    index: ApproximateIndex, asked: NDArray[np.float64], effort: Effort, spread: float, k: int, allowed: Allowed
+) -> list[NDArray[np.int64]]:
+    """Return each query's candidates, best codes first, at least k of them."""
+    found = propose(index, asked, effort.probes, effort.candidates, spread, allowed)
+    # Too few rows in the cells that were read: read them all.
+    short = [i for i, candidates in enumerate(found) if candidates.size < k]
+    if short:
+        again = propose(index, asked[short], index.trained.plan.cells, effort.candidates, spread, allowed)
+        for i, candidates in zip(short, again, strict=True):
+            found[i] = candidates
+            if candidates.size < k:
+                raise IndexCorrupt(
+                    f"The index finds {candidates.size} rows where {k} were wanted, with all its lists read: the "
+                    "files were altered, or rows are too long for its codes. Open it with every byte verified; if "
+                    "that passes, set index.kind: exact."
+                )
+    return found
+
+
+def _decided(
+    score: Score, query: NDArray[np.float64], candidates: NDArray[np.int64], k: int
+) -> tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.intp]]:
+    """Return the best k of some candidates by their true scores: rows, scores, and their places among these."""
+    order = np.argsort(candidates)
+    ascending = candidates[order]
+    exact = score(query, ascending)
+    chosen = best(exact, ascending, k)
+    return ascending[chosen], exact[chosen], order[chosen]
+
+
+def distance_to_unread(
+    index: ApproximateIndex, asked: NDArray[np.float64], last: NDArray[np.floating], probes: int, spread: float
+) -> NDArray[np.float64]:
+    """Return `doubt.unread_distance` of queries, negated for the smallest scores, [m]."""
+    unit, lengths = _directions(asked)
+    return unread_distance(index.trained.cells, index.trained.reduce(unit), lengths, last, probes, spread)
+
+
+def _directions(asked: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return queries at length 1, [m, D], and their lengths, [m]: the smallest would be lost in float32."""
+    lengths = np.linalg.norm(asked, axis=1)
+    return np.divide(asked, lengths[:, None], out=np.zeros_like(asked), where=lengths[:, None] > 0), lengths
 
 
 def propose(
@@ -161,10 +226,8 @@ def propose(
     proposed: list[NDArray[np.int64]] = []
     for first in range(0, len(asked), BATCH):
         part = asked[first : first + BATCH]
-        # Lengths don't change which rows come first, and the smallest of queries would be lost in float32.
-        long = np.linalg.norm(part, axis=1, keepdims=True)
-        unit = np.divide(part, long, out=np.zeros_like(part), where=long > 0)
-        reduced = index.trained.reduce(unit)
+        # Lengths don't change which rows come first.
+        reduced = index.trained.reduce(_directions(part)[0])
         cells, products = index.trained.cells.order(reduced, spread)
         cells, products = np.ascontiguousarray(cells[:, :probes]), np.ascontiguousarray(products[:, :probes])
         bits = TURNED_BITS if index.trained.plan.turned else QUERY_BITS

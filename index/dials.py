@@ -17,7 +17,10 @@ class Dial(BaseModel):
         depth: The k it was measured for.
         probes: Cells read.
         candidates: Rows proposed; the stored rows decide among them.
-        recall: Share of the true best `depth` rows among the candidates, on the measured queries.
+        recall: Share of the true best `depth` rows among the candidates, on the measured questions of the kind that
+            finds least.
+        margin: Deviations of its rows that the nearest unread cell stays below the last score found; a search that
+            finds one nearer reads more cells. None where every cell is read.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -27,6 +30,7 @@ class Dial(BaseModel):
     probes: int
     candidates: int
     recall: float
+    margin: float | None = None
 
 
 class CurvePoint(BaseModel):
@@ -48,7 +52,7 @@ class Measured(BaseModel):
     Attributes:
         target: The recall that was wanted.
         reached: Whether every dial reaches it.
-        queries: How many rows were asked as queries; each is left out of its own answer.
+        queries: How many questions were asked; see `questions`.
         spread: Of `Cells.order`.
         dials: Chosen, one an end and depth.
         curve: Everything that was measured on the way.
@@ -62,6 +66,12 @@ class Measured(BaseModel):
     spread: float
     dials: tuple[Dial, ...]
     curve: tuple[CurvePoint, ...]
+
+
+def dial_for(measured: Measured, end: End, k: int) -> Dial:
+    """Return the dial of the least depth that reaches k, or the deepest."""
+    dials = sorted((dial for dial in measured.dials if dial.end == end), key=lambda dial: dial.depth)
+    return next((dial for dial in dials if dial.depth >= k), dials[-1])
 
 
 def dialled(
@@ -94,8 +104,7 @@ def dialled(
                 "again, which measures it, or set both index.probes and index.candidates."
             )
         return min(cells, probes), candidates, 1.0
-    dials = sorted((dial for dial in measured.dials if dial.end == end), key=lambda dial: dial.depth)
-    dial = next((dial for dial in dials if dial.depth >= k), dials[-1])
+    dial = dial_for(measured, end, k)
     times = max(1.0, k / dial.depth)
     return (
         min(cells, probes if probes is not None else round(dial.probes * times)),

@@ -1,8 +1,10 @@
 """Measure how much of the truth an approximate index proposes, and set the search by it.
 
-Queries are rows of the data, each left out of its own answer: rows resemble rows more than a user's question does, but
-they are what is there when an index is built. The truth is theirs by an exact search. Two things are chosen for each
-end of the ranking and each depth: how many cells are read, and how many candidates are proposed.
+Questions are rows of the data, rows negated and differences of rows, each row left out of its own answers: they
+resemble rows more than a user's question does, but they are what is there when an index is built. The truth is theirs
+by an exact search. Two things are chosen for each end of the ranking and each depth, so that the questions of every
+kind find enough: how many cells are read, and how many candidates are proposed. A third follows from them: how far the
+cells that aren't read stay below what is found, by which a search knows a question that is unlike these.
 """
 
 import logging
@@ -11,12 +13,13 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from index.approximate import ApproximateIndex, propose
+from index.approximate import ApproximateIndex, distance_to_unread, propose
 from index.dials import CurvePoint, Dial, End, Measured
 from index.exact import SLICE_BYTES
-from index.neighbours import Neighbours
+from index.neighbours import Found, Neighbours
+from index.questions import Questions
 from index.rerank import Fetch
-from index.train import SEED, lists_of
+from index.train import lists_of
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +38,12 @@ FURTHER = (150, 200, 300, 500, 700, 1000)
 SHARE = 1 / 16
 """Of the rows: more candidates cost more than they save."""
 
+OWN = 2
+"""Rows that a question is made of, at most."""
+
+MARGIN_SHARE = 0.05
+"""Of the measured questions: those that lie as near to unread cells as a question which more cells are read for."""
+
 DOUBT = 2.0
 """Standard errors that a dial's recall has to be above the target: queries that weren't measured must reach it too."""
 
@@ -42,21 +51,15 @@ COVERED = 0.7
 """How far above the target, of the way to 1, cells are read: the rest of the misses is left to the codes."""
 
 
-def query_rows(rows: int, count: int = 200) -> NDArray[np.int64]:
-    """Return which rows to ask as queries, ascending, each once, int64 [min(count, rows)]."""
-    random = np.random.Generator(np.random.Philox(key=SEED + 1))
-    return np.sort(random.choice(rows, min(count, rows), replace=False)).astype(np.int64)
-
-
 def truth_depth(rows: int) -> int:
-    """Return the k that the exact search of the queries needs: the deepest, and the query itself."""
-    return min(rows, max(DEPTHS) + 1)
+    """Return the k that the exact search of the questions needs: the deepest, and the rows that one is made of."""
+    return min(rows, max(DEPTHS) + OWN)
 
 
 def measure_recall(
     index: ApproximateIndex,
     queries: NDArray[np.floating],
-    own: NDArray[np.int64],
+    own: Questions,
     truth: Neighbours,
     fetch: Fetch,
     target: float,
@@ -69,31 +72,32 @@ def measure_recall(
 
     Args:
         index: All of it, merged or not.
-        queries: The vectors of some rows, [m, D]; `query_rows` names them.
-        own: Their rows, [m].
+        queries: [m, D].
+        own: The rows that they are made of.
         truth: Of an exact search for the queries with k = `truth_depth`.
         fetch: Gives rows' vectors.
         target: Share of the true rows to be found.
         last: Whether this index is the last to be tried; a warning is logged if it finds less.
     """
     asked = np.asarray(queries, dtype=np.float64)
+    sides = {"largest": _without(truth.largest, own), "smallest": _without(truth.smallest, own)}
     ends: list[tuple[End, NDArray[np.float64], NDArray[np.int64]]] = [
-        ("largest", asked, _without(truth.largest.rows, own)),
-        ("smallest", -asked, _without(truth.smallest.rows, own)),
+        ("largest", asked, sides["largest"].rows),
+        ("smallest", -asked, sides["smallest"].rows),
     ]
     depths = sorted({min(depth, ends[0][2].shape[1]) for depth in DEPTHS} - {0}) if len(asked) else []
     if not depths:
         return Measured(target=target, reached=True, queries=0, spread=1.0, dials=_everything(index), curve=())
     ranks = _ranks(index, ends, fetch)
-    spread = min(SPREADS, key=lambda each: _cost(index, ranks[each], depths, target))
+    spread = min(SPREADS, key=lambda each: _cost(index, ranks[each], own, depths, target))
     dials, curve = [], []
     for number, (end, signed, true) in enumerate(ends):
         for depth in depths:
-            within = np.sort(ranks[spread][number][:, :depth].ravel())
             enough = target + COVERED * (1 - target)
-            probes = int(within[min(within.size - 1, int(np.ceil(enough * within.size)) - 1)]) + 1
-            dial, points = _candidates(index, end, signed, own, true[:, :depth], probes, spread, target)
-            dials.append(dial)
+            reached_by = [_cells_for(ranks[spread][number][kind, :depth], enough) for kind in own.kinds]
+            dial, points = _candidates(index, end, signed, own, true[:, :depth], max(reached_by), spread, target)
+            least = sides[end].scores[:, depth - 1] * (1 if end == "largest" else -1)
+            dials.append(dial.model_copy(update={"margin": _margin(index, signed, least, dial.probes, spread)}))
             curve += points
     reached = all(dial.recall >= target for dial in dials)
     if not reached and last:
@@ -118,13 +122,40 @@ def _everything(index: ApproximateIndex) -> tuple[Dial, ...]:
     return tuple(Dial(end=end, depth=rows, probes=cells, candidates=rows, recall=1.0) for end in ends)
 
 
-def _without(rows: NDArray[np.int64], own: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Drop each query's own row, or else its last neighbour, so that every query keeps equally many."""
-    kept = []
-    for line, row in zip(rows, own, strict=True):
-        others = line[line != row]
-        kept.append(others[: max(0, rows.shape[1] - 1)])
-    return np.array(kept, dtype=np.int64).reshape(len(rows), -1)
+def _without(found: Found, own: Questions) -> Found:
+    """Drop the rows that each question is made of, or else its last neighbours, so that all have equally many."""
+    count = max(0, found.rows.shape[1] - OWN)
+    rows = np.empty((len(own), count), np.int64)
+    scores = np.empty((len(own), count), np.float32)
+    for question, line in enumerate(found.rows):
+        places = np.flatnonzero(np.isin(line, own.others(question, line)))[:count]
+        rows[question], scores[question] = line[places], found.scores[question, places]
+    return Found(rows, scores)
+
+
+def _cells_for(ranks: NDArray[np.int64], enough: float) -> int:
+    """Return how many cells hold a share of the true rows, whose cells come after so many others, [m, depth]."""
+    within = np.sort(ranks.ravel())
+    return int(within[min(within.size - 1, int(np.ceil(enough * within.size)) - 1)]) + 1
+
+
+def _margin(
+    index: ApproximateIndex, signed: NDArray[np.float64], last: NDArray[np.float32], probes: int, spread: float
+) -> float | None:
+    """Return how many deviations of its rows the nearest unread cell stays below the last score, of most questions.
+
+    Args:
+        index: As measured.
+        signed: Questions, negated for the smallest scores, [m, D].
+        last: Each question's least true score of the depth, with the sign of `signed`, [m].
+        probes: Cells that are read.
+        spread: Of `Cells.order`.
+
+    Returns:
+        All but `MARGIN_SHARE` of the questions are further away; None where every cell is read.
+    """
+    distances = distance_to_unread(index, signed, last, probes, spread)
+    return None if np.isinf(distances).all() else float(np.quantile(distances, MARGIN_SHARE, method="lower"))
 
 
 def _ranks(
@@ -152,17 +183,23 @@ def _ranks(
     return found
 
 
-def _cost(index: ApproximateIndex, ranks: list[NDArray[np.int64]], depths: list[int], target: float) -> float:
+def _cost(
+    index: ApproximateIndex, ranks: list[NDArray[np.int64]], own: Questions, depths: list[int], target: float
+) -> float:
     """Return the cells to be read at both ends and all depths for a coverage a little above the target."""
     enough = target + COVERED * (1 - target)
-    return sum(float(np.quantile(places[:, :depth], enough)) for places in ranks for depth in depths)
+    return sum(
+        max(float(np.quantile(places[kind, :depth], enough)) for kind in own.kinds)
+        for places in ranks
+        for depth in depths
+    )
 
 
 def _candidates(
     index: ApproximateIndex,
     end: End,
     signed: NDArray[np.float64],
-    own: NDArray[np.int64],
+    own: Questions,
     true: NDArray[np.int64],
     probes: int,
     spread: float,
@@ -170,17 +207,17 @@ def _candidates(
 ) -> tuple[Dial, list[CurvePoint]]:
     """Find the fewest candidates that reach the target, reading more cells where no number does."""
     depth, cells = true.shape[1], index.trained.plan.cells
-    counts = sorted({min(index.rows - 1, int(depth * factor)) for factor in FACTORS})
+    counts = sorted({max(1, min(index.rows - OWN, int(depth * factor))) for factor in FACTORS})
     further = [depth * factor for factor in FURTHER if depth * factor <= SHARE * index.rows]
     points: list[CurvePoint] = []
     while True:
-        proposed = propose(index, signed, probes, min(index.rows, counts[-1] + 1), spread)
+        proposed = propose(index, signed, probes, min(index.rows, counts[-1] + OWN), spread)
         hits = np.zeros((len(true), counts[-1]), dtype=np.float64)
         for i, rows in enumerate(proposed):
-            others = rows[rows != own[i]][: counts[-1]]
+            others = own.others(i, rows)[: counts[-1]]
             hits[i, : others.size] = np.isin(others, true[i])
         shares = hits.cumsum(axis=1) / depth
-        recalls, doubt = shares.mean(axis=0), DOUBT * shares.std(axis=0) / np.sqrt(len(shares))
+        recalls, surely = _of_the_worst_kind(shares, own)
         read = _share_read(index, signed, probes, spread)
         new = [
             CurvePoint(
@@ -189,18 +226,24 @@ def _candidates(
             for count in counts
         ]
         points += new
-        sure = [point for point in new if point.recall - doubt[point.candidates - 1] >= target]
+        sure = [point for point in new if surely[point.candidates - 1] >= target]
         if not sure and probes == cells and further:
             counts, further = [*counts, *further], []
             continue
         if sure or probes == cells:
             chosen = sure[0] if sure else new[-1]
-            # The query itself takes one of the places here, and none in a real search.
             return (
                 Dial(end=end, depth=depth, probes=probes, candidates=chosen.candidates, recall=chosen.recall),
                 points,
             )
         probes = min(cells, 2 * probes)
+
+
+def _of_the_worst_kind(shares: NDArray[np.float64], own: Questions) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return the recall of the kind of question that finds least, [counts], and the least that is beyond doubt."""
+    means = [shares[kind].mean(axis=0) for kind in own.kinds]
+    doubts = [DOUBT * shares[kind].std(axis=0) / np.sqrt(len(kind)) for kind in own.kinds]
+    return np.min(means, axis=0), np.min(np.subtract(means, doubts), axis=0)
 
 
 def _share_read(index: ApproximateIndex, signed: NDArray[np.float64], probes: int, spread: float) -> float:

@@ -27,7 +27,8 @@ from index.merge import merge_parts, open_index, record_measured, remove_index
 from index.neighbours import Found, Neighbours, merge_neighbours
 from index.parts import build_part, load_trained, part_ranges, read_part, save_trained
 from index.persist import RECORD, VECTORS
-from index.recall import measure_recall, query_rows, truth_depth
+from index.questions import questions
+from index.recall import measure_recall, truth_depth
 from index.settings import IndexSettings
 from index.train import sample_rows, train
 from influence.errors import InfluenceError
@@ -235,8 +236,8 @@ def run_truth(task: IndexTask) -> Neighbours:
 
 
 def _queries(store: Store, comparison: Any) -> np.ndarray:
-    """Return some rows as queries of the recipe, [m, D] float32."""
-    gradients = torch.from_numpy(store.vectors(query_rows(store.rows)))
+    """Return the questions of `index.questions` as queries of the recipe, [m, D] float32."""
+    gradients = torch.from_numpy(questions(store.rows).vectors(store.vectors))
     return comparison.query_vectors(gradients).numpy()
 
 
@@ -245,7 +246,7 @@ def _measure(task: IndexTask, truth: Neighbours, *, last: bool) -> Measured:
     store, manifest = Store(task.run_dir), Manifest.load(task.run_dir)
     comparison = load_comparison(task.run_dir, manifest, task.recipe)
     opened = open_index(task.folder, task.fingerprint, verify="size")
-    own, asked = query_rows(store.rows), _queries(store, comparison)
+    own, asked = questions(store.rows), _queries(store, comparison)
     found = measure_recall(
         opened, asked, own, truth, lambda rows: compared_rows(store, comparison, rows), task.settings.recall, last=last
     )
@@ -261,7 +262,7 @@ def told(measured: Measured) -> str:
         "candidates"
         for dial in dials
     ]
-    return f"Measured on {measured.queries} rows asked as queries, it finds {', '.join(said)}."
+    return f"Measured on {measured.queries} questions (rows, rows negated, contrasts), it finds {', '.join(said)}."
 
 
 @contextmanager

@@ -18,7 +18,8 @@ from index.exact import checked_slices, exact_search_scores
 from index.factory import IndexPlan, load_faiss
 from index.gemm.dots import row_dots
 from index.parts import part_ranges
-from index.recall import query_rows, truth_depth
+from index.questions import questions
+from index.recall import truth_depth
 from index.reduction import Sketch
 from index.train import SEED, train
 from influence.axes import ModuleColumns
@@ -75,7 +76,7 @@ def index_work(
         width = plan.width
         assigned = 2 * share * plan.cells * width / rate
         matrix = 2 * plan.reduced * width / rate if plan.has_matrix else 0.0
-        asked = len(query_rows(rows))
+        asked = len(questions(rows))
         scanned = _scanned(codec, encoded, directions[:asked], recipe, count, asked) + (
             compared if recipe.halved else 0
         )

@@ -15,6 +15,7 @@ from index.exact import exact_search
 from index.merge import merge_parts, open_index, open_parts, read_approximate, record_measured
 from index.parts import build_part, load_trained, part_ranges, read_part
 from index.persist import read_record
+from index.questions import questions
 from index.recall import measure_recall
 from index.rerank import scored_by
 from tests.index.gradient_rows import blocks_of, built_parts, gradients, merged, planned
@@ -270,9 +271,10 @@ def test_a_full_disk_leaves_no_part_and_says_that_the_same_command_goes_on(tmp_p
 
 def test_what_was_measured_is_kept_in_the_record_and_read_back(standing):
     index = open_index(standing, "f")
-    own = np.arange(0, 600, 60)
-    truth = exact_search(ROWS[own], blocks_of(ROWS), 101)
-    measured = measure_recall(index, ROWS[own], own, truth, lambda rows: ROWS[rows], 0.9)
+    own = questions(len(ROWS), 12)
+    asked = own.vectors(lambda rows: ROWS[rows])
+    truth = exact_search(asked, blocks_of(ROWS), 102)
+    measured = measure_recall(index, asked, own, truth, lambda rows: ROWS[rows], 0.9)
     record_measured(standing, measured)
     assert open_index(standing, "f").measured == measured
 

@@ -6,7 +6,8 @@ import pytest
 from index.approximate import search
 from index.exact import exact_search
 from index.merge import open_index, record_measured
-from index.recall import measure_recall, query_rows, truth_depth
+from index.questions import NONE, questions
+from index.recall import measure_recall, truth_depth
 from index.rerank import scored_by
 from tests.index.gradient_rows import blocks_of, gradients, merged
 
@@ -15,9 +16,10 @@ ROWS = gradients(3000, 32)
 
 
 def measure(index, rows, target, count=60):
-    own = query_rows(len(rows), count)
-    truth = exact_search(rows[own], blocks_of(rows), truth_depth(len(rows)))
-    return measure_recall(index, rows[own], own, truth, lambda which: rows[which], target)
+    own = questions(len(rows), count)
+    asked = own.vectors(lambda which: rows[which])
+    truth = exact_search(asked, blocks_of(rows), truth_depth(len(rows)))
+    return measure_recall(index, asked, own, truth, lambda which: rows[which], target)
 
 
 @pytest.fixture(scope="module")
@@ -76,13 +78,14 @@ def test_a_target_out_of_reach_is_recorded_and_warned_of(tmp_path, caplog):
     index = merged(tmp_path, rows, kind="factory", factory="RR64,IVF4,RaBitQ", reduce=None)
     index = type(index)(index.trained, index.parts, index.ranges, None)
     with caplog.at_level(logging.WARNING):
-        own = query_rows(3000, 20)
-        truth = exact_search(rows[own], blocks_of(rows), 101)
+        own = questions(3000, 18)
+        asked = own.vectors(lambda which: rows[which])
+        truth = exact_search(asked, blocks_of(rows), 102)
         far = np.flatnonzero(np.ones(3000))
         wrong = type(truth)(
-            type(truth.largest)(far[None, -101:].repeat(20, 0), truth.largest.scores), truth.smallest
+            type(truth.largest)(far[None, -102:].repeat(18, 0), truth.largest.scores), truth.smallest
         )  # a truth that has nothing to do with the rows
-        measured = measure_recall(index, rows[own], own, wrong, lambda which: rows[which], 0.99)
+        measured = measure_recall(index, asked, own, wrong, lambda which: rows[which], 0.99)
     assert not measured.reached
     assert "were wanted, with every cell read" in caplog.text
 
@@ -91,7 +94,7 @@ def test_a_query_is_left_out_of_its_own_answer(tmp_path):
     rows = np.eye(40, dtype="f4") * 3
     index = merged(tmp_path, rows, kind="sq8")
     measured = measure(index, rows, 0.5, count=40)
-    assert max(dial.depth for dial in measured.dials) == 39
+    assert max(dial.depth for dial in measured.dials) == 38
 
 
 def test_data_too_small_to_measure_is_read_whole(tmp_path):
@@ -100,8 +103,43 @@ def test_data_too_small_to_measure_is_read_whole(tmp_path):
     assert {(dial.probes, dial.recall) for dial in measured.dials} == {(1, 1.0)}
 
 
-def test_query_rows_are_distinct_and_the_same_every_time():
-    rows = query_rows(1000, 50)
-    assert np.unique(rows).size == 50
-    np.testing.assert_array_equal(rows, query_rows(1000, 50))
-    assert query_rows(3, 50).tolist() == [0, 1, 2]
+def test_questions_are_rows_rows_negated_and_differences_of_two_and_the_same_every_time():
+    rows, asked = np.arange(8000.0).reshape(1000, 8), questions(1000, 60)
+    found = asked.vectors(lambda which: rows[which])
+    plain, negated, contrasts = asked.kinds
+    np.testing.assert_array_equal(found[plain], rows[asked.rows[plain]])
+    np.testing.assert_array_equal(found[negated], -rows[asked.rows[negated]])
+    np.testing.assert_array_equal(found[contrasts], rows[asked.rows[contrasts]] - rows[asked.against[contrasts]])
+    assert all(np.unique(asked.rows[kind]).size == 20 for kind in asked.kinds)
+    assert (asked.rows != asked.against).all()
+    for name in ("rows", "against", "signs"):
+        np.testing.assert_array_equal(getattr(asked, name), getattr(questions(1000, 60), name))
+
+
+@pytest.mark.parametrize(("rows", "kinds"), [(0, 0), (1, 2), (2, 3), (5, 3)])
+def test_few_rows_make_few_questions(rows, kinds):
+    asked = questions(rows, 60)
+    assert len(asked.kinds) == kinds
+    assert all(len(kind) == rows for kind in asked.kinds)
+    assert ((asked.against < rows) & (asked.against >= NONE)).all()
+
+
+def positive(count, seed):
+    """Rows of positive entries: they share a mean, and one negated has a negative product with each of them."""
+    return np.abs(gradients(count, 32, seed))
+
+
+@pytest.mark.parametrize("kind", ["ivf_rabitq2", "ivf_sq4"])
+def test_questions_unlike_the_rows_find_what_the_record_promises(tmp_path, kind):
+    rows = positive(4000, 0)
+    index = merged(tmp_path, rows, kind=kind)
+    measured = measure(index, rows, 0.95, count=120)
+    record_measured(tmp_path, measured)
+    index, fresh, other = open_index(tmp_path, "f"), positive(40, 5), positive(40, 6)
+    random = np.random.default_rng(1).standard_normal((40, 32))
+    for asked in (fresh, -fresh, fresh - other, random, -np.abs(random)):
+        found = search(index, asked, 10, scored_by(lambda which: rows[which]))
+        true = exact_search(asked, blocks_of(rows), 10)
+        for end in ("largest", "smallest"):
+            pairs = zip(getattr(found, end).rows, getattr(true, end).rows, strict=True)
+            assert np.mean([np.isin(right, got).mean() for got, right in pairs]) > 0.93
