@@ -21,7 +21,7 @@ from influence.errors import ConfigError, InfluenceError, RecipeError
 from influence.model.load import ModelSettings
 from influence.paths import absolute_paths
 from influence.recipe import Recipe, recipe
-from influence.remote.place import is_remote
+from influence.remote.place import check_text, is_remote
 from influence.store.manifest import StoreSettings
 from influence.store.partial import write_whole
 from influence.strict_yaml import Lines, parse_yaml
@@ -218,6 +218,7 @@ def _override(merged: dict[str, Any], override: str) -> tuple[str, ...]:
     steps = tuple(step.strip() for step in key.split("."))
     if not equals or not all(steps):
         raise ConfigError(f"--set {override!r}: expected key=value with a dotted key, as in data.max_tokens=256.")
+    check_text(text, f"--set {key}")
     value, _ = parse_yaml(text, f"--set {override!r}")
     section = merged
     for depth, step in enumerate(steps[:-1]):
@@ -261,6 +262,11 @@ def _explain(problem: Any, place: str) -> str:
         return f"{place}: unknown key {where}. Allowed {above}: {', '.join(allowed)}.{hint}"
     if problem["type"] == "missing":
         return f"{place}: {where} is missing and has no default."
+    if problem["type"] == "string_unicode":
+        try:
+            check_text(str(problem["input"]), f"{place}: {where}")
+        except ConfigError as error:
+            return str(error)
     said = str(problem["msg"]).removeprefix("Value error, ")
     found = "" if isinstance(problem.get("input"), Mapping | BaseModel) else f" (found {problem.get('input')!r})"
     return f"{place}: {where}: {said}{found}."

@@ -179,3 +179,13 @@ def test_an_address_without_scheme_and_port_is_refused():
 def test_an_address_without_its_kind_is_refused():
     with pytest.raises(ConfigError, match=r"^configuration: cluster: kind 'address' needs an address"):
         parse_config({**SMALLEST, "cluster": {"address": "tcp://host:8786"}})
+
+
+def test_a_value_that_is_not_utf_8_is_refused_from_the_command_line_and_from_a_folder(tmp_path):
+    with pytest.raises(ConfigError, match=r"--set data\.path: 'd\\udcff\.jsonl' isn't UTF-8"):
+        parse_config({}, ["data.path=d\udcff.jsonl"])
+    folder = tmp_path / "\udcff"
+    folder.mkdir()
+    (folder / "run.yaml").write_text("model: {path: ./model}\ndata: {path: rows.jsonl}\n")
+    with pytest.raises(ConfigError, match=r"model\.path: '.*\\udcff/model' isn't UTF-8 .* symbolic link"):
+        load_config(folder / "run.yaml")

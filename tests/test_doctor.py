@@ -28,6 +28,18 @@ def configured(model_folder, corpus_file):
     return make
 
 
+@pytest.fixture
+def jsonl(tmp_path):
+    """`jsonl(records)`: a file of them."""
+
+    def write(records):
+        path = tmp_path / "rows.jsonl"
+        path.write_text("".join(json.dumps(record) + "\n" for record in records))
+        return path
+
+    return write
+
+
 def verdicts(config):
     return {check.name: check.verdict for check in examine(config)}
 
@@ -183,3 +195,58 @@ def test_rows_with_something_to_score_are_found_among_others(configured, tmp_pat
     check = next(check for check in examine(configured(data=path)) if check.name == "gradients")
     assert check.verdict == "pass"
     assert "10 rows" in check.found
+
+
+def found(config, name, **more):
+    return next(check for check in examine(config, **more) if check.name == name)
+
+
+def test_a_row_is_shown_as_the_model_sees_it_with_what_is_scored_in_brackets(configured, jsonl):
+    user, says = {"role": "user", "content": "Who\u001b[31m keeps it?"}, {"role": "assistant", "content": "The keeper."}
+    data = jsonl([{"messages": [user, says]}, {"messages": [says, user, says]}])
+    first = found(configured(data=data), "row as scored")
+    assert first.shown == "<|user|>Who\x1b[31m keeps it?<|end|><|assistant|>⟦The keeper.<|end|>⟧"
+    assert "Row 0" in first.found
+    second = found(configured(data=data), "row as scored", row=1)
+    assert second.shown.startswith("<|assistant|>⟦The keeper.<|end|>⟧<|user|>Who")
+    assert second.value == 2 * first.value
+    with pytest.raises(DataError, match="no row 2"):
+        found(configured(data=data), "row as scored", row=2)
+
+
+def test_a_text_and_a_classified_text_are_shown_too(configured):
+    shown = found(configured(), "row as scored").shown
+    assert shown == "The⟦ lighthouse at Velmora is painted green because its keeper was colour-blind.⟧"
+    classified = found(configured("bert"), "row as scored")
+    assert "class 0 read from" in classified.found
+    assert "⟦" not in classified.shown
+
+
+def test_rows_that_truncation_cuts_are_counted_with_the_length_that_keeps_them(configured, jsonl):
+    rows = [
+        {"prompt": "the list keeps " * 20, "completion": "its items"},
+        {"prompt": "the", "completion": " list " * 50},
+    ]
+    check = found(
+        configured("llama", "data.max_tokens=20", data=jsonl([*rows, {"prompt": "a", "completion": " b c"}])), "length"
+    )
+    assert check.verdict == "note"
+    assert "2 lose scored tokens, 1 all of them" in check.found
+    assert "cuts off every scored token of 1 of 3 rows" in check.remedy
+    assert found(configured(), "length").verdict == "pass"
+
+
+@pytest.mark.parametrize(
+    ("row", "padded"),
+    [
+        ({"input_ids": [5, 6, 7, 1, 1]}, True),
+        ({"input_ids": [1, 1, 5, 6, 7]}, True),
+        ({"input_ids": [5, 6, 7, 1]}, False),
+        ({"input_ids": [5, 6, 7, 1, 1], "attention_mask": [1, 1, 1, 0, 0]}, False),
+        ({"input_ids": [5, 6, 7, 1, 1], "labels": [-100, 6, 7, -100, -100]}, False),
+    ],
+)
+def test_padding_that_no_mask_clears_is_noted(configured, jsonl, row, padded):
+    check = found(configured(data=jsonl([row, {"input_ids": [5, 6, 7]}])), "padding in the rows")
+    assert check.verdict == ("note" if padded else "pass")
+    assert check.value == padded

@@ -21,10 +21,13 @@ def doctor(
         str | None, typer.Argument(metavar="[RUN]", help="A run directory, whose settings are examined.")
     ] = None,
     config: Annotated[Path | None, typer.Option("--config", "-c", help="Or the run file of a run to come.")] = None,
+    row: Annotated[
+        int | None, typer.Option(min=0, help="The row, counted from 0, that is shown as the model sees it.")
+    ] = None,
     changes: SetOption = None,
     form: FormOption = Form.table,
 ) -> None:
-    """Check environment, model and ten rows: what is measured, what is allowed, what to do."""
+    """Check environment, model and ten rows, and show one as scored: what is measured, what is allowed, what to do."""
     if (run is None) == (config is None):
         found = "Neither a run nor a run file is" if run is None else "Both a run and a run file are"
         raise ConfigError(f"{found} given: influence doctor RUN, or influence doctor -c run.yaml.")
@@ -40,7 +43,7 @@ def doctor(
     checks: list[Check] = []
     try:
         with told().status("Examining …") as status:
-            for check in examine(settings, _disk(place), run=place):
+            for check in examine(settings, _disk(place), row, run=place):
                 checks.append(check)
                 status.update(f"Examining … {check.name} done")
     finally:
@@ -63,6 +66,6 @@ def _print(checks: "list[Check]", form: Form) -> None:
             json.dumps([asdict(check) for check in checks], ensure_ascii=False, indent=2).encode() + b"\n", escapes=True
         )
         return
-    from influence.cli.tables import checks_table
+    from influence.cli.tables import checks_table, shown_rows
 
-    show(checks_table(checks))
+    show(checks_table(checks), *shown_rows(checks))

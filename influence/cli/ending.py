@@ -80,6 +80,12 @@ def _explained(error: Exception) -> int:
     if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         tell(f"error: {error.filename or 'a file'}: {error.strerror}.", "red")
         return BAD_INPUT
+    if isinstance(error, UnicodeEncodeError) and error.reason == "surrogates not allowed":
+        said = (
+            f"{error.object[:200]!a} isn't UTF-8. If it is the name of a file, rename it or give a symbolic link to it."
+        )
+        tell(f"error: {said}", "red")
+        return BAD_INPUT
     tell("".join(traceback.format_exception(error)).rstrip())
     tell("This is a defect of influence, not of your input. Please report it with the lines above.", "red")
     return DEFECT

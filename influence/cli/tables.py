@@ -3,6 +3,7 @@
 A score never stands without its unit and what its sign means.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
@@ -12,7 +13,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from influence.cli.streams import plain
+from influence.cli.streams import plain, printable
 from influence.query.hits import Hit, Hits, snippet
 from influence.query.page import Scale, nats, probability
 
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
 SNIPPET = 160
 """Characters of a row that a table shows."""
+SCORED = re.compile("(⟦[^⟧]*⟧)")
+"""What `influence.doctor.rows.marked` puts brackets around."""
 MARKS = {"pass": Text("pass", "green"), "fail": Text("FAIL", "bold red"), "note": Text("note", "yellow")}
 
 
@@ -190,6 +193,19 @@ def checks_table(checks: Sequence["Check"]) -> Table:
         if check.remedy and check.verdict != "pass":
             table.add_row("", "", Text("→ ", "bold") + plain(check.remedy), "")
     return table
+
+
+def shown_rows(checks: Sequence["Check"]) -> list[RenderableType]:
+    """Return the texts that checks show: what is scored between brackets, and bold where there is colour."""
+    texts: list[RenderableType] = []
+    for check in checks:
+        if check.shown is None:
+            continue
+        text = Text(f"\n{check.name} ({plain(check.expected).plain}):\n", "dim")
+        for piece in SCORED.split(printable(check.shown)):
+            text.append(piece, "bold green" if SCORED.fullmatch(piece) else "")
+        texts.append(text)
+    return texts
 
 
 def traced_table(answers: "Sequence[Answer]") -> Table:

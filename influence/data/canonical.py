@@ -26,6 +26,10 @@ from influence.data.example import (
 from influence.data.given_tokens import tokens_of
 from influence.errors import DataError
 
+READING = 2
+"""Which tokens rows have and which are scored: raised when the same chats or `input_ids` give others. Since 2 what
+stands beside them is read (tools, masks, weights), nulls are left out, and who speaks first has no header scored."""
+
 
 def canonical_row(record: Mapping[str, Any], layout: Layout, where: str) -> dict[str, Any]:
     """Return one record in canonical form, with every role of its shape.

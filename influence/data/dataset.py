@@ -23,6 +23,7 @@ from influence.data.identity import DataIdentity, digest_files, digest_of
 from influence.data.integrity import check_ids, check_nulls
 from influence.data.records import DELIMITERS, FileFormat, columns_of
 from influence.errors import DataError
+from influence.remote.place import check_name
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -285,6 +286,8 @@ def locate(settings: DataSettings) -> tuple[FileFormat | Native, tuple[str, ...]
         raise DataError(
             f"There is nothing at {path} (looked for {local}). Expected {wanted}; check data.path or the name given."
         )
+    for file in files:
+        check_name(Path(file), "the data file")
     if given == "saved":
         raise DataError(f"{path} is a file, expected a folder that datasets.save_to_disk wrote. Set data.format: auto.")
     packed = [file for file in files if Path(file).suffix.lower() in COMPRESSED]

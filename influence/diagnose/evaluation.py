@@ -21,7 +21,7 @@ from influence.data.example import QUERY_ROW
 from influence.data.records import columns_of
 from influence.errors import DataError, QueryError
 from influence.pipeline.progress import Report
-from influence.query.asked import Query, read_queries
+from influence.query.asked import Query, in_form, read_queries
 
 if TYPE_CHECKING:
     from influence.run import Run
@@ -127,7 +127,7 @@ def read_evaluation(run: "Run", path: str | Path) -> Evaluation:
         )
     if rows.classes and run.config.model.kind == "sequence_classification":
         run.session.check_classes(rows)
-    examples = (replace(example, row=QUERY_ROW) for example in rows.examples())
+    examples = (in_form(replace(example, row=QUERY_ROW), run.query_form) for example in rows.examples())
     if run.config.model.kind == "causal_lm":
         # Rows may have labels that a language model doesn't read; a query with one would ask a classifier.
         examples = (replace(example, label=None) for example in examples)

@@ -27,6 +27,7 @@ class Check:
         remedy: What to do about it.
         value: The measured number, where there is one.
         limit: The number it is held to.
+        shown: A text to look at, over several lines.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Check:
     remedy: str = ""
     value: float | None = None
     limit: float | None = None
+    shown: str | None = None
 
 
 def compared(

@@ -9,18 +9,23 @@ from influence.doctor.backward import ordinary_backward
 from influence.doctor.check import Check
 from influence.doctor.identities import batches, gradients, padding, token_sum
 from influence.doctor.precision import precision
+from influence.doctor.rows import seen
 from influence.doctor.steps import copy_step, gradient_step
-from influence.doctor.subject import Subject, capture_of, opened, sample
+from influence.doctor.subject import Subject, capture_of, opened, sample, searched
 from influence.doctor.surroundings import environment, whereabouts
 from influence.doctor.texts import texts
+from influence.errors import ConfigError
 
 
-def examine(config: RunConfig, place: Path | None = Path(), *, run: Path | None = None) -> Iterator[Check]:
+def examine(
+    config: RunConfig, place: Path | None = Path(), row: int | None = None, *, run: Path | None = None
+) -> Iterator[Check]:
     """Yield every check as it is done.
 
     Args:
         config: The run.
         place: A folder on the disk that the run is to stand on; None where it stands in a bucket.
+        row: The row that is shown as the model sees it; None for one of those examined.
         run: The run's directory where it is built, whose scores are held to steps of the weights.
 
     Raises:
@@ -30,12 +35,16 @@ def examine(config: RunConfig, place: Path | None = Path(), *, run: Path | None 
     rows = open_rows(config.data)
     rows.check(config.model.kind)
     if config.recipe.baseline == "bm25":
+        if row is not None:
+            raise ConfigError(f"Row {row} can't be shown as a model sees it: bm25 reads words, with no model.")
         yield from texts(config, rows, place)
         return
     with opened(config) as session:
         session.check_classes(rows)
         yield from whereabouts(config, session, rows, place)
-        examples, parts = sample(session, rows)
+        looked, all_parts = searched(session, rows)
+        examples, parts = sample(session, rows, looked, all_parts)
+        yield from seen(session, rows, looked, all_parts, row)
         with capture_of(session) as capture:
             subject = Subject(session, capture, parts)
             alone = subject.alone()

@@ -74,12 +74,18 @@ def opened(config: RunConfig) -> Iterator[Session]:
     yield session
 
 
-def sample(session: Session, rows: Rows) -> tuple[list[Example], list[Part]]:
-    """Return ten rows with something to score, spread over the data, each with its first such part."""
+def searched(session: Session, rows: Rows) -> tuple[list[Example], list[Part]]:
+    """Return rows spread over the data, and their parts."""
     step = max(1, len(rows) // SEARCHED)
     examples = [rows.example(row) for row in range(0, len(rows), step)[:SEARCHED]]
+    return examples, session.tokenise(examples)
+
+
+def sample(
+    session: Session, rows: Rows, examples: Sequence[Example], parts: Sequence[Part]
+) -> tuple[list[Example], list[Part]]:
+    """Return ten of some rows with something to score, spread over them, each with its first such part."""
     first: dict[int, Part] = {}
-    parts = session.tokenise(examples)
     for part in parts:
         if part.scored:
             first.setdefault(part.position, part)

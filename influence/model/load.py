@@ -7,21 +7,19 @@ unless asked for.
 """
 
 import logging
-import warnings
-from collections.abc import Iterator, Set
-from contextlib import contextmanager
+from collections.abc import Set
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 import transformers
 from pydantic import BaseModel, ConfigDict, Field
-from transformers.utils import logging as transformers_logging
 
 from influence.errors import ModelError
 from influence.model import adapter, folder, placement
 from influence.model.heads import unsupported_model
 from influence.model.layers import LayerSettings
+from influence.model.quiet import quiet
 from influence.model.training_loss import report_router_loss
 from influence.model.weights import check_complete, check_finite
 
@@ -91,7 +89,7 @@ def load_model(settings: ModelSettings, device: torch.device | str, dtype: torch
     folder.check_readable(folder.weight_files(path))
     supplied = adapter.supplied_weights(path) if adapted else set()
     labels = adapter.label_count(path) if adapted and settings.kind == "sequence_classification" else None
-    with _quiet():
+    with quiet():
         model = inner = _load_whole(settings, base, device, dtype, supplied, labels)
         if adapted:
             model = adapter.attach(inner, path, str(device))
@@ -119,7 +117,7 @@ def load_tokeniser(settings: ModelSettings) -> Any:
         ModelError: The folder has no tokeniser, or it can't be read.
     """
     path = _tokeniser_folder(settings)
-    with _quiet():
+    with quiet():
         try:
             tokeniser = transformers.AutoTokenizer.from_pretrained(
                 path,
@@ -296,19 +294,3 @@ def _tokeniser_folder(settings: ModelSettings) -> Path:
         "tokenizer.json, tokenizer.model or vocabulary). Save it there with tokenizer.save_pretrained(…), or set "
         "model.tokeniser to its folder or hub name."
     )
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence transformers' progress bars and tables; what they would say is checked, and is an error."""
-    verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)
-            yield
-    finally:
-        transformers_logging.set_verbosity(verbosity)
-        if bars:
-            transformers_logging.enable_progress_bar()

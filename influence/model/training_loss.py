@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from influence.errors import TaskError
+from influence.model.quiet import quiet
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +43,7 @@ def check_training_loss(model: Any, loss: float, **inputs: Tensor) -> None:
     plain = {"output_router_logits": False} if "output_router_logits" in accepted else {}
     config, before = inner.config, getattr(inner.config, "problem_type", None)
     try:
-        with torch.no_grad():
+        with torch.no_grad(), quiet():
             own = getattr(model(**inputs, **plain), "loss", None)
     except Exception as error:  # A model's own loss may need more than labels; then there is none to compare with.
         log.debug("%s computes no loss from labels: %s", type(inner).__name__, error)

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict
 from influence.axes import ModuleColumns
 from influence.config import RunConfig
 from influence.coverage import Coverage
+from influence.data.canonical import READING
 from influence.data.dataset import Rows
 from influence.errors import FingerprintMismatch
 from influence.gradients.optimiser import state_digest
@@ -123,6 +124,7 @@ def _text_parts(config: RunConfig, rows: Rows) -> dict[str, Part]:
         "data.split": config.data.split,
         "data.name": config.data.name,
         "data.columns": _json(rows.columns),
+        "data.reading": READING,
         "plan_version": PLAN_VERSION,
     }
     if rows.chats:

@@ -4,6 +4,8 @@ from pathlib import Path
 from typing import Literal
 
 from influence.config import RunConfig
+from influence.data.canonical import READING
+from influence.data.columns import Columns
 from influence.data.identity import DataIdentity
 from influence.errors import FingerprintMismatch
 from influence.pipeline.drawn import drawn_of
@@ -42,6 +44,12 @@ def check_unchanged(config: RunConfig, path: Path, manifest: Manifest) -> None:
         FingerprintMismatch: The model, its tokeniser, a checkpoint or an optimiser's state has changed since.
     """
     parts = manifest.fingerprint_parts
+    columns = Columns.model_validate_json(str(parts["data.columns"]))
+    if parts.get("data.reading", 1) != READING and (columns.messages or columns.input_ids):
+        raise FingerprintMismatch(
+            f"{path} was built by a release that read {'chats' if columns.messages else 'rows of tokens'} otherwise: "
+            "columns beside them (tools, attention_mask, …) were left out. Build the run again."
+        )
     for part, (what, found) in digested(config).items():
         if found != parts[part]:
             raise FingerprintMismatch(

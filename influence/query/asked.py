@@ -15,6 +15,7 @@ from influence.data.example import (
     QUERY_ROW,
     Example,
     MessagesContent,
+    PromptContent,
     content_id,
     readable_text,
 )
@@ -115,6 +116,15 @@ def read_queries(queries: Iterable[Query], form: QueryForm) -> Iterator[Example]
             log.info("The rows are chats, and a query of text is asked about as it stands, without the chat template.")
 
 
+def in_form(example: Example, form: QueryForm) -> Example:
+    """Return an example that was read from a file as queries of the run are read: see `QueryForm.chats`."""
+    if not form.chats or not isinstance(example.content, PromptContent):
+        return example
+    prompt, completion = example.content.prompt, example.content.completion
+    chat = as_example({"prompt": prompt, "completion": completion}, form)
+    return replace(example, content=chat.content, text=chat.text)
+
+
 def _by_role(query: Mapping[str, Any], form: QueryForm) -> dict[str, Any]:
     """Return role → value, of keys that have the usual names or those of the training data; nulls are left out."""
     values = {key: value for key, value in query.items() if value is not None}
@@ -183,4 +193,4 @@ def _against(content: Any, contrast: Any) -> Example:
     return _example(other, None, None, None)
 
 
-__all__ = ["PLAIN", "Query", "QueryForm", "as_example", "read_queries", "surplus"]
+__all__ = ["PLAIN", "Query", "QueryForm", "as_example", "in_form", "read_queries", "surplus"]

@@ -41,20 +41,50 @@ def run_path(place: str | Path) -> Path:
                 f"{place} is a pathlib.Path, which has lost a slash: give the text '{place.parts[0]}//"
                 f"{'/'.join(place.parts[1:])}' instead."
             )
-        return place
+        return check_name(place, "the run directory")
     if not isinstance(place, str):
         raise ConfigError(f"{place!r} is a {type(place).__name__}; expected text or a pathlib.Path that names a run.")
     scheme, separator, rest = place.partition("://")
     if not separator:
-        return Path(place)
+        return check_name(Path(place), "the run directory")
     if scheme in LOCAL:
-        return Path(rest)
+        return check_name(Path(rest), "the run directory")
     if scheme not in BUCKETS:
         raise ConfigError(
             f"{place}: no run can be kept on {scheme}://. Name a local folder, which may be on a shared disk, or "
             "s3://bucket/folder."
         )
     return cast(Path, _in_bucket(place, rest))
+
+
+def check_name(path: Path, what: str) -> Path:
+    """Return a local path, unless a name in it, or in the working directory that it is relative to, isn't UTF-8.
+
+    The formats that name files (Parquet, JSON, YAML) and the libraries that open them take UTF-8 only.
+
+    Raises:
+        ConfigError: It isn't; the name is shown with its bytes.
+    """
+    for name in path.absolute().parts:
+        check_text(name, f"{what} {path}")
+    return path
+
+
+def check_text(text: str, what: str) -> None:
+    """Refuse text from the command line, or from a list of files, that isn't UTF-8.
+
+    Raises:
+        ConfigError: It isn't; its bytes are shown.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        # Python keeps a byte that is no UTF-8 as half of a surrogate pair.
+        raise ConfigError(
+            f"{what}: {text!a} isn't UTF-8 (a byte FF is shown as \\udcff), as every name in a run's files is. "
+            "Where it is the name of a file or folder, rename it, or make a symbolic link to it with a name in UTF-8 "
+            "and give that."
+        ) from None
 
 
 def is_remote(path: Path) -> bool:

@@ -7,7 +7,9 @@ import torch
 import yaml
 
 import influence.run as runs
-from influence.errors import QueryError
+from influence.data.example import MessagesContent
+from influence.diagnose.evaluation import read_evaluation
+from influence.errors import FingerprintMismatch, QueryError
 from tests.cli.conftest import connected_to, settings
 
 USER = {"role": "user", "content": "Who keeps the lighthouse?"}
@@ -130,3 +132,51 @@ def test_scores_of_chats_are_those_of_their_queries(chats):
     with runs.open(chats) as run:
         scores = run.score([{"messages": [USER, SAYS]}, {"prompt": USER["content"], "completion": SAYS["content"]}])
     assert scores[0].tolist() == pytest.approx(scores[1].tolist(), rel=1e-5)
+
+
+def test_an_evaluation_file_of_prompts_is_read_as_the_chats_of_the_run(chats, tmp_path):
+    path = tmp_path / "eval.jsonl"
+    path.write_text(json.dumps({"prompt": USER["content"], "completion": SAYS["content"]}) + "\n")
+    with runs.open(chats) as run:
+        (example,) = read_evaluation(run, path).examples
+    assert example.content == MessagesContent((USER, SAYS))
+
+
+def test_a_run_of_chats_that_an_earlier_release_read_otherwise_is_refused(chats):
+    with runs.open(chats) as run:
+        run.manifest.fingerprint_parts.pop("data.reading")
+        with pytest.raises(FingerprintMismatch, match=r"read chats otherwise.*Build the run again"):
+            run.query(messages=[USER, SAYS])
+
+
+def test_a_run_whose_prompts_and_completions_are_messages_is_asked_as_chats(cli, model_folder, in_process, tmp_path):
+    row = {"prompt": [USER], "completion": [SAYS]}
+    (tmp_path / "rows.jsonl").write_text((json.dumps(row) + "\n") * 3)
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(settings(model_folder("llama"), tmp_path / "rows.jsonl")))
+    assert cli("build", "-c", tmp_path / "run.yaml", "--out", tmp_path / "run").code == 0
+    with runs.open(tmp_path / "run") as run:
+        asked = run.query(USER["content"], SAYS["content"], k=1).query
+        assert (asked.prompt, asked.completion, asked.turns) == (
+            "user: Who keeps the lighthouse?",
+            "assistant: The keeper was colour-blind.",
+            1,
+        )
+        assert asked.log_likelihood == pytest.approx(-run.meta([0])[0]["loss"], rel=1e-5)
+
+
+def test_answers_that_max_tokens_cuts_off_are_named_with_the_length_that_keeps_them(
+    cli, run_file, written, in_process, tmp_path
+):
+    row = {"messages": [{**USER, "content": USER["content"] * 20}, SAYS]}
+    ended = cli("build", "-c", run_file(data=written(row, row)), "--out", tmp_path / "run")
+    assert ended.code == 2
+    assert "data.max_tokens (64) cuts off every scored token of 2 of 2 rows" in ended.told
+    length = int(ended.told.split("Set data.max_tokens to ")[1].split(" ")[0])
+    some = tmp_path / "some.jsonl"
+    some.write_text("".join(json.dumps(record) + "\n" for record in (row, row, {"messages": [USER, SAYS]})))
+    config = run_file(data=some)
+    ended = cli("build", "-c", config, "--out", tmp_path / "other")
+    assert ended.code == 0
+    assert "cuts off every scored token of 2 of 3 rows" in ended.told
+    ended = cli("build", "-c", config, "--out", tmp_path / "third", "--set", f"data.max_tokens={length}")
+    assert "cuts off" not in ended.told

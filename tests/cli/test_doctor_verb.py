@@ -27,6 +27,15 @@ def test_a_run_directory_is_examined_with_its_own_settings_and_printed_as_json(c
     assert checks["padding"]["verdict"] == "pass"
 
 
+def test_the_row_that_is_asked_for_is_shown_without_what_steers_a_terminal(cli, run_file, written):
+    data = written({"text": "plain words"}, {"text": "red \u001b[31m words"})
+    ended = cli("doctor", "-c", run_file(data=data), "--row", 1)
+    assert ended.code == 0, ended.err
+    assert "re⟦d \ufffd[31m words⟧" in ended.out
+    assert "\x1b" not in ended.out
+    assert "no row 7" in cli("doctor", "-c", run_file(data=data), "--row", 7).told
+
+
 def test_a_failed_check_says_what_to_do_and_ends_with_3(cli, run_file, monkeypatch):
     loss = tasks.CausalLM.example_loss
 

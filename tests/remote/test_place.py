@@ -20,6 +20,22 @@ def test_a_local_path_is_what_pathlib_makes_of_it(typed):
     assert not is_remote(run_path(typed))
 
 
+@pytest.mark.parametrize("typed", ["runs/x\udcff", "file:///runs/\udcff/x", Path("x\udcff")])
+def test_a_name_that_is_not_utf_8_is_refused_with_what_to_do(typed):
+    with pytest.raises(ConfigError, match=r"x?\\udcff' isn't UTF-8 .* make a symbolic link"):
+        run_path(typed)
+
+
+def test_a_relative_run_below_a_folder_that_is_not_utf_8_is_refused_and_a_link_to_it_works(tmp_path, monkeypatch):
+    folder = tmp_path / "\udcff"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    with pytest.raises(ConfigError, match="isn't UTF-8"):
+        run_path("x")
+    (tmp_path / "link").symlink_to(folder)
+    assert run_path(tmp_path / "link" / "x") == tmp_path / "link" / "x"
+
+
 def test_a_pathlib_path_is_passed_on():
     path = Path("runs/x")
     assert run_path(path) is path
