@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from influence.errors import ModelError
 from influence.model import adapter, folder, placement
 from influence.model.heads import unsupported_model
+from influence.model.kernels import check_kernels
 from influence.model.layers import LayerSettings
 from influence.model.quiet import quiet
 from influence.model.training_loss import report_router_loss
@@ -193,11 +194,8 @@ def _load_whole(
 ) -> Any:
     """Load a checkpoint folder; `supplied` weights it may lack because adapters bring them, with `labels` classes."""
     folder.check_readable(folder.weight_files(path))
-    if settings.attention and "/" in settings.attention and not settings.trust_remote_code:
-        raise ModelError(
-            f"model.attention is {settings.attention!r}, a kernel whose code would be fetched and run: set "
-            "model.trust_remote_code, or choose one of eager, sdpa, flash_attention_2."
-        )
+    if not settings.trust_remote_code:
+        check_kernels(path, settings.attention)
     auto = {
         "causal_lm": transformers.AutoModelForCausalLM,
         "sequence_classification": transformers.AutoModelForSequenceClassification,
