@@ -30,6 +30,26 @@ def start_graph(output: Tensor) -> Tensor:
     return started
 
 
+def own_node(output: Tensor) -> Tensor:
+    """Return the same numbers as a node of the graph that is no view.
+
+    A hook on a view, which a linear layer's output often is, is lost when the view is changed in place, as an in-place
+    activation does.
+    """
+    passed: Tensor = _Pass.apply(output)  # type: ignore[assignment]
+    return passed
+
+
+class _Pass(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, output: Tensor) -> Tensor:
+        return output.detach()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        return grads[0]
+
+
 class _Start(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, output: Tensor, anchor: Tensor) -> Tensor:

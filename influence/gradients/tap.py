@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from influence.axes import NSO
 from influence.errors import CaptureError, ModelError
 from influence.gradients.conv import output_positions
-from influence.gradients.graph_start import start_graph
+from influence.gradients.graph_start import own_node, start_graph
 from influence.gradients.layout import TRIES, Known, Layout, fitting_layouts, known
 from influence.gradients.linear import positions
 from influence.model.layers import TrackedLayer, globs_for
@@ -123,6 +123,8 @@ class Tap:
         replaced = None
         if not output.requires_grad:
             replaced = output = start_graph(output)
+        elif output._base is not None:
+            replaced = output = own_node(output)
         output.register_hook(lambda grad: self._backward(grad, kept))
         return replaced
 

@@ -112,7 +112,7 @@ def weight_gradients(
         capture.learn(measure, batch)
         with _collected(model, sums, trained) as reached:
             capture.looks = False
-            rows, _ = capture(measure, batch)
+            rows = _captured(capture, measure, batch)
         modules = capture.modules
     errors, unseen = {}, set()
     for module in modules:
@@ -125,6 +125,18 @@ def weight_gradients(
         if not bool(ours.any()) and bool(theirs.any()):
             unseen.add(module.name)
     return WeightGradients(errors, frozenset(unseen), frozenset(reached), _shared(model, layers))
+
+
+def _captured(capture: Capture, measure: Measure, batch: Any) -> Tensor:
+    try:
+        return capture(measure, batch)[0]
+    except RuntimeError as error:
+        if "modified by an inplace operation" not in str(error):
+            raise
+        raise ModelError(
+            f"An ordinary backward pass through {type(capture.model).__name__} fails in evaluation mode, so what is "
+            f"captured of its layers can't be held against it: {str(error).splitlines()[0]}"
+        ) from error
 
 
 class _Sums:

@@ -89,12 +89,11 @@ def coverage_of(
 
 
 def check_coverage(coverage: Coverage, settings: LayerSettings) -> None:
-    """Log the coverage; warn where much of the body is missing, and refuse where most is.
+    """Warn where much of the body is missing, and refuse where most is.
 
     Raises:
         ModelError: Less than half of the body is tracked, and `allow_partial` isn't set.
     """
-    log.info("Coverage: %s.", coverage.summary)
     if coverage.body_share >= WARNED:
         return
     lacking = f"{coverage.summary}. Not tracked: {coverage.missing()}"

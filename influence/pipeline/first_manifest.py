@@ -53,6 +53,8 @@ def write_manifest(config: RunConfig, run_dir: Path, rows: Rows, settled: dict[s
         probed.dtype,
         probed.device_name,
     )
+    if probed.coverage is not None:
+        log.info("Coverage: %s.", probed.coverage.summary)
     return standing
 
 

@@ -251,3 +251,31 @@ def test_a_checkpointed_block_of_ones_own_without_reentrancy_is_taken_once():
         assert sink.last == [True]
         for found, expected in zip(sink.taken[0], plain[name].taken[0], strict=True):
             torch.testing.assert_close(found, expected)
+
+
+class InPlace(nn.Module):
+    """A linear layer on [N, S, I], whose output is a view, and an activation that changes it in place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.third = nn.Linear(3, 4), nn.Linear(4, 4), nn.Linear(4, 2)
+        self.activation = nn.ReLU(inplace=True)
+
+    def forward(self, x):
+        hidden = self.activation(self.first(x))
+        hidden = self.second(hidden.contiguous())
+        hidden /= 2
+        return self.third(self.activation(hidden)).sum(dim=2)
+
+
+def test_an_activation_in_place_does_not_lose_the_gradient_of_an_output_that_is_a_view():
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model, x = InPlace().double().eval(), torch.randn(4, 3, 3, dtype=torch.float64)
+    sinks, _ = recorded(model, summed, x)
+    summed(model, x).sum().backward()
+    for name, sink in sinks.items():
+        ((inputs, grads),) = sink.taken
+        found = torch.einsum("nso,nsi->oi", grads, inputs)
+        torch.testing.assert_close(found, model.get_submodule(name).weight.grad, rtol=1e-9, atol=1e-12)
+        assert found.any()
