@@ -12,7 +12,7 @@ from influence.model.layers import LayerSettings, tracked_layers
 from influence.task import CausalLM
 from tests.gradients.conftest import examples, task_of
 from tests.gradients.test_capture import ImageTask, Toy
-from tests.reference.microbatch import weight_gradient
+from tests.reference.microbatch import all_requiring_gradients, weight_gradient
 
 EPSILON = 1e-3
 FAMILIES = ["gpt2", "gptneox", "llama", "bert", "lora"]
@@ -28,26 +28,27 @@ def random_moments(model):
 
 def divided_one_by_one(model, layers, projection, measure, singles, moments):
     """Rows [N, D]: one backward an example, every parameter's gradient divided as it lies, then projected."""
-    model.requires_grad_(True)
-    rows = []
-    for single in singles:
-        model.zero_grad(set_to_none=True)
-        measure(model, single).sum().backward()
-        for name, parameter in model.named_parameters():
-            if parameter.grad is not None:
-                parameter.grad /= moments[name].sqrt() + EPSILON
-        blocks = []
-        for layer in layers:
-            sides = projection.sides(layer.name, layer.inputs, layer.outputs, torch.float64)
-            gradient = weight_gradient(layer)
-            if sides.outputs is not None:
-                gradient = sides.outputs.double() @ gradient
-            if sides.inputs is not None:
-                gradient = gradient @ sides.inputs.double().T
-            blocks.append(gradient.flatten())
-        rows.append(torch.cat(blocks))
+    with all_requiring_gradients(model):
+        return torch.stack([divided(model, layers, projection, measure, single, moments) for single in singles])
+
+
+def divided(model, layers, projection, measure, single, moments):
     model.zero_grad(set_to_none=True)
-    return torch.stack(rows)
+    measure(model, single).sum().backward()
+    for name, parameter in model.named_parameters():
+        if parameter.grad is not None:
+            parameter.grad /= moments[name].sqrt() + EPSILON
+    blocks = []
+    for layer in layers:
+        sides = projection.sides(layer.name, layer.inputs, layer.outputs, torch.float64)
+        gradient = weight_gradient(layer)
+        if sides.outputs is not None:
+            gradient = sides.outputs.double() @ gradient
+        if sides.inputs is not None:
+            gradient = gradient @ sides.inputs.double().T
+        blocks.append(gradient.flatten())
+    model.zero_grad(set_to_none=True)
+    return torch.cat(blocks)
 
 
 def captured(model, layers, projection, measure, batch, moments, **how):

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from influence.model.layers import TrackedLayer
+from tests.reference.microbatch import all_requiring_gradients
 
 Measure = Callable[[Any, Any], Tensor]
 
@@ -28,8 +29,11 @@ class Seen:
 
 def seen_by(model: nn.Module, layers: Sequence[TrackedLayer], measure: Measure, examples: Sequence[Any]) -> list[Seen]:
     """What each layer saw; `examples` are batches of one."""
-    for parameter in model.parameters():
-        parameter.requires_grad_(True)
+    with all_requiring_gradients(model):
+        return _seen_by(model, layers, measure, examples)
+
+
+def _seen_by(model: nn.Module, layers: Sequence[TrackedLayer], measure: Measure, examples: Sequence[Any]) -> list[Seen]:
     inputs: list[list[Tensor]] = [[] for _ in layers]
     grads: list[list[Tensor]] = [[] for _ in layers]
     for example in examples:
