@@ -6,6 +6,7 @@ RecursionError where brackets are nested deep enough. Here each of these is a `V
 
 import json
 import math
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -50,9 +51,12 @@ def read_bounded(path: Path) -> bytes:
 
     Raises:
         OSError: It can't be read.
-        ValueError: It has more than 256 MiB.
+        ValueError: It is no regular file, which reading might wait for without end; or it has more than 256 MiB.
     """
-    size = path.stat().st_size
+    found: Any = path.stat()
+    if not stat.S_ISREG(getattr(found, "st_mode", stat.S_IFREG)):
+        raise ValueError("it is no regular file, and wasn't opened")
+    size = found.st_size
     if size > MAX_BYTES:
         raise ValueError(f"it has {size:,} bytes, and no such file has more than {MAX_BYTES:,}")
     return path.read_bytes()

@@ -10,6 +10,8 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
+from influence.regular import check_regular
+
 State = tuple[str, int, int, int, int]
 """Path, bytes, modification and change time (nanoseconds) and inode of a file."""
 
@@ -19,7 +21,12 @@ _turns = tuple(Lock() for _ in range(64))
 
 
 def sha256(path: Path) -> str:
-    """Return the hex SHA-256 of a file, read as a stream."""
+    """Return the hex SHA-256 of a file, read as a stream.
+
+    Raises:
+        StoreError: It is no regular file.
+    """
+    check_regular(path)
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -95,9 +95,9 @@ class ClusterSettings(BaseModel):
     of their own."""
     dashboard: bool = False
     """Serve dask's pages about the cluster on 127.0.0.1, for every user of this machine to read; needs bokeh."""
-    workers: Annotated[int, Field(ge=1)] | None = None
+    workers: Annotated[int, Field(ge=0)] | None = None
     """Worker processes. Unset, one a GPU, or one for every `threads_per_worker` cores; in a queue, those of one job.
-    A scheduler at an address brings its own."""
+    0 starts none: the calling process computes. A scheduler at an address brings its own."""
     adapt: Adapt | None = None
     """In the place of `workers`: between so many and so many, as there is work."""
     threads_per_worker: Annotated[int, Field(ge=1)] = 1
@@ -136,6 +136,8 @@ class ClusterSettings(BaseModel):
             raise ValueError("tls is for a scheduler's address that begins with tls://, and there is none")
         if self.adapt is not None and self.workers is not None:
             raise ValueError("workers is a fixed number and adapt one that changes: keep one of them")
+        if self.workers == 0 and self.kind != "local":
+            raise ValueError(f"workers 0 computes in the calling process, and kind is {self.kind}: take kind local")
         if self.kind == "cuda" and self.adapt is not None:
             raise ValueError("kind 'cuda' has one worker a GPU from beginning to end: leave adapt out")
         if self.kind == "cuda" and self.device == "cpu":

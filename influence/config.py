@@ -114,7 +114,7 @@ class RunConfig(BaseModel):
                     "or set model.device_map for a model that is larger than one GPU"
                 )
             return self
-        if cluster.here and (cluster.kind == "cuda" or cluster.workers != 1):
+        if cluster.here and (cluster.kind == "cuda" or cluster.workers not in (0, 1)):
             several = "adapt" if cluster.adapt else f"workers {cluster.workers}"
             found = "kind cuda" if cluster.kind == "cuda" else several
             raise ValueError(
@@ -146,6 +146,11 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
         raise ConfigError(f"There is no run file {path}. Copy one from configs/ and edit it.") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} can't be read as a UTF-8 run file: {error}.") from None
+    return read_config(source, path, overrides)
+
+
+def read_config(source: str, path: Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """Return the configuration that a run file's text is; `path` is where it stands. See `load_config`."""
     found, lines = _sections(source, str(path))
     return parse_config(found, overrides, folder=path.parent, origin=str(path), lines=lines)
 
@@ -176,7 +181,7 @@ def parse_config(
 
 def override_config(config: RunConfig, overrides: Sequence[str]) -> RunConfig:
     """Return the configuration with some settings changed, as `--set` does."""
-    return parse_config(_dumped(config), overrides) if overrides else config
+    return parse_config(settings_of(config), overrides) if overrides else config
 
 
 def save_config(config: RunConfig, path: Path) -> None:
@@ -186,11 +191,11 @@ def save_config(config: RunConfig, path: Path) -> None:
 
 def dump_config(config: RunConfig) -> str:
     """Return the whole configuration as YAML, sections in their usual order."""
-    return yaml.dump(_dumped(config), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+    return yaml.dump(settings_of(config), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
-def _dumped(config: RunConfig) -> dict[str, Any]:
-    """Return every setting, but of the columns only those that were named: a name that is given must be there."""
+def settings_of(config: RunConfig) -> dict[str, Any]:
+    """Return every setting by section, but of the columns only those that were named: a given name must be there."""
     found = config.model_dump(mode="json")
     found["data"]["columns"] = config.data.columns.model_dump(mode="json", exclude_unset=True)
     return found
@@ -300,5 +305,7 @@ __all__ = [
     "load_config",
     "override_config",
     "parse_config",
+    "read_config",
     "save_config",
+    "settings_of",
 ]

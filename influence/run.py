@@ -20,7 +20,8 @@ from influence.answering import FIRST_BATCH, Answering, Options, growing
 from influence.config import RunConfig, load_config, override_config
 from influence.diagnosing import Diagnosing
 from influence.errors import Incomplete, QueryError
-from influence.pipeline.build import CONFIG, build_run
+from influence.pipeline.build import build_run
+from influence.pipeline.configuration import open_configuration
 from influence.pipeline.forecast import Plan, plan_run
 from influence.pipeline.index_stage import load_comparison, scored_blocks
 from influence.pipeline.opening import open_session
@@ -35,7 +36,7 @@ from influence.query.baseline import lexical_blocks
 from influence.query.decision import decision_of
 from influence.query.hits import Hits
 from influence.query.index_errors import index_errors
-from influence.remote.place import run_path
+from influence.remote.place import absolute, run_path
 from influence.scanning import Scanning
 from influence.store.manifest import Manifest
 from influence.store.reader import Store
@@ -62,21 +63,28 @@ def build(
     """
     with index_errors():
         build_run(_configured(config, overrides), run_path(out), progress)
-    return Run(out)
+    return Run(out, trust=True)
 
 
-def open(path: str | Path, *, device: Literal["auto", "cpu", "cuda"] = "auto") -> "Run":
+def open(path: str | Path, *, device: Literal["auto", "cpu", "cuda"] = "auto", trust: bool = False) -> "Run":
     """Open a finished run.
+
+    A run that this user didn't build, or whose configuration was changed since, is computed with local files that are
+    no pickles and in the calling process, whatever it asks for; what it asked for beyond that is logged.
 
     Args:
         path: The run directory.
         device: Where queries are computed; need not be where the rows were.
+        trust: Do what the run's configuration asks for, whoever wrote it: run code of its model's folder, fetch from a
+            hub, send work to its cluster.
 
     Raises:
         StoreError: There is no run, or its files can't be used.
+        FingerprintMismatch: A setting that decides its answers was changed since it was built.
+        ConfigError: Its configuration can't be used, or not without trust.
         Incomplete: Something of it is missing; the same build makes it.
     """
-    return Run(path, device=device)
+    return Run(path, device=device, trust=trust)
 
 
 class Run(Scanning, Diagnosing):
@@ -90,12 +98,15 @@ class Run(Scanning, Diagnosing):
         store: Its rows.
     """
 
-    def __init__(self, path: str | Path, *, device: Literal["auto", "cpu", "cuda"] = "auto") -> None:
-        self.path = run_path(path)
+    def __init__(
+        self, path: str | Path, *, device: Literal["auto", "cpu", "cuda"] = "auto", trust: bool = False
+    ) -> None:
+        # Absolute, so that a later change of the working directory loses nothing.
+        self.path = absolute(run_path(path))
         self._device: Literal["auto", "cpu", "cuda"] = device
         self._turn = threading.RLock()
         self.store = Store(self.path)
-        self.config = load_config(self.path / CONFIG)
+        self.config = open_configuration(self.path, self.manifest, trust=trust)
         missing = missing_parts(self.path, self.manifest, self.config)
         if missing:
             raise Incomplete(f"{self.path} lacks its {' and its '.join(missing)}. Run the same build again to make it.")

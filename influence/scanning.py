@@ -6,12 +6,13 @@ from pathlib import Path
 
 import numpy as np
 
-from influence.config import RunConfig, override_config
+from influence.config import RunConfig
 from influence.data.columns import Columns
 from influence.data.example import Example
 from influence.pipeline.index_stage import load_comparison
 from influence.pipeline.opening import run_spec
 from influence.pipeline.progress import Report, Stage
+from influence.pipeline.record import overridden
 from influence.pipeline.scan import Answered, Question, answer
 from influence.pipeline.score_plan import Keep, check_scannable
 from influence.pipeline.score_stage import self_scores
@@ -131,7 +132,7 @@ class Scanning:
     def _scan(
         self, question: Question, out: str | Path, overwrite: bool, overrides: Sequence[str], progress: Report | None
     ) -> Answered:
-        config = override_config(self.config, overrides) if overrides else self.config
+        config = overridden(self.config, overrides)
         # Queries may be asked on another device than the rows were captured on.
         if config.cluster.here:
             config = config.model_copy(update={"cluster": config.cluster.model_copy(update={"device": "auto"})})

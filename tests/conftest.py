@@ -65,6 +65,8 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         patch.setattr(datasets.config, "HF_DATASETS_CACHE", folder)
         patch.setenv("HF_DATASETS_CACHE", str(folder))
         patch.setenv("HF_HUB_OFFLINE", "1")
+        # Runs that tests build are signed with a secret of the tests'.
+        patch.setenv("XDG_DATA_HOME", str(tmp_path_factory.mktemp("data-home")))
         yield folder
 
 

@@ -17,7 +17,10 @@ ClusterOption: TypeAlias = Annotated[
     ),
 ]
 WorkersOption: TypeAlias = Annotated[
-    int | None, typer.Option("--workers", min=1, help="Worker processes to start, here or in the queue's jobs.")
+    int | None,
+    typer.Option(
+        "--workers", min=0, help="Worker processes to start, here or in the queue's jobs; 0: this process computes."
+    ),
 ]
 
 

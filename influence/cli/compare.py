@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from influence.cli.options import Form, FormOption
+from influence.cli.options import Form, FormOption, TrustOption
 from influence.cli.queries import from_file
 from influence.cli.streams import put_text, show, told
 
@@ -28,6 +28,7 @@ def compare(
     k: Annotated[int, typer.Option("-k", min=1, help="Rows of the lists of best rows that are compared.")] = 10,
     device: Annotated[Device, typer.Option(help="Where queries are computed.")] = Device.auto,
     form: FormOption = Form.table,
+    trust: TrustOption = False,
 ) -> None:
     """Say how two checkpoints or recipes disagree: rank correlation, shared best rows, rows that rose and fell."""
     import influence.run
@@ -35,8 +36,8 @@ def compare(
     from influence.pipeline.progress import ProgressBar
 
     with (
-        influence.run.open(first, device=device.value) as a,
-        influence.run.open(second, device=device.value) as b,
+        influence.run.open(first, device=device.value, trust=trust) as a,
+        influence.run.open(second, device=device.value, trust=trust) as b,
         ProgressBar(told()) as bar,
     ):
         found = compare_runs(a, b, list(from_file(queries, a.query_form)), k=k, progress=bar)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from influence.cli.options import Form, FormOption, SetOption
+from influence.cli.options import Form, FormOption, SetOption, TrustOption
 from influence.cli.streams import put_text, show, told
 from influence.errors import ConfigError, GateFailed
 from influence.remote.place import is_remote
@@ -26,24 +26,26 @@ def doctor(
     ] = None,
     changes: SetOption = None,
     form: FormOption = Form.table,
+    trust: TrustOption = False,
 ) -> None:
     """Check environment, model and ten rows, and show one as scored: what is measured, what is allowed, what to do."""
     if (run is None) == (config is None):
-        found = "Neither a run nor a run file is" if run is None else "Both a run and a run file are"
-        raise ConfigError(f"{found} given: influence doctor RUN, or influence doctor -c run.yaml.")
+        both = "Neither a run nor a run file is" if run is None else "Both a run and a run file are"
+        raise ConfigError(f"{both} given: influence doctor RUN, or influence doctor -c run.yaml.")
     from influence.config import load_config
-    from influence.doctor import examine
-    from influence.pipeline.build import CONFIG
-    from influence.remote.place import run_path
+    from influence.doctor import examine, examine_run
+    from influence.remote.place import absolute, run_path
 
-    place = None if run is None else run_path(run)
-    if place is not None and not (place / CONFIG).is_file():
-        raise ConfigError(f"{place} holds no run: there is no {CONFIG} in it. For a run to come, give -c run.yaml.")
-    settings = load_config(config or run_path(str(run)) / CONFIG, changes or [])
+    place = None if run is None else absolute(run_path(run))
+    found = (
+        examine(load_config(config or "", changes or []), _disk(None), row)
+        if place is None
+        else examine_run(place, _disk(place), changes or [], row=row, trust=trust)
+    )
     checks: list[Check] = []
     try:
         with told().status("Examining …") as status:
-            for check in examine(settings, _disk(place), row, run=place):
+            for check in found:
                 checks.append(check)
                 status.update(f"Examining … {check.name} done")
     finally:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from influence.cli.options import Form, FormOption, WhereOption
+from influence.cli.options import Form, FormOption, TrustOption, WhereOption
 from influence.cli.streams import put_text, show, tell, told
 from influence.errors import QueryError
 
@@ -45,6 +45,7 @@ def export(
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the files that are there.")] = False,
     form: FormOption = Form.table,
+    trust: TrustOption = False,
 ) -> None:
     """Write the training data without the rows that were named; all others keep their bytes, and it can be undone.
 
@@ -62,7 +63,7 @@ def export(
     import influence.run
     from influence.pipeline.progress import ProgressBar
 
-    with influence.run.open(run) as opened, ProgressBar(told()) as bar:
+    with influence.run.open(run, trust=trust) as opened, ProgressBar(told()) as bar:
         done = opened.export(
             out, drop, drop_issues=drop_issues, where=where, relabel=relabel, overwrite=overwrite, progress=bar
         )

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from influence.cli.cluster import ClusterOption, WorkersOption, cluster_settings
-from influence.cli.options import RawCsvOption, RunArgument, check_raw_csv
+from influence.cli.options import RawCsvOption, RunArgument, TrustOption, check_raw_csv
 from influence.cli.streams import drawn, put, put_text, show, tell, told
 from influence.errors import ConfigError, QueryError
 
@@ -51,6 +51,7 @@ def groups(
     raw_csv: RawCsvOption = False,
     cluster: ClusterOption = None,
     workers: WorkersOption = None,
+    trust: TrustOption = False,
 ) -> None:
     """Sum up the influence of each group of rows on each set of queries, with bootstrap intervals."""
     chosen = _form(form, out)
@@ -70,7 +71,7 @@ def groups(
             write_figure(group_bars(found), figure, notes, overwrite=overwrite, beside=out)
 
     check_figure(figure, overwrite=overwrite, beside=out)
-    with influence.run.open(run) as opened, ProgressBar(told()) as bar:
+    with influence.run.open(run, trust=trust) as opened, ProgressBar(told()) as bar:
         found = opened.groups(
             queries,
             by,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from influence.cli.cluster import ClusterOption, WorkersOption, cluster_settings
-from influence.cli.options import Form, FormOption, RunArgument
+from influence.cli.options import Form, FormOption, RunArgument, TrustOption
 from influence.cli.streams import put_text, show, tell, told
 
 if TYPE_CHECKING:
@@ -47,6 +47,7 @@ def issues(
     form: FormOption = Form.table,
     cluster: ClusterOption = None,
     workers: WorkersOption = None,
+    trust: TrustOption = False,
 ) -> None:
     """Find rows that are mislabelled, harmful, poisoned, duplicated, leaked, in conflict, out of place or empty."""
     overrides = cluster_settings(cluster, workers)
@@ -57,7 +58,7 @@ def issues(
     from influence.diagnose.target import read_target
     from influence.pipeline.progress import ProgressBar
 
-    with influence.run.open(run) as opened, ProgressBar(told()) as bar:
+    with influence.run.open(run, trust=trust) as opened, ProgressBar(told()) as bar:
         found = examine(
             opened,
             out,

@@ -18,6 +18,14 @@ RunArgument: TypeAlias = Annotated[
     str, typer.Argument(metavar="RUN", help="A run directory: a local path, or s3://bucket/folder.")
 ]
 
+TrustOption: TypeAlias = Annotated[
+    bool,
+    typer.Option(
+        "--trust-run",
+        help="Do all that the configuration of a run that you didn't build asks for: run code of its model, fetch from "
+        "a hub, use its cluster.",
+    ),
+]
 WhereOption: TypeAlias = Annotated[
     str | None,
     typer.Option(

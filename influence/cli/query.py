@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from influence.cli.options import RawCsvOption, RunArgument, WhereOption, check_raw_csv
+from influence.cli.options import RawCsvOption, RunArgument, TrustOption, WhereOption, check_raw_csv
 from influence.cli.queries import count_queries, from_file, from_flags, from_messages
 from influence.cli.streams import drawn, put, put_text, show, tell, told
 from influence.errors import QueryError
@@ -77,6 +77,7 @@ def query(
     ] = None,
     out: Annotated[Path | None, typer.Option("--out", help="Write the answers to a file.")] = None,
     raw_csv: RawCsvOption = False,
+    trust: TrustOption = False,
 ) -> None:
     """Show the rows that promote a completion most, and those that oppose it most."""
     chosen = _form(form, out)
@@ -101,7 +102,7 @@ def query(
         # A label that was given is meant, also where the model has no use for one: then it is refused.
         asked = as_example(asked)
     tell("Asking the model …", "dim")
-    with influence.run.open(run) as opened:
+    with influence.run.open(run, trust=trust) as opened:
         if asked is not None:
             with ProgressBar(told()) as bar:
                 answers = opened.query_many(

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from influence.cli.cluster import ClusterOption, WorkersOption, cluster_settings
-from influence.cli.options import RunArgument, WhereOption
+from influence.cli.options import RunArgument, TrustOption, WhereOption
 from influence.cli.queries import from_file
 from influence.cli.streams import tell, told
 from influence.errors import QueryError
@@ -42,6 +42,7 @@ def score(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file that is there.")] = False,
     cluster: ClusterOption = None,
     workers: WorkersOption = None,
+    trust: TrustOption = False,
 ) -> None:
     """Score every stored row. Memory stays the same for any number of rows and queries; run it again to resume."""
     if (queries is None) != itself:
@@ -58,7 +59,7 @@ def score(
     import influence.run
     from influence.pipeline.progress import ProgressBar
 
-    with influence.run.open(run) as opened, ProgressBar(told()) as bar:
+    with influence.run.open(run, trust=trust) as opened, ProgressBar(told()) as bar:
         if queries is None:
             done = opened.self_influence_to(out, where=where, overwrite=overwrite, overrides=overrides, progress=bar)
         else:

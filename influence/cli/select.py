@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from influence.cli.cluster import ClusterOption, WorkersOption, cluster_settings
-from influence.cli.options import Form, FormOption, RunArgument
+from influence.cli.options import Form, FormOption, RunArgument, TrustOption
 from influence.cli.streams import put_text, show, tell, told
 
 if TYPE_CHECKING:
@@ -45,6 +45,7 @@ def select(
     form: FormOption = Form.table,
     cluster: ClusterOption = None,
     workers: WorkersOption = None,
+    trust: TrustOption = False,
 ) -> None:
     """Choose the rows that promote a target most; with several sets in it, the one a row promotes most counts."""
     overrides = cluster_settings(cluster, workers)
@@ -59,7 +60,7 @@ def select(
             write_figure(selection_plot(found), figure, notes, overwrite=overwrite, beside=out)
 
     check_figure(figure, overwrite=overwrite, beside=out)
-    with influence.run.open(run) as opened, ProgressBar(told()) as bar:
+    with influence.run.open(run, trust=trust) as opened, ProgressBar(told()) as bar:
         found = opened.select(
             target,
             top,

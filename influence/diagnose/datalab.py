@@ -150,11 +150,10 @@ def check_near_duplicate(subject: Subject, settings: CloseSettings) -> Finding:
 
 def _probabilities(subject: Subject) -> tuple[np.ndarray, np.ndarray]:
     """Return every row's probabilities, float32 [rows, classes], and class number, int64 [rows]."""
-    from influence.config import override_config
     from influence.pipeline.probability_stage import class_probabilities
+    from influence.pipeline.record import overridden
 
-    config = subject.run.config
-    config = override_config(config, subject.overrides) if subject.overrides else config
+    config = overridden(subject.run.config, subject.overrides)
     blocks = class_probabilities(config, subject.run.store, subject.folder, subject.progress)
     pieces = [(found, classes) for _, found, classes in blocks]
     return np.concatenate([found for found, _ in pieces]), np.concatenate([classes for _, classes in pieces])

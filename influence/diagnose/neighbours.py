@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from influence.config import override_config
 from influence.pipeline.nearest import NOBODY
 from influence.pipeline.neighbour_files import NAMES, read_near
 from influence.pipeline.neighbour_plan import GraphPlan, plan_graph
 from influence.pipeline.neighbour_stage import build_graph
 from influence.pipeline.progress import Report
+from influence.pipeline.record import overridden
 
 if TYPE_CHECKING:
     from influence.run import Run
@@ -109,7 +109,7 @@ def neighbour_graph(
         QueryError: The run is in a bucket and too large for an exact graph.
         RunLocked: Another process is finding them.
     """
-    config = override_config(run.config, overrides) if overrides else run.config
+    config = overridden(run.config, overrides)
     plan = plan_graph(run.store, settings.k, settings.compared_of(run.rows))
     build_graph(config, run.store, plan, progress)
     return NeighbourGraph(plan)

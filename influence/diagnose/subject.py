@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from influence.config import override_config
 from influence.data.dataset import Rows
 from influence.diagnose import columns
 from influence.diagnose.columns import Categories
@@ -17,6 +16,7 @@ from influence.diagnose.inputs import open_data
 from influence.diagnose.neighbours import NeighbourGraph, NeighbourSettings, neighbour_graph
 from influence.errors import QueryError
 from influence.pipeline.progress import Report
+from influence.pipeline.record import overridden
 from influence.pipeline.score_plan import check_scannable
 from influence.pipeline.self_stage import self_influence
 from influence.recipe import Recipe
@@ -104,7 +104,7 @@ class Subject:
         folder until the examination is over.
         """
         recipe = self.check_self_influence()
-        config = override_config(self.run.config, self.overrides) if self.overrides else self.run.config
+        config = overridden(self.run.config, self.overrides)
         return self_influence(config, self.run.store, recipe, self.folder, self.progress)
 
     @cached_property

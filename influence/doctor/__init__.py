@@ -8,6 +8,6 @@ Examples are ten rows of the user's data, captured alone, in the run's own dtype
 """
 
 from influence.doctor.check import Check
-from influence.doctor.examine import examine
+from influence.doctor.examine import examine, examine_run
 
-__all__ = ["Check", "examine"]
+__all__ = ["Check", "examine", "examine_run"]

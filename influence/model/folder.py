@@ -169,6 +169,30 @@ def hub_commit(folder: Path) -> str | None:
     return folder.name if is_snapshot else None
 
 
+def check_blobs(files: Iterable[Path]) -> None:
+    """Hold files of a snapshot in the hub's cache to their names there, which are digests of what was downloaded.
+
+    A snapshot's files are links to `blobs/`: large ones are named by their SHA-256, others as git names a blob.
+
+    Raises:
+        ModelError: One has changed since.
+    """
+    for file in files:
+        name = file.resolve().name if file.is_symlink() else ""
+        if re.fullmatch("[0-9a-f]{64}", name):
+            found = cached_sha256(file)
+        elif re.fullmatch("[0-9a-f]{40}", name):
+            content = file.read_bytes()
+            found = hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
+        else:
+            continue
+        if found != name:
+            raise ModelError(
+                f"{file} in the hub's cache has changed since it was downloaded: its digest is {found}, the hub gave "
+                f"{name}. Remove {file.resolve()}, and it is downloaded again."
+            )
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """Return a JSON file's object.
 

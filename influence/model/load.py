@@ -160,16 +160,14 @@ def pad_id(model: Any, tokeniser: Any) -> int:
 def model_digest(settings: ModelSettings) -> str:
     """Return a sha256 over the configuration and the weights, adapters included; of a hub model, its commit.
 
-    Reads every weight file once; takes about a second a gigabyte.
+    Where the model may run Python files of its folder, they are part of it. Reads every file once; takes about a second
+    a gigabyte.
     """
     path = folder.locate(settings.path, settings.revision)
-    commit = folder.hub_commit(path)
     if not folder.is_adapter(path):
-        return commit or folder.digest((path / folder.CONFIG, *folder.weight_files(path)))
-    own = commit or folder.digest((path / folder.ADAPTER_CONFIG, *folder.weight_files(path)))
-    base = adapter.base_folder(path)
-    beneath = folder.hub_commit(base) or folder.digest((base / folder.CONFIG, *folder.weight_files(base)))
-    return f"{own}+{beneath}"
+        return _digest(path, folder.CONFIG, settings)
+    own, base = _digest(path, folder.ADAPTER_CONFIG, settings), adapter.base_folder(path)
+    return f"{own}+{_digest(base, folder.CONFIG, settings)}"
 
 
 def weight_count(settings: ModelSettings) -> int:
@@ -181,7 +179,23 @@ def weight_count(settings: ModelSettings) -> int:
 
 def tokeniser_digest(settings: ModelSettings) -> str:
     """Return a sha256 over the tokeniser's files, which decide the rows as much as the weights do."""
-    return folder.digest(folder.tokeniser_files(_tokeniser_folder(settings)))
+    place = _tokeniser_folder(settings)
+    return folder.digest((*folder.tokeniser_files(place), *_code(place, settings)))
+
+
+def _digest(path: Path, config: str, settings: ModelSettings) -> str:
+    """Return the digest of one folder: of its configuration, its weights, and the code that they may run."""
+    files = (path / config, *folder.weight_files(path), *_code(path, settings))
+    commit = folder.hub_commit(path)
+    if commit is None:
+        return folder.digest(files)
+    folder.check_blobs(files)
+    return commit
+
+
+def _code(path: Path, settings: ModelSettings) -> tuple[Path, ...]:
+    """Return the Python files that a folder's model or tokeniser may run."""
+    return tuple(sorted(path.glob("*.py"))) if settings.trust_remote_code else ()
 
 
 def _load_whole(

@@ -6,13 +6,14 @@ from pathlib import Path
 
 from distributed import Client
 
-from influence.config import RunConfig, save_config
+from influence.config import RunConfig
 from influence.data.dataset import Rows, open_rows
 from influence.data.identity import DataIdentity
 from influence.errors import Incomplete
 from influence.pipeline import capture_stage, curvature_stage, factor_stage, index_stage, lexical_stage
 from influence.pipeline.approximate_stage import build_approximate, index_tasks
 from influence.pipeline.cluster import connect
+from influence.pipeline.configuration import CONFIG, write_configuration
 from influence.pipeline.deadly_rows import run_surviving
 from influence.pipeline.drawn import drawn_of
 from influence.pipeline.fingerprint import Probed, expected_digests, probed_parts, settled_parts
@@ -45,8 +46,6 @@ from influence.store.reader import missing_shards
 from influence.store.writer import LOCK
 
 log = logging.getLogger(__name__)
-
-CONFIG = "config.yaml"
 
 
 def build_run(config: RunConfig, run_dir: Path, report: Report | None = None) -> None:
@@ -94,8 +93,7 @@ def _capture(config: RunConfig, run_dir: Path, rows: Rows, settled: dict[str, Pa
         and factor_stage.factors_stand(run_dir, manifest, config.recipe)
         and not _index_work(config, run_dir, manifest)
     ):
-        _settle(config, run_dir, manifest)
-        manifest = manifest.quarantine(run_dir, ())
+        manifest = write_configuration(config, run_dir, manifest).quarantine(run_dir, ())
         Stage("capture", len(manifest.shards), report, done=len(manifest.shards))
         capture_stage.report_zero_rows(zeros, manifest.rows, stored.baseline)
         return manifest
@@ -113,7 +111,7 @@ def _capture(config: RunConfig, run_dir: Path, rows: Rows, settled: dict[str, Pa
             if first:
                 tell_memory(config, len(rows), manifest.modules, len(manifest.shards))
                 todo, zeros = capture_stage.missing(run_dir, manifest)
-        _settle(config, run_dir, manifest)
+        manifest = write_configuration(config, run_dir, manifest)
         _fit_factors(client, config, run_dir, manifest, report)
         found, quarantined = _capture_shards(client, config, run_dir, manifest, todo, report)
         zeros = sorted(zeros + found)
@@ -139,16 +137,11 @@ def _keep_texts(
         meta = {"data": config.data.path, **software()}
         manifest = lexical_stage.write_manifest(config, run_dir, len(rows), settled, meta)
     todo, zeros = capture_stage.missing(run_dir, manifest)
-    _settle(config, run_dir, manifest)
+    manifest = write_configuration(config, run_dir, manifest)
     stage = Stage("capture", len(manifest.shards), report, done=len(manifest.shards) - len(todo))
     zeros = sorted(zeros + lexical_stage.write_texts(config, run_dir, manifest, rows, todo, stage))
     capture_stage.report_zero_rows(zeros, manifest.rows, config.recipe.baseline)
     return manifest
-
-
-def _settle(config: RunConfig, run_dir: Path, manifest: Manifest) -> None:
-    """Write the configuration that this run now has; recipes over the same rows may change."""
-    save_config(resolved(config, manifest), run_dir / CONFIG)
 
 
 def _capture_shards(
@@ -271,3 +264,6 @@ def _standing(run_dir: Path) -> str:
     manifest = Manifest.load(run_dir)
     total = len(manifest.shards)
     return f"{total - len(missing_shards(run_dir, manifest))} of {total} shards stand in {run_dir}."
+
+
+__all__ = ["CONFIG", "build_run", "probe_on"]

@@ -41,13 +41,13 @@ def dispatcher(config: RunConfig, run_dir: Path, seconds: float, tasks: int) -> 
 
     Args:
         config: Of the run; its cluster section says who computes what isn't computed here. Whoever names another kind
-            of cluster than `local` is given that, however little there is to do.
+            of cluster than `local` is given that, however little there is to do; with 0 workers this process does all.
         run_dir: The run.
         seconds: What all tasks take on one core, about.
         tasks: The most that are handed over at once.
     """
     cluster = config.cluster
-    if cluster.kind == "local" and seconds < WORTH:
+    if cluster.kind == "local" and (seconds < WORTH or cluster.workers == 0):
         with sessions_here():
             yield partial(_done_here, cluster.threads_per_worker)
         return

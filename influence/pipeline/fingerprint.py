@@ -67,13 +67,27 @@ def settled_parts(config: RunConfig, rows: Rows) -> dict[str, Part]:
     `model.dtype`, `cluster.device`, `cluster.token_budget` and `store.rows_per_shard` are among them only where the
     configuration decides them.
     """
+    if config.recipe.baseline == "bm25":
+        given = {"tokeniser": tokeniser_digest(config.model)} if rows.shape == "input_ids" else {}
+        return {**_data_parts(rows), **setting_parts(config), **given}
+    digests = {part: digest for part, (_, digest) in digested(config).items()}
+    return {**_data_parts(rows), **digests, **setting_parts(config)}
+
+
+def setting_parts(config: RunConfig) -> dict[str, Part]:
+    """Return the parts that the configuration decides alone, without a look at the data or the model."""
     model, data, recipe = config.model, config.data, config.recipe.stored
-    if recipe.baseline == "bm25":
-        given = {"tokeniser": tokeniser_digest(model)} if rows.shape == "input_ids" else {}
-        return {**_text_parts(config, rows), **given}
     parts: dict[str, Part] = {
-        **_text_parts(config, rows),
-        **{part: digest for part, (_, digest) in digested(config).items()},
+        "data.split": data.split,
+        "data.name": data.name,
+    }
+    if recipe.baseline is not None:
+        parts["recipe.baseline"] = recipe.baseline
+    if config.store.rows_per_shard is not None:
+        parts["store.rows_per_shard"] = config.store.rows_per_shard
+    if recipe.baseline == "bm25":
+        return parts
+    parts |= {
         "model.kind": model.kind,
         "model.attention": model.attention,
         "data.max_tokens": data.max_tokens,
@@ -115,24 +129,18 @@ def settled_parts(config: RunConfig, rows: Rows) -> dict[str, Part]:
     return parts
 
 
-def _text_parts(config: RunConfig, rows: Rows) -> dict[str, Part]:
-    """Return the parts that decide the rows' texts and how they are cut into shards. Reads the data once."""
+def _data_parts(rows: Rows) -> dict[str, Part]:
+    """Return the parts that the data decide. Reads them once."""
     parts: dict[str, Part] = {
         "format_version": FORMAT_VERSION,
         "data": rows.digest(),
         "data.rows": len(rows),
-        "data.split": config.data.split,
-        "data.name": config.data.name,
         "data.columns": _json(rows.columns),
         "data.reading": READING,
         "plan_version": PLAN_VERSION,
     }
     if rows.chats:
         parts["data.chats"] = True
-    if config.recipe.baseline is not None:
-        parts["recipe.baseline"] = config.recipe.baseline
-    if config.store.rows_per_shard is not None:
-        parts["store.rows_per_shard"] = config.store.rows_per_shard
     return parts
 
 

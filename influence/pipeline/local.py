@@ -71,7 +71,7 @@ def local_cluster(
     """Yield a cluster of processes of this machine and how many workers it has at the most, and close it afterwards.
 
     Args:
-        settings: The cluster section, of kind `local` or `cuda`.
+        settings: The cluster section, of kind `local` or `cuda`. With 0 workers this process is the only one.
         slots: Tasks that a worker takes at a time.
         environment: What a worker on the CPU finds when it starts.
         tasks: Tasks there are to do; no more workers than that are started.
@@ -90,9 +90,13 @@ def local_cluster(
             # Both allocator and OpenMP read these when a process starts: its `env` argument would come too late.
             stack.enter_context(dask.config.set({"distributed.nanny.pre-spawn-environ": environment}))
         with interrupts_deferred(), _handlers_heard():
-            started = _started(settings, least, most, slots, device)
+            if settings.workers == 0:
+                started = _in_this_process(settings, slots)
+            else:
+                started = _started(settings, least, most, slots, device)
             cluster = stack.enter_context(closed_at_last(started, "The local workers' cluster"))
-        stack.callback(_let_dead_be_replaced, cluster)
+        if settings.workers != 0:
+            stack.callback(_let_dead_be_replaced, cluster)
         if settings.adapt is not None:
             adapt(cluster, ByTasks, least, most)
         yield cluster, most
@@ -119,6 +123,21 @@ def _started(settings: ClusterSettings, count: int, most: int, slots: int, devic
 
         return LocalCUDACluster(**options, device_memory_limit=0, memory_limit=0)
     return LocalCluster(**options, processes=True, memory_limit=0, worker_dashboard_address=None)
+
+
+def _in_this_process(settings: ClusterSettings, slots: int) -> Any:
+    """Return a cluster whose worker is a thread of this process: tasks go to it as objects, by no socket."""
+    return LocalCluster(
+        n_workers=1,
+        threads_per_worker=slots,
+        processes=False,
+        memory_limit=0,
+        # Without an address, distributed's pages of health and numbers are on every interface.
+        dashboard_address=f"{LOOPBACK}:0",
+        worker_dashboard_address=f"{LOOPBACK}:0",
+        scheduler_kwargs={"dashboard": settings.dashboard},
+        silence_logs=logging.CRITICAL,
+    )
 
 
 def _let_dead_be_replaced(cluster: Any) -> None:

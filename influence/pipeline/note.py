@@ -8,9 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from index.strict_json import read_json
+from index.strict_json import parse_json
 from influence.errors import StoreError
 from influence.pipeline.progress import Report, Step
+from influence.regular import read_regular
 from influence.remote.place import is_remote
 from influence.store.writer import building
 
@@ -92,6 +93,6 @@ def read_note(run_dir: Path) -> dict[str, Any] | None:
     if building(run_dir) is None:
         return None
     try:
-        return read_json(run_dir / NOTE)
-    except (OSError, ValueError):
+        return parse_json(read_regular(run_dir / NOTE))
+    except (OSError, StoreError, ValueError):
         return None

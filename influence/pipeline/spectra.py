@@ -2,11 +2,10 @@
 
 from pathlib import Path
 
-from influence.config import load_config
 from influence.curvature.kfac import Eigenbasis
 from influence.curvature.spectrum import Spectrum, spectrum_of
 from influence.errors import StoreError
-from influence.pipeline.build import CONFIG
+from influence.pipeline.configuration import recorded_configuration
 from influence.pipeline.curvature_stage import load_curvature
 from influence.pipeline.factor_stage import load_basis, load_kronecker
 from influence.remote.place import run_path
@@ -26,7 +25,7 @@ def spectra(path: str | Path) -> dict[str, tuple[Spectrum, ...]]:
     """
     run_dir = run_path(path)
     manifest = Manifest.load(run_dir)
-    recipe = load_config(run_dir / CONFIG).recipe
+    recipe = recorded_configuration(run_dir, manifest).recipe
     found: dict[str, tuple[Spectrum, ...]] = {}
     fisher = load_curvature(run_dir, manifest, recipe.stored)
     if fisher is not None:

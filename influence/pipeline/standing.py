@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-from influence.config import RunConfig, load_config
+from influence.config import RunConfig
 from influence.errors import Incomplete
-from influence.pipeline.build import CONFIG
+from influence.pipeline.configuration import CONFIG, recorded_configuration
 from influence.pipeline.curvature_stage import curvature_stands
 from influence.pipeline.factor_stage import factors_stand
 from influence.pipeline.index_stage import index_stands
@@ -19,7 +19,7 @@ from influence.store.writer import building
 
 
 def status(path: str | Path) -> dict[str, Any]:
-    """Return how far a run is, whether or not it is finished.
+    """Return how far a run is, whether or not it is finished. Loads no model and connects to nothing.
 
     Returns:
         path, rows, dims, fingerprint, recipe; `coverage`, as `Coverage.to_dict`, or None where nobody measured it;
@@ -31,6 +31,7 @@ def status(path: str | Path) -> dict[str, Any]:
         StoreError: There is no run, or its manifest or a shard's record can't be used: damaged (`DigestMismatch`) or
             of another version of the format (`FormatVersionMismatch`).
         ConfigError: Its configuration can't be used.
+        FingerprintMismatch: A setting that decides its answers was changed since it was built.
         Incomplete: A build has begun and has nothing to show yet, or stopped that early.
     """
     run_dir = run_path(path)
@@ -38,9 +39,7 @@ def status(path: str | Path) -> dict[str, Any]:
     if builder and not (run_dir / CONFIG).exists():
         raise Incomplete(f"{run_dir} is being begun by {builder}, which still looks at the model and the data.")
     manifest = Manifest.load(run_dir)
-    if not (run_dir / CONFIG).exists():
-        raise Incomplete(f"{run_dir} has no {CONFIG}: its build stopped early. Build it again.")
-    config = load_config(run_dir / CONFIG)
+    config = recorded_configuration(run_dir, manifest)
     absent = set(missing_shards(run_dir, manifest))
     there = [ShardFiles(run_dir, span) for span in manifest.shards if span.shard not in absent]
     records = list(each(ShardRecord.load, there, run_dir))

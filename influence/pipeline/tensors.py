@@ -17,6 +17,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from influence.errors import DigestMismatch
+from influence.regular import check_regular
 from influence.remote.excerpt import excerpt
 from influence.remote.path import ObjectPath
 from influence.remote.place import is_remote
@@ -158,6 +159,7 @@ def _some(path: Path, fingerprint: str, names: set[str]) -> dict[str, Tensor]:
         if isinstance(path, ObjectPath):
             tensors = load(excerpt(path, names & held.keys()))
         else:
+            check_regular(path)
             with safe_open(path, framework="pt") as file:
                 for name in sorted(names & held.keys()):
                     tensors[name] = file.get_tensor(name)

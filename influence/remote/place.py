@@ -87,6 +87,11 @@ def check_text(text: str, what: str) -> None:
         ) from None
 
 
+def absolute(path: Path) -> Path:
+    """Return a run's path as one that doesn't depend on the working directory."""
+    return path if is_remote(path) else path.absolute()
+
+
 def is_remote(path: Path) -> bool:
     """Whether a path leads into a bucket."""
     return isinstance(path, ObjectPath)

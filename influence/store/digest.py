@@ -8,9 +8,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-from index.strict_json import parse_json, read_bounded
+from index.strict_json import parse_json
 from influence.checksum import cached_sha256, file_state, sha256
 from influence.errors import DigestMismatch, FormatVersionMismatch, StoreError
+from influence.regular import read_regular, unreadable
 
 FORMAT_VERSION = 1
 """The version of every file of the store; a reader refuses all others."""
@@ -35,6 +36,8 @@ def verify(path: Path, expected: str, size: int, remedy: str, *, again: bool = F
         state = file_state(path)
     except FileNotFoundError:
         raise DigestMismatch(f"{path} is missing; its commit record expects {size:,} bytes. {remedy}") from None
+    except OSError as error:
+        raise unreadable(path, error) from None
     _, found_size, *_ = state
     if found_size != size:
         raise DigestMismatch(
@@ -60,15 +63,18 @@ def unseal(path: Path, remedy: str) -> dict[str, Any]:
     """Read a document that `seal` wrote, refusing any changed byte.
 
     Raises:
-        StoreError: The file can't be read.
+        StoreError: The file can't be read, or is no regular file: no reason to take its remedy, which is for damage.
         FormatVersionMismatch: Another version of the format wrote it.
         DigestMismatch: It isn't JSON, or its bytes aren't those that were sealed.
     """
     try:
-        content = read_bounded(path)
-        document = parse_json(content)
+        content = read_regular(path)
+    except FileNotFoundError:
+        raise StoreError(f"{path} is missing. {remedy}") from None
     except OSError as error:
-        raise StoreError(f"{path} can't be read: {error.strerror or error}. {remedy}") from None
+        raise unreadable(path, error) from None
+    try:
+        document = parse_json(content)
     except ValueError as error:
         raise DigestMismatch(f"{path} isn't the JSON document that was written: {error}. {remedy}") from None
     if not isinstance(document, dict):

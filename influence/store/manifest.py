@@ -7,6 +7,7 @@ so that two runs that differ can say in which part, and with which values.
 import hashlib
 import json
 import logging
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -21,6 +22,11 @@ from influence.store.digest import FORMAT_VERSION, seal, unseal
 from influence.store.partial import write_whole
 
 MANIFEST = "manifest.json"
+
+DAMAGED = (
+    "Put it back from a copy of the run. Without one, move it out of the run and run the same build again: that writes "
+    "it anew and keeps every shard of the same settings, model and data."
+)
 
 Part = str | int | float | bool | None
 """One value of a fingerprint."""
@@ -85,7 +91,7 @@ class Quarantined(BaseModel):
 class Manifest(CodecSettings):
     """What every shard of a run has in common, its codec too. Frozen, saved before the first shard.
 
-    It is saved once more where rows were quarantined.
+    It is saved once more where rows were quarantined, and where another recipe over the same rows was built.
 
     Attributes:
         format_version: The version of the files.
@@ -96,6 +102,8 @@ class Manifest(CodecSettings):
         rows: Rows of the data set.
         shards: The plan, in order: it covers [0, rows) without gaps.
         meta: What people want to know but no row depends on: paths, software versions.
+        settings: Every setting of the run's configuration that decides an answer, flat; None in a run that was built
+            before they were recorded. See `influence.pipeline.record`.
         quarantined: Rows that could not be captured, ascending.
         coverage: Which share of the trained weights is tracked; None where rows aren't gradients, or nobody looked.
     """
@@ -108,6 +116,7 @@ class Manifest(CodecSettings):
     rows: int = Field(ge=0)
     shards: tuple[ShardRange, ...]
     meta: dict[str, Any] = Field(default_factory=dict)
+    settings: dict[str, Part] | None = None
     quarantined: tuple[Quarantined, ...] = ()
     coverage: Coverage | None = None
 
@@ -129,7 +138,14 @@ class Manifest(CodecSettings):
 
     def quarantine(self, run_dir: Path, rows: Sequence[Quarantined]) -> "Manifest":
         """Return the manifest with these rows quarantined and no others, saved if that changes it."""
-        changed = self.model_copy(update={"quarantined": tuple(sorted(rows, key=lambda row: row.row))})
+        return self._changed(run_dir, quarantined=tuple(sorted(rows, key=lambda row: row.row)))
+
+    def record(self, run_dir: Path, settings: Mapping[str, Part]) -> "Manifest":
+        """Return the manifest with these settings, saved if that changes it."""
+        return self._changed(run_dir, settings=dict(settings))
+
+    def _changed(self, run_dir: Path, **fields: Any) -> "Manifest":
+        changed = self.model_copy(update=fields)
         if changed != self:
             write_whole(run_dir / MANIFEST, seal(changed.model_dump(mode="json")))
         return changed
@@ -181,17 +197,24 @@ class Manifest(CodecSettings):
             DigestMismatch: A byte of it changed.
         """
         path = run_dir / MANIFEST
-        if not path.is_file():
+        if _missing(path):
             raise StoreError(
                 f"{run_dir} holds no run: there is no {MANIFEST} in it. Build one, or name another directory."
             )
-        document = unseal(path, "Delete it and run the same build again: it is written anew and the shards are kept.")
+        document = unseal(path, DAMAGED)
         try:
-            return cls.model_validate(document)
+            manifest = cls.model_validate(document)
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(str(step) for step in first["loc"])
             raise StoreError(f"{path} can't be used: {where}: {first['msg']}.") from None
+        found = fingerprint_of(manifest.fingerprint_parts)
+        if found != manifest.fingerprint:
+            raise StoreError(
+                f"{path} names the fingerprint {manifest.fingerprint}, and its parts have {found}: it was written by "
+                f"hand. {DAMAGED}"
+            )
+        return manifest
 
     def _agree(self, there: "Manifest", path: Path) -> None:
         check_fingerprint(
@@ -207,6 +230,14 @@ class Manifest(CodecSettings):
         if changed:
             values = "; ".join(f"{key}: {there.meta.get(key)!r}, now {self.meta.get(key)!r}" for key in changed)
             log.warning("%s was written under other circumstances and is kept: %s", path, values)
+
+
+def _missing(path: Path) -> bool:
+    """Whether nothing has this name; what can't be looked at, and what is no file, is for the reader to name."""
+    try:
+        return not path.exists() and not (isinstance(path, os.PathLike) and os.path.islink(path))
+    except OSError:
+        return False
 
 
 def fingerprint_of(parts: Mapping[str, Part]) -> str:

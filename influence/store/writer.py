@@ -9,7 +9,7 @@ import logging
 import os
 import socket
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -18,8 +18,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from filelock import FileLock, Timeout
 
-from index.strict_json import read_json
+from index.strict_json import parse_json
 from influence.errors import DigestMismatch, RunLocked, StoreError
+from influence.regular import check_regular, read_regular
 from influence.remote.path import ObjectPath
 from influence.remote.place import is_remote
 from influence.store.codec import Codec, Encoded, finite_rows
@@ -162,6 +163,8 @@ def _remove_half_written(run_dir: Path, whose: str) -> None:
 def _file_lock(run_dir: Path) -> Iterator[None]:
     with disk_errors(run_dir, "the lock", 0):
         run_dir.mkdir(parents=True, exist_ok=True)
+        with suppress(FileNotFoundError):
+            check_regular(run_dir / LOCK)
         lock = FileLock(run_dir / LOCK)
         try:
             lock.acquire(timeout=0)
@@ -216,23 +219,23 @@ def building(run_dir: Path) -> str | None:
     own machine.
     """
     try:
-        holder = read_json(_holder_file(run_dir))
+        holder = parse_json(read_regular(_holder_file(run_dir)))
         if is_remote(run_dir):
             return _holder(run_dir) if lives(dict(holder)) else None
         if holder["host"] == socket.gethostname():
             os.kill(int(holder["pid"]), 0)
     except PermissionError:
         pass
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, StoreError, ValueError, KeyError, TypeError):
         return None
     return _holder(run_dir)
 
 
 def _holder(run_dir: Path) -> str:
     try:
-        holder = read_json(_holder_file(run_dir))
+        holder = parse_json(read_regular(_holder_file(run_dir)))
         return f"process {holder['pid']} on {holder['host']} (since {holder['since']})"
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, StoreError, ValueError, KeyError, TypeError):
         # The holder has the lock and hasn't yet signed, or is about to leave.
         return "another process"
 

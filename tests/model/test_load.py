@@ -1,5 +1,6 @@
 """Loading: every family comes back whole, and whatever is wrong with a folder is said in one sentence."""
 
+import hashlib
 import json
 import logging
 import shutil
@@ -422,6 +423,24 @@ def test_the_digest_of_a_hub_snapshot_is_its_commit(llama, tmp_path):
     commit = "0123456789abcdef0123456789abcdef01234567"
     snapshot = shutil.copytree(llama, tmp_path / "snapshots" / commit)
     assert model_digest(settings_for(snapshot)) == commit
+
+
+@pytest.mark.parametrize("changed", ["model.safetensors", "config.json"])
+def test_a_hub_snapshot_whose_files_are_no_longer_what_was_downloaded_is_refused(changed, llama, tmp_path):
+    snapshot, blobs = tmp_path / "snapshots" / ("0123456789" * 4), tmp_path / "blobs"
+    snapshot.mkdir(parents=True)
+    blobs.mkdir()
+    for file in llama.iterdir():
+        content = file.read_bytes()
+        git = hashlib.sha1(f"blob {len(content)}\0".encode() + content).hexdigest()
+        name = hashlib.sha256(content).hexdigest() if file.suffix == ".safetensors" else git
+        (snapshot / file.name).symlink_to(shutil.copy(file, blobs / name))
+    assert model_digest(settings_for(snapshot)) == snapshot.name
+    content = bytearray((snapshot / changed).read_bytes())
+    content[-2] ^= 1
+    (snapshot / changed).resolve().write_bytes(content)
+    with pytest.raises(ModelError, match=rf"{changed} in the hub's cache has changed since it was downloaded"):
+        model_digest(settings_for(snapshot))
 
 
 def test_the_tokenisers_digest_changes_with_its_chat_template_and_not_with_the_weights(llama):

@@ -1,6 +1,7 @@
 """Small configurations, and a cluster of threads in the test's own process for what needs no separate workers."""
 
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,9 +11,11 @@ import dask
 import pytest
 from distributed import Client, LocalCluster
 
+import influence.run
 from influence.config import RunConfig, parse_config
 from influence.pipeline import build as build_module
 from influence.pipeline import cluster
+from influence.run import Run
 from influence.store.digest import sha256
 
 SETTINGS = {
@@ -75,14 +78,48 @@ def in_process(thread_client: Client, monkeypatch: pytest.MonkeyPatch) -> Client
 
 
 @pytest.fixture(scope="session")
+def rebuild(thread_client: Client, model_folder: Any, corpus_file: Path) -> Callable[..., Run]:
+    """`rebuild(folder, *overrides)`: build a tiny run of a Llama and the corpus there, on the cluster of threads."""
+    found = {
+        "model": {"path": str(model_folder("llama")), "dtype": "float32"},
+        "data": {"path": str(corpus_file), "max_tokens": 64},
+        **SETTINGS,
+    }
+
+    @contextmanager
+    def connect(*_: Any) -> Iterator[Client]:
+        yield thread_client
+
+    def build(folder: Path, *overrides: str) -> Run:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(build_module, "connect", connect)
+            return influence.run.build(parse_config(found, overrides), folder)
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def finished(rebuild: Callable[..., Run], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run, not to be changed."""
+    return rebuild(tmp_path_factory.mktemp("finished") / "run").path
+
+
+@pytest.fixture
+def finished_copy(finished: Path, tmp_path: Path) -> Path:
+    """A copy of the finished run, to be changed."""
+    return shutil.copytree(finished, tmp_path / "copy")
+
+
+@pytest.fixture(scope="session")
 def contents() -> Callable[[Path], dict[str, str]]:
-    """`contents(run_dir)`: digests of a run's files, without its lock and its configuration, which names the workers.
+    """`contents(run_dir)`: digests of a run's files, without its lock, its configuration, which names the workers, and
+    that one's signature.
 
     Digests, so that a test that fails says which file differs.
     """
 
     def read(run_dir: Path) -> dict[str, str]:
         files = [path for path in sorted(run_dir.rglob("*")) if path.is_file() and not path.name.startswith(".lock")]
-        return {str(path.relative_to(run_dir)): sha256(path) for path in files if path.name != "config.yaml"}
+        return {str(path.relative_to(run_dir)): sha256(path) for path in files if path.stem != "config"}
 
     return read

@@ -90,9 +90,8 @@ def contents(run_dir) -> dict[str, str]:
         files = {path.relative_to(run_dir).as_posix(): path for path in run_dir.rglob("*") if path.is_file()}
     else:
         files = {name: run_dir / name for name in run_dir.sizes()}
-    return {
-        name: sha256(path) for name, path in files.items() if not name.startswith(".lock") and name != "config.yaml"
-    }
+    apart = (".lock", "config.yaml", "config.sig")
+    return {name: sha256(path) for name, path in files.items() if not name.startswith(apart)}
 
 
 @pytest.fixture(scope="module")

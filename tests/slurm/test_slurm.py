@@ -62,7 +62,7 @@ def reference(run_file, slurm) -> dict[str, bytes]:
 def files(run_dir: Path) -> dict[str, bytes]:
     """Return a run's files but for its configuration, which names the cluster, its lock, and its jobs' logs."""
     found = [path for path in sorted(run_dir.rglob("*")) if path.is_file() and not path.name.startswith(".")]
-    relative = {path.relative_to(run_dir): path for path in found if path.name != "config.yaml"}
+    relative = {path.relative_to(run_dir): path for path in found if path.stem != "config"}
     return {str(name): path.read_bytes() for name, path in relative.items() if name.parts[0] != "jobs"}
 
 
