@@ -109,7 +109,8 @@ class Session:
 
     def project(self, spec: CaptureSpec) -> None:
         """Project rows as another specification of the same model and data says, and read those of its run."""
-        if spec.identity != self.spec.identity:
+        # Before there is a run nothing says that the files are still those that were read.
+        if spec.identity is None or spec.identity != self.spec.identity:
             self.spec = self.spec.model_copy(update={"identity": spec.identity})
             self.__dict__.pop("rows", None)
         if not self.is_of(spec):
