@@ -12,6 +12,7 @@ from influence.cluster import ClusterSettings
 from influence.config import RunConfig
 from influence.data.dataset import DataSettings
 from influence.errors import ConfigError
+from influence.model.folder import ADAPTER_CONFIG, is_adapter, read_json
 from influence.model.load import ModelSettings
 from influence.recipe import Recipe
 from influence.remote.place import is_remote
@@ -25,7 +26,8 @@ def restricted(config: RunConfig, run_dir: Path) -> tuple[RunConfig, tuple[str, 
     """Return what may be done of a configuration without consent, and what it asked for beyond that, a line each.
 
     Raises:
-        ConfigError: It can't be used without: it names an optimiser's state that is a pickle, or a kernel.
+        ConfigError: It can't be used without: it names an optimiser's state that is a pickle, a kernel, or adapters of
+            a model that isn't here.
     """
     folder = Path.cwd() if is_remote(run_dir) else run_dir
     _refuse(config)
@@ -34,7 +36,9 @@ def restricted(config: RunConfig, run_dir: Path) -> tuple[RunConfig, tuple[str, 
     recipe, again = _recipe(config.recipe, folder)
     cluster, last = _cluster(config.cluster)
     update = {"model": model, "data": data, "recipe": recipe, "cluster": cluster}
-    return config.model_copy(update=update), (*withheld, *more, *again, *last)
+    changed = config.model_copy(update=update)
+    _refuse_fetched_bases(changed)
+    return changed, (*withheld, *more, *again, *last)
 
 
 def _refuse(config: RunConfig) -> None:
@@ -51,6 +55,18 @@ def _refuse(config: RunConfig) -> None:
             f"The run asks for the optimiser's state {pickled}, a pickle, and it isn't one that you built: not read. "
             f"{CONSENT}; or save the second moments as safetensors and build with those."
         )
+
+
+def _refuse_fetched_bases(config: RunConfig) -> None:
+    """Refuse adapters whose own configuration names a model that isn't here: it would be looked up on a hub."""
+    for path in (config.model.path, *(checkpoint.path for checkpoint in config.recipe.checkpoints)):
+        folder = Path(str(path))
+        base = read_json(folder / ADAPTER_CONFIG).get("base_model_name_or_path") if is_adapter(folder) else None
+        if isinstance(base, str) and not Path(base).expanduser().is_dir():
+            raise ConfigError(
+                f"The run's adapters in {folder} are for {base!r}, which is no folder here and would be looked up on a "
+                f"hub, and the run isn't one that you built: not done. {CONSENT}."
+            )
 
 
 def _model(model: ModelSettings, folder: Path) -> tuple[ModelSettings, tuple[str, ...]]:

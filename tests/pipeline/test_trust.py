@@ -192,6 +192,15 @@ def test_what_a_run_can_t_be_computed_without_is_refused_with_the_way_to_consent
         restricted(config, tmp_path)
 
 
+def test_adapters_of_a_model_that_is_not_here_are_refused_before_it_is_looked_up(tmp_path):
+    (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": "org/base"}')
+    config = parse_config({"model": {"path": str(tmp_path)}, "data": {"path": "/rows.jsonl"}})
+    with pytest.raises(ConfigError, match=r"'org/base', which is no folder here.*--trust-run consents"):
+        restricted(config, tmp_path / "run")
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(tmp_path)}))
+    restricted(config, tmp_path / "run")
+
+
 def test_nothing_that_reaches_out_is_left_of_a_strangers_configuration(tmp_path):
     asked = ["cluster.kind=pbs", "cluster.job.directives=[x]", "data.format=hub", "model.tokeniser=org/words"]
     asked += [
