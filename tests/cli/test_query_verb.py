@@ -272,3 +272,24 @@ def test_a_csv_runs_nothing_in_a_spreadsheet_unless_its_texts_are_asked_for_raw(
     ended = cli("query", built, *ASKED, "-k", 1, "--raw-csv")
     assert (ended.code, ended.out) == (2, "")
     assert "--raw-csv is about CSV, and the form is table" in ended.told
+
+
+def test_a_run_that_somebody_else_changed_is_asked_here_and_says_what_it_wanted(cli, run_copy):
+    config = yaml.safe_load((run_copy / "config.yaml").read_text())
+    config["cluster"] |= {"kind": "address", "address": "tcp://203.0.113.5:8786", "workers": None}
+    (run_copy / "config.yaml").write_text(yaml.safe_dump(config))
+    ended = cli("query", run_copy, "--completion", "The river was", "-k", 1)
+    assert ended.code == 0
+    assert "It asked for the scheduler tcp://203.0.113.5:8786: this process computes" in ended.told
+    assert "--trust-run consents" in ended.told
+    trusted = cli("query", run_copy, "--completion", "The river was", "-k", 1, "--trust-run")
+    assert trusted.out == ended.out
+    assert "--trust-run" not in trusted.told
+
+
+def test_a_setting_that_was_changed_by_hand_ends_with_2_and_its_name(cli, run_copy):
+    config = (run_copy / "config.yaml").read_text()
+    (run_copy / "config.yaml").write_text(config.replace("seed: 0", "seed: 1", 1))
+    ended = cli("query", run_copy, "--completion", "The river was", "-k", 1)
+    assert ended.code == 2
+    assert "seed is 1, and the run was built with 0" in ended.told
