@@ -32,7 +32,7 @@ from influence.pipeline.spec import CaptureSpec, FactorFiles
 from influence.pipeline.threads import torch_threads
 from influence.pipeline.worker import install
 from influence.recipe import Recipe
-from influence.remote.place import is_remote
+from influence.remote.place import absolute
 from influence.store.manifest import (
     MANIFEST,
     Manifest,
@@ -63,7 +63,7 @@ def build_run(config: RunConfig, run_dir: Path, report: Report | None = None) ->
         InfluenceError: Anything else that is wrong with the settings, the data or the model.
     """
     # Workers that someone else started have another working directory than this process.
-    run_dir = run_dir if is_remote(run_dir) else run_dir.absolute()
+    run_dir = absolute(run_dir)
     by_words = config.recipe.baseline == "bm25"
     if not by_words:
         index_stage.check_index(config.index)
