@@ -152,7 +152,8 @@ def test_hits_are_the_ends_of_the_ranking_of_all_scores(built, preset):
 @pytest.fixture
 def deciding(built):
     """A whitened run whose proposals EK-FAC decides."""
-    return built("whitened", EMPIRICAL, "recipe.exact.kind=ekfac", "recipe.exact.candidates=6")
+    decision = ("recipe.exact.kind=ekfac", "recipe.exact.candidates=6", "recipe.exact.damping.value=0.01")
+    return built("whitened", EMPIRICAL, *decision)
 
 
 def test_exact_hits_are_the_proposals_in_the_order_of_ekfac(deciding, built):

@@ -1,24 +1,33 @@
 """How much is added to the curvature before it is inverted.
 
     relative   λ = c · mean(Λ), Λ the eigenvalues of one module's curvature
+    bounded    the same, with the smallest c from `value` on for which Σ Λ/(Λ + λ), over all modules, is at most N times
+               a row's mean loss
     trace      the λ under which a share c of the trace Σ Λ lies
     training   λ = √(mean(Λ)/B) / (η T), of a training by AdamW: T steps at a mean rate η, of B rows each
     absolute   λ itself, in the units of the mean example loss's Gauss-Newton matrix
 
-Relative and trace mean the same in layers of different scale, and don't change when the loss is multiplied by a
-constant. How eigenvalues are spread differs, though: in a large model nearly all of the trace lies in few directions,
-and λ = .01 · mean(Λ) leaves the others to 1/λ. A share of the trace follows the spread.
+Relative, bounded and trace mean the same in layers of different scale, and don't change when the loss is multiplied by
+a constant. How eigenvalues are spread differs, though: in a large model nearly all of the trace lies in few directions,
+and with λ = .01 · mean(Λ) the others, where no row has much of a gradient, are left to 1/λ. Bounded follows the spread:
+(1/N) Σ Λ/(Λ + λ) is what a row's extra copy does to the row itself, in the mean over rows whose labels the model drew,
+and a copy can't raise a row's log-likelihood by more than its loss.
 
 Where only the order of rows counts, little damping is best. Where a score is to be the number of nats that one more
 copy of a row would have brought, λ is what the training itself stood for. SGD at rate η reaches a direction of
 curvature Λ after 1/(η Λ) steps, so that T steps are a damping of 1/(η T). AdamW divides a gradient by the root of its
-second moment, which is mostly the noise of its batch, mean(Λ)/B. `scripts/benchmarks/damping.py` measures it.
+second moment, which is mostly the noise of its batch, mean(Λ)/B. BENCHMARKS.md has measurements.
 """
 
+import math
+from collections.abc import Sequence
 from typing import Annotated, Literal, Self
 
+import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
+
+from influence.errors import CurvatureError
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
@@ -28,7 +37,7 @@ class Damping(BaseModel):
 
     Attributes:
         kind: See the module's docstring.
-        value: c; λ itself where it is absolute. Not of a training.
+        value: c, of `bounded` the least; λ itself where it is absolute. Not of a training.
         rate: η, the mean learning rate over the steps of a training.
         steps: T, all of them.
         batch: B, the rows of a step, accumulated ones included.
@@ -36,7 +45,7 @@ class Damping(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    kind: Literal["relative", "trace", "training", "absolute"] = "relative"
+    kind: Literal["relative", "bounded", "trace", "training", "absolute"] = "relative"
     value: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.1
     rate: Positive | None = None
     steps: Annotated[int, Field(ge=1)] | None = None
@@ -61,25 +70,66 @@ class Damping(BaseModel):
         return self
 
     def resolve(self, eigenvalues: Tensor) -> float:
-        """Return λ for a module of these eigenvalues, any shape, none negative."""
+        """Return λ for a module of these eigenvalues, any shape, none negative; of `bounded` see `within`."""
         if self.kind == "absolute":
             return self.value
         if self.kind == "trace":
             return _under_share(eigenvalues, self.value)
         mean = float(eigenvalues.mean())
-        if self.kind == "relative":
+        if self.kind in ("relative", "bounded"):
             return self.value * mean
         rate, steps, batch = self.rate or 0.0, self.steps or 0, self.batch or 0.0
         assert rate * steps * batch > 0, "the validator asks for all three"
         return (mean / batch) ** 0.5 / (rate * steps)
+
+    def within(self, eigenvalues: Sequence[Tensor], budget: float | None) -> "Damping":
+        """Return the relative damping that a bounded one comes to; any other is returned as it is.
+
+        Args:
+            eigenvalues: Of every module.
+            budget: N times the mean loss of a row, in nats.
+
+        Raises:
+            CurvatureError: It is bounded, and there is no budget.
+        """
+        if self.kind != "bounded":
+            return self
+        if budget is None:
+            raise CurvatureError("A bounded damping needs the rows' mean loss, and none is known: take kind relative.")
+        return Damping(value=_least_share(eigenvalues, max(self.value, 1e-12), budget))
 
     @property
     def summary(self) -> str:
         """The damping in words: `damping 0.1 of the mean eigenvalue`."""
         if self.kind == "training":
             return f"damping of {self.steps:,} AdamW steps of {self.batch:g} rows at rate {self.rate:g}"
+        if self.kind == "bounded":
+            return f"damping of at least {self.value:g} of the mean eigenvalue, bounded by the rows' losses"
         where = {"relative": " of the mean eigenvalue", "trace": " of the trace", "absolute": " (absolute)"}
         return f"damping {self.value:g}{where[self.kind]}"
+
+
+def _least_share(eigenvalues: Sequence[Tensor], least: float, budget: float) -> float:
+    """Return the smallest c ≥ least with Σ Λ/(Λ + c · mean(Λ)) ≤ budget, from a histogram of log Λ/mean(Λ)."""
+    edges = torch.linspace(-14, 14, 1401, dtype=torch.float64)
+    counts = torch.zeros(1400, dtype=torch.float64)
+    for values in eigenvalues:
+        mean = float(values.mean())
+        if mean > 0:
+            ratios = (values.double().flatten() / mean).clamp(min=1e-14).log10()
+            counts += torch.histc(ratios, 1400, -14, 14)
+    ratios = 10 ** edges[1:]
+
+    def dimension(share: float) -> float:
+        return float((counts * ratios / (ratios + share)).sum())
+
+    low, high = math.log10(least), 14.0
+    if dimension(least) <= budget:
+        return least
+    for _ in range(50):
+        middle = (low + high) / 2
+        low, high = (low, middle) if dimension(10**middle) <= budget else (middle, high)
+    return 10**high
 
 
 def _under_share(eigenvalues: Tensor, share: float) -> float:

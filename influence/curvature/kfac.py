@@ -182,29 +182,32 @@ class KroneckerCurvature:
     dampings: tuple[float, ...]
 
     @classmethod
-    def prepare(cls, basis: Eigenbasis, eigenvalues: Sequence[Tensor], damping: Damping) -> Self:
+    def prepare(
+        cls, basis: Eigenbasis, eigenvalues: Sequence[Tensor], damping: Damping, budget: float | None = None
+    ) -> Self:
         """Put eigenvalues and damping on a basis.
 
         Args:
             basis: Of every module.
             eigenvalues: Λ of each module, [O, I], in the order of the basis.
-            damping: λ, relative to each module's mean eigenvalue unless absolute.
+            damping: λ, of whichever kind.
+            budget: What a bounded damping is held to: N times the mean loss of a row, in nats.
 
         Raises:
             CurvatureError: Eigenvalues that aren't finite, or that are singular without damping; the module is named.
         """
-        values, dampings = [], []
-        for module, found in zip(basis.modules, eigenvalues, strict=True):
-            found = found.double()
+        values, dampings = [found.double() for found in eigenvalues], []
+        for module, found in zip(basis.modules, values, strict=True):
             if not bool(torch.isfinite(found).all()):
                 raise CurvatureError(f"The eigenvalues of {module.name} are not finite: a gradient overflowed.")
+        damping = damping.within(values, budget)
+        for module, found in zip(basis.modules, values, strict=True):
             damp = damping.resolve(found)
             if damp == 0 and float(found.min()) <= float(found.max()) * 1e-14:
                 raise CurvatureError(
                     f"The curvature of {module.name} is singular and the damping is 0: set a damping above 0, or fit "
                     "it to more rows."
                 )
-            values.append(found)
             dampings.append(damp)
         return cls(basis, tuple(values), tuple(dampings))
 

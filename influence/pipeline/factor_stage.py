@@ -29,6 +29,7 @@ from influence.pipeline.submit import run_tasks
 from influence.pipeline.tensors import load_all, remove_tensors, saved_for
 from influence.recipe import Recipe
 from influence.store.manifest import Manifest, fingerprint_of
+from influence.store.reader import Store
 from influence.vectors.ensemble import of_one
 
 
@@ -165,12 +166,13 @@ def load_kronecker(
         CurvatureError: It is singular and the damping is 0.
     """
     basis = load_basis(run_dir, manifest, recipe)
+    budget = manifest.rows * Store(run_dir).mean_loss() if damping.kind == "bounded" else None
     if kind == "kfac":
-        return KroneckerCurvature.prepare(basis, kfac_eigenvalues(basis), damping)
+        return KroneckerCurvature.prepare(basis, kfac_eigenvalues(basis), damping, budget)
     (held,) = factor_files(run_dir, manifest, recipe)
     names = tuple(module.name for module in basis.modules)
     squares = EigenvalueSums.from_tensors(names, load_all(held.eigenvalues, held.fingerprint))
-    return KroneckerCurvature.prepare(basis, squares.eigenvalues(), damping)
+    return KroneckerCurvature.prepare(basis, squares.eigenvalues(), damping, budget)
 
 
 def _tasks(spec: CaptureSpec, sampled: Sequence[np.ndarray], held: FactorFiles, kind: Pass) -> tuple[FactorTask, ...]:

@@ -204,13 +204,25 @@ class _Asked:
 
     def curvature(self, train: Iterable[Any]) -> KroneckerCurvature:
         """Fit K-FAC's or EK-FAC's eigenvalues on the factors' eigenbasis."""
-        basis = self.eigenbasis(train)
+        basis, damping = self.eigenbasis(train), self.recipe.curvature.damping
+        budget = self._losses(train) if damping.kind == "bounded" else None
         if self.recipe.curvature.kind == "kfac":
-            return KroneckerCurvature.prepare(basis, kfac_eigenvalues(basis), self.recipe.curvature.damping)
+            return KroneckerCurvature.prepare(basis, kfac_eigenvalues(basis), damping, budget)
         with EigenvalueFit(self.model, self.layers, basis) as fit:
             for number, batch in enumerate(train):
                 fit.add(self._fisher(number), batch)
-        return KroneckerCurvature.prepare(basis, fit.sums.eigenvalues(), self.recipe.curvature.damping)
+        return KroneckerCurvature.prepare(basis, fit.sums.eigenvalues(), damping, budget)
+
+    def _losses(self, train: Iterable[Any]) -> float:
+        """Return −log p of all rows together, in nats: N times their mean, what a bounded damping is held to."""
+        total = 0.0
+        with torch.no_grad():
+            for batch in train:
+                losses = self.task.example_loss(self.model, batch)
+                averaged = getattr(self.task, "averaged_tokens", None)
+                tokens = None if averaged is None else averaged(batch)
+                total += float((losses if tokens is None else losses * tokens.to(losses.device)).sum())
+        return total
 
     def exact(self, train: Iterable[Any], queries: Iterable[Any]) -> Tensor:
         """Score every row's whole gradient against the queries under the inverse curvature."""

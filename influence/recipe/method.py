@@ -71,10 +71,10 @@ class Recipe(BaseModel):
             )
         if curvature.side == "query" and self.comparison == "cosine" and curvature.kind != "identity":
             raise ValueError("cosine takes half the curvature on each side: leave curvature side out, or say both")
-        if curvature.damping.kind == "training" and curvature.kind == "fisher":
+        if curvature.damping.kind in ("bounded", "training") and curvature.kind == "fisher":
             raise ValueError(
-                "damping of kind training is one of whole gradients' eigenvalues, and a fisher has projected ones. The "
-                "nearest that can be: curvature kind ekfac with projection kind none, or damping kind relative"
+                f"damping of kind {curvature.damping.kind} is of whole gradients' curvature, and a fisher is one of "
+                "projected ones. The nearest that can be: curvature kind ekfac with projection kind none, or damping kind relative"
             )
         if curvature.blocks == "all" and curvature.kind != "fisher":
             raise ValueError(f"only a fisher can be taken over all columns together, not {curvature.kind}")

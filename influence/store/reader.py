@@ -30,6 +30,9 @@ from influence.store.shard import METADATA, ROW_GROUP, ROWS, WEIGHT, ShardFiles,
 GATHERED = 256
 """Rows asked for by number that are decoded together."""
 
+LOSS_SHARDS = 32
+"""Shards whose losses are read for the mean over all."""
+
 
 class Store:
     """The rows of a run. Opening it reads no row.
@@ -183,6 +186,21 @@ class Store:
         for span in self.manifest.shards:
             with pq.ParquetFile(source(self._metadata(span))) as file:
                 yield span.start, file.read(columns=["norm"]).column("norm").to_numpy()
+
+    def mean_loss(self) -> float:
+        """Return the mean over rows of −log p, in nats, summed over a row's scored tokens whatever its loss is.
+
+        Of up to `LOSS_SHARDS` shards spread over the run: from the metadata, no vector is read.
+        """
+        total, rows = 0.0, 0
+        for span in self.manifest.shards[:: -(-len(self.manifest.shards) // LOSS_SHARDS)]:
+            with pq.ParquetFile(source(self._metadata(span))) as file:
+                table = file.read(columns=["loss", "tokens"])
+            losses = table.column("loss").to_numpy().astype(np.float64)
+            if self.manifest.reduction == "mean":
+                losses = losses * table.column("tokens").to_numpy()
+            total, rows = total + float(losses.sum()), rows + len(losses)
+        return total / rows
 
     def texts(self) -> Iterator[str]:
         """Yield every row's text, in order, a row group in memory at a time."""

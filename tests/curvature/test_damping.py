@@ -6,8 +6,10 @@ from pydantic import ValidationError
 
 from influence.curvature.damping import Damping
 from influence.curvature.spectrum import spectrum_of
-from influence.errors import RecipeError
+from influence.errors import CurvatureError, RecipeError
+from influence.query.pairwise import pairwise
 from influence.recipe import recipe
+from influence.task import CausalLM
 
 EIGENVALUES = torch.tensor([[4.0, 1.0], [3.0, 2.0]], dtype=torch.float64)
 TRAINING = {"kind": "training", "rate": 1e-3, "steps": 250, "batch": 10}
@@ -75,9 +77,41 @@ def test_what_a_kind_lacks_or_does_not_know_is_refused(settings, message):
         Damping(**settings)
 
 
+@pytest.mark.parametrize("least", [0.0, 0.01, 3.0])
+@pytest.mark.parametrize("budget", [0.5, 4.0, 50.0, 1e9])
+def test_a_bounded_damping_is_the_least_that_keeps_the_dimension_within_the_rows_losses(least, budget):
+    generator = torch.Generator().manual_seed(0)
+    modules = [torch.randn(size, generator=generator, dtype=torch.float64).exp() ** 3 for size in (90, 40)]
+    found = Damping(kind="bounded", value=least).within(modules, budget)
+
+    def dimension(share):
+        return sum(float((values / (values + share * values.mean())).sum()) for values in modules)
+
+    assert found.kind == "relative"
+    assert found.value >= least
+    assert dimension(found.value) <= budget
+    if found.value > max(least, 1e-12):
+        assert dimension(found.value / 1.1) > budget
+    assert Damping(value=0.2).within(modules, None) == Damping(value=0.2)
+    with pytest.raises(CurvatureError, match="needs the rows' mean loss"):
+        Damping(kind="bounded").within(modules, None)
+
+
+def test_scores_in_memory_are_bounded_by_the_rows_losses(tiny_model, ragged_batch):
+    model, task = tiny_model("gptneox"), CausalLM()
+    loss = float(task.example_loss(model, ragged_batch).sum())
+    found = {}
+    for kind in ("relative", "bounded"):
+        method = recipe("kfac", curvature={"damping": {"kind": kind, "value": 1e-4}}, factors={"labels": "empirical"})
+        found[kind] = pairwise(model, task, [ragged_batch], [ragged_batch], method).diagonal().sum().item()
+    assert found["relative"] > loss
+    assert found["bounded"] < found["relative"] / 2
+
+
 def test_a_projected_fisher_has_no_damping_of_a_training():
-    with pytest.raises(RecipeError, match=r"training is one of whole gradients.*nearest"):
-        recipe("logra", curvature={"damping": TRAINING})
+    for damping in (TRAINING, {"kind": "bounded"}):
+        with pytest.raises(RecipeError, match=r"is of whole gradients' curvature.*nearest"):
+            recipe("logra", curvature={"damping": damping})
     assert "250 AdamW steps of 10 rows at rate 0.001" in recipe("ekfac", curvature={"damping": TRAINING}).summary
 
 
