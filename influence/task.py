@@ -22,6 +22,7 @@ from influence.axes import PerExample
 from influence.errors import TaskError
 from influence.model.forward_path import forward_path
 from influence.model.heads import unsupported_head
+from influence.model.padding import check_padding
 from influence.model.token_likelihood import log_odds, of_logits, reached, token_log_likelihood, wide
 from influence.model.training_loss import check_training_loss
 from influence.model.weights_state import PerState
@@ -292,6 +293,12 @@ def _check_classifier(model: Any, batch: Any) -> None:
     if logits.ndim == 2:
         loss = float(-torch.log_softmax(logits.double(), dim=1)[0, 0])
         check_training_loss(model, loss, **inputs, labels=inputs["input_ids"].new_zeros(1))
+        if mask is None:
+            return
+        ids = batch.input_ids[:1, mask[0].bool()]
+        # Short, so that what stands next to the text is near every token; some models need the last token, too.
+        short = torch.cat([ids[:, :2], ids[:, 2:][:, -1:]], dim=1)
+        check_padding(model, short, lambda ids, mask: model(input_ids=ids, attention_mask=mask).logits)
 
 
 def _label(batch: Any) -> Tensor:

@@ -1,0 +1,44 @@
+"""Whether a model's answer for a text changes when padding follows it.
+
+Rows are captured in batches filled up with padding, which an attention mask hides. A model that mixes positions
+otherwise (FNet's Fourier transform, ConvBERT's convolutions) reads the padding all the same, so that a row would depend
+on the rows beside it.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from influence.errors import TaskError
+
+NEAR = {torch.float64: 1e-6, torch.float32: 1e-3}
+"""How far logits may move, in units of their size; 5e-2 in narrower dtypes."""
+FILLED = 3
+"""Tokens of padding."""
+
+
+def check_padding(model: Any, ids: Tensor, logits: Callable[[Tensor, Tensor], Tensor]) -> None:
+    """Compare the logits of one text alone and followed by padding.
+
+    Args:
+        model: The model, for its padding token and the message.
+        ids: [1, S], tokens without padding.
+        logits: (ids, mask) → the logits of the first S tokens, or of the text as a whole.
+
+    Raises:
+        TaskError: They differ.
+    """
+    token = getattr(getattr(model, "config", None), "pad_token_id", None) or 0
+    mask = torch.ones_like(ids)
+    with torch.no_grad():
+        alone = logits(ids, mask)
+        filled = logits(nn.functional.pad(ids, (0, FILLED), value=token), nn.functional.pad(mask, (0, FILLED)))
+    near = NEAR.get(alone.dtype, 5e-2)
+    if float((alone - filled).abs().max()) > near * max(1e-6, float(alone.float().abs().max())):
+        raise TaskError(
+            f"{type(model).__name__} reads padding though its attention mask hides it: a text followed by {FILLED} "
+            "tokens of padding has other logits than alone, so a row would depend on the rows in its batch. Such "
+            "models aren't supported."
+        )
