@@ -26,7 +26,6 @@ REFUSED_CAUSAL = {
 REFUSED_CLASSIFIERS = {
     **dict.fromkeys(("DeBERTa", "DeBERTa-v2"), SPLIT),
     "SqueezeBERT": r"Only .* trained weights are tracked",
-    "Longformer": PAST,
     **dict.fromkeys(("FNet", "ConvBERT", "XLNet"), "reads padding though its attention mask hides it"),
 }
 TRACKED_ADAPTERS = ("LoRA", "DoRA", "rsLoRA", "PiSSA", "OLoRA", "LoRA with bias", "LoRA + modules_to_save")
@@ -40,7 +39,7 @@ REFUSED_ADAPTERS = {
     "adaption prompt": SPLIT,
 }
 del REFUSED_ADAPTERS["LoRA trainable tokens"]
-ROUNDED = ("GPT-J", "GPT-Neo", "BLOOM", "MPT", "Gemma 2", "Mamba 2", "XGLM", "Qwen3-Next")
+ROUNDED = ("GPT-J", "GPT-Neo", "BLOOM", "MPT", "Gemma 2", "Mamba 2", "XGLM", "Qwen3-Next", "Longformer")
 """Models that compute a part in float32 whatever their dtype."""
 DOCUMENT = Path(__file__).parents[2] / "docs" / "models.md"
 
