@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from influence.cli.options import Form, FormOption, TrustOption
+from influence.cli.options import Form, FormOption, RawOption, TrustOption
 from influence.cli.queries import from_file
 from influence.cli.streams import put_text, show, told
 
@@ -26,6 +26,7 @@ def compare(
         str, typer.Option(metavar="FILE|-", help="JSON Lines with a query a line, from a file or stdin.")
     ],
     k: Annotated[int, typer.Option("-k", min=1, help="Rows of the lists of best rows that are compared.")] = 10,
+    raw: RawOption = False,
     device: Annotated[Device, typer.Option(help="Where queries are computed.")] = Device.auto,
     form: FormOption = Form.table,
     trust: TrustOption = False,
@@ -40,7 +41,7 @@ def compare(
         influence.run.open(second, device=device.value, trust=trust) as b,
         ProgressBar(told()) as bar,
     ):
-        found = compare_runs(a, b, list(from_file(queries, a.query_form)), k=k, progress=bar)
+        found = compare_runs(a, b, list(from_file(queries, a.query_form.asking(raw=raw))), k=k, progress=bar)
     if form is Form.json:
         content = json.dumps(found.to_dict(), ensure_ascii=False) + "\n"
         put_text(content.encode(errors="backslashreplace"), escapes=True)

@@ -63,3 +63,13 @@ class Form(StrEnum):
 FormOption: TypeAlias = Annotated[
     Form, typer.Option("--format", help="A table, also into a pipe, unless json is asked.")
 ]
+
+RawOption: TypeAlias = Annotated[
+    bool,
+    typer.Option(
+        "--raw",
+        help="Ask about prompts and completions as they stand. Without it they are turns of a user and the assistant "
+        "where the run's rows are chats.",
+    ),
+]
+"""Whether prompts and completions go past the chat template."""

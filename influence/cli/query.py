@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from influence.cli.options import RawCsvOption, RunArgument, TrustOption, WhereOption, check_raw_csv
+from influence.cli.options import RawCsvOption, RawOption, RunArgument, TrustOption, WhereOption, check_raw_csv
 from influence.cli.queries import count_queries, from_file, from_flags, from_messages
 from influence.cli.streams import drawn, put, put_text, show, tell, told
 from influence.errors import QueryError
@@ -52,14 +52,7 @@ def query(
             help="Ask about a chat: JSON with its messages, or an object with messages and tools; a file or stdin.",
         ),
     ] = None,
-    raw: Annotated[
-        bool,
-        typer.Option(
-            "--raw",
-            help="Ask about prompts and completions as they stand. Without it they are turns of a user and the "
-            "assistant where the run's rows are chats.",
-        ),
-    ] = False,
+    raw: RawOption = False,
     k: Annotated[int | None, typer.Option("-k", min=1, help="Rows on each side; 10 unless there are fewer.")] = None,
     exact: Annotated[
         bool | None,

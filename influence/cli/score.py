@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from influence.cli.cluster import ClusterOption, WorkersOption, cluster_settings
-from influence.cli.options import RunArgument, TrustOption, WhereOption
+from influence.cli.options import RawOption, RunArgument, TrustOption, WhereOption
 from influence.cli.queries import from_file
 from influence.cli.streams import tell, told
 from influence.errors import QueryError
@@ -38,6 +38,7 @@ def score(
         ),
     ] = None,
     k: Annotated[int | None, typer.Option("-k", min=1, help=f"With --keep top: rows on each side, {USUAL_K}.")] = None,
+    raw: RawOption = False,
     where: WhereOption = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file that is there.")] = False,
     cluster: ClusterOption = None,
@@ -64,7 +65,7 @@ def score(
             done = opened.self_influence_to(out, where=where, overwrite=overwrite, overrides=overrides, progress=bar)
         else:
             done = opened.score_to(
-                list(from_file(queries, opened.query_form)),
+                list(from_file(queries, opened.query_form.asking(raw=raw))),
                 out,
                 keep=(keep or Kept.all).value,
                 k=k or min(USUAL_K, opened.rows),

@@ -2,12 +2,13 @@
 
 import json
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
 
 import influence.run as runs
-from influence.data.example import MessagesContent
+from influence.data.example import Example, MessagesContent
 from influence.diagnose.evaluation import read_evaluation
 from influence.errors import FingerprintMismatch, QueryError
 from tests.cli.conftest import connected_to, settings
@@ -179,3 +180,17 @@ def test_answers_that_max_tokens_cuts_off_are_named_with_the_length_that_keeps_t
     assert "cuts off every scored token of 2 of 3 rows" in ended.told
     ended = cli("build", "-c", config, "--out", tmp_path / "third", "--set", f"data.max_tokens={length}")
     assert "cuts off" not in ended.told
+
+
+def test_scores_of_a_file_are_of_the_bare_texts_where_asked_raw(cli, chats, tmp_path):
+    (tmp_path / "q.jsonl").write_text(json.dumps({"prompt": USER["content"], "completion": SAYS["content"]}) + "\n")
+    found = {}
+    for flags in ((), ("--raw",)):
+        out = tmp_path / f"scores{len(flags)}.parquet"
+        assert cli("score", chats, "--queries", tmp_path / "q.jsonl", "--out", out, *flags).code == 0
+        found[flags] = [row[0] for row in pq.read_table(out).column("scores").to_pylist()]
+    with runs.open(chats) as run:
+        assert found[()] == pytest.approx(run.score([{"messages": [USER, SAYS]}])[0].tolist(), rel=1e-4)
+        assert found["--raw",] == pytest.approx(
+            run.score([Example.query(USER["content"], SAYS["content"])])[0].tolist(), rel=1e-4
+        )
