@@ -48,7 +48,7 @@ def test_a_build_goes_on_from_a_disk_that_was_full_in_its(
     (folder, left), stages = disk, []
     if before is not None:
         build_run(configured(*ROWS, *before), folder / "run")
-    left(40_000 if stage == "capture" else 8_000)
+    left(40_000 if stage == "capture" else 24_000)
     config = configured(*ROWS, *settings)
     with pytest.raises(
         (InfluenceError, VectorIndexError), match=r"bytes (of the disk )?are free.*[Mm]ake room"
