@@ -174,6 +174,17 @@ def test_with_every_row_a_candidate_exact_hits_are_the_ends_of_ekfacs_ranking(de
         assert [hit.row for hit in found.opposing] == [hit.row for hit in expected.opposing]
 
 
+def test_exact_scores_do_not_depend_on_how_many_queries_gradients_are_held_at_once(deciding, monkeypatch):
+    contrasted = [{**query, "contrast": " none at all."} for query in QUERIES]
+    asked = [*QUERIES, *contrasted]
+    together = deciding.query_many(asked, k=4, candidates=10)
+    monkeypatch.setattr("influence.pipeline.exact_stage.QUERY_BYTES", 1)
+    for one, other in zip(deciding.query_many(asked, k=4, candidates=10), together, strict=True):
+        assert [hit.row for hit in one.promoting] == [hit.row for hit in other.promoting]
+        scores = [[hit.score for hit in found.promoting] for found in (one, other)]
+        np.testing.assert_allclose(*scores, rtol=1e-4)
+
+
 def test_queries_of_several_threads_have_the_answers_they_have_alone(deciding):
     def ask(number):
         return deciding.query(**QUERIES[number % 2], k=5, candidates=10)

@@ -2,11 +2,16 @@
 
 import json
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
 
 from influence.cli.cluster import ClusterOption, WorkersOption, cluster_settings
 from influence.cli.options import ConfigOption, Form, FormOption, SetOption
 from influence.cli.streams import put_text, show, told
+
+if TYPE_CHECKING:
+    from influence.pipeline.query_cost import QueryCost
 
 
 def plan(
@@ -14,9 +19,10 @@ def plan(
     cluster: ClusterOption = None,
     workers: WorkersOption = None,
     changes: SetOption = None,
+    queries: Annotated[int, typer.Option(min=1, help="Say what so many queries in one call take, too.")] = 100,
     form: FormOption = Form.table,
 ) -> None:
-    """Say how many rows and columns, bytes and hours a build would take, from a short measurement."""
+    """Say what a build would take, rows, columns, bytes and hours, and then a query, from a short measurement."""
     from influence.cli.tables import plan_tables
     from influence.run import plan as plan_run
 
@@ -26,7 +32,7 @@ def plan(
     most = found.estimate.shards if found.probed.modules else 1
     hours = {count: found.hours(count) for count in worker_counts(found.workers, most)}
     if form is Form.table:
-        show(*plan_tables(found, hours))
+        show(*plan_tables(found, hours, queries))
         return
     document: dict[str, Any] = {
         **asdict(found.estimate),
@@ -41,8 +47,17 @@ def plan(
         "stages": {stage: {"seconds": seconds, "tasks": found.tasks[stage]} for stage, seconds in found.work.items()},
         "start_seconds": found.start,
         "index": found.index,
+        "measuring_seconds": found.measuring,
+        "query": found.query and _query(found.query, queries),
     }
     put_text(json.dumps(document, ensure_ascii=False, indent=2).encode() + b"\n", escapes=True)
+
+
+def _query(cost: "QueryCost", queries: int) -> dict[str, Any]:
+    """Return what one query and several take, in seconds and bytes."""
+    counts = sorted({1, queries})
+    taken = {str(count): {"seconds": cost.seconds(count), "memory": cost.memory(count)} for count in counts}
+    return {"opening_seconds": cost.opening, "seconds": cost.each, "candidates": cost.candidates, "queries": taken}
 
 
 def worker_counts(configured: int, shards: int) -> list[int]:

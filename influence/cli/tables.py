@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from influence.doctor import Check
     from influence.pipeline.forecast import Plan
     from influence.pipeline.plan import Estimate
+    from influence.pipeline.query_cost import QueryCost
 
 SNIPPET = 160
 """Characters of a row that a table shows."""
@@ -120,8 +121,8 @@ def spectra_tables(found: Mapping[str, Sequence["Spectrum"]]) -> list[Renderable
     return tables
 
 
-def plan_tables(plan: "Plan", hours: Mapping[int, float]) -> list[RenderableType]:
-    """Return what a build would take; `hours` by number of workers."""
+def plan_tables(plan: "Plan", hours: Mapping[int, float], queries: int) -> list[RenderableType]:
+    """Return what a build would take, `hours` by number of workers, and then one query and so many."""
     needs, probed = plan.estimate, plan.probed
     read = "tokens" if probed.modules else "words"
     speed = f"{probed.tokens_per_second:,.0f} {read}/s a worker" if probed.tokens_per_second else "not measured"
@@ -146,12 +147,25 @@ def plan_tables(plan: "Plan", hours: Mapping[int, float]) -> list[RenderableType
         ),
         _memory(needs, texts=not probed.modules),
         times,
+        *([_queries(plan.query, queries)] if plan.query else []),
         Text(
-            "Reckoned from some seconds of measurement of each stage, on this machine's workers or on one of a "
-            "cluster's. No run was started.",
+            f"Reckoned from {plan.measuring:.1f} s of measurement of the stages, on this machine's workers or on one "
+            "of a cluster's. No run was started.",
             "dim",
         ),
     ]
+
+
+def _queries(cost: "QueryCost", queries: int) -> Table:
+    """Return what queries in one call would take."""
+    table = grid("queries in one call", "time", "memory", "of what")
+    rows = f"the whole gradients of {cost.candidates:,} rows each" if cost.candidates else "the index alone decides"
+    held = f"gradients of {cost.together:,} at once"
+    for count in sorted({1, queries}):
+        seconds, memory = duration(cost.seconds(count) / 3600), size(cost.memory(count))
+        what = f"{rows}; {cost.opening:.0f} s to open" if count == 1 else f"{held}; a batch's activations come on top"
+        table.add_row(f"{count:,}", seconds, memory, what)
+    return table
 
 
 def _work(plan: "Plan") -> str:
@@ -177,11 +191,6 @@ def _memory(needs: "Estimate", *, texts: bool) -> Table:
         table.add_row("factors", size(needs.memory_model + needs.memory_factors), "each worker, and the coordinator")
     table.add_row("curvature", size(needs.memory_curvature), "each worker that sums, and the coordinator")
     table.add_row("index", size(needs.memory_index), "the coordinator")
-    table.add_row(
-        "query",
-        size(needs.memory_model + needs.memory_index + needs.memory_curvature + needs.memory_factors),
-        "the model, the index, the curvature's factors",
-    )
     return table
 
 

@@ -21,10 +21,22 @@ from influence.pipeline.session import Session
 
 log = logging.getLogger(__name__)
 
-QUERY_BYTES = 2**30
-"""Queries' whole gradients that are held at once; more queries than fit take another pass over the candidates."""
+EVERY_BYTES = 2**30
+"""Queries' whole gradients that are held at once where every row is scored: more queries take another pass over all."""
+QUERY_BYTES = 2**28
+"""The same where each query has candidates of its own: another pass looks at other rows, and costs little."""
 BLOCK_ROWS = 256
 """Candidates that are read and tokenised at a time."""
+
+
+def queries_at_once(width: int, *, every_row: bool) -> int:
+    """Return how many queries' whole gradients fit into memory together.
+
+    Args:
+        width: Numbers of one, those of what it is asked against included.
+        every_row: Whether all rows are scored, and not each query's candidates.
+    """
+    return max(1, (EVERY_BYTES if every_row else QUERY_BYTES) // (4 * max(1, width)))
 
 
 class ExactScorer:
@@ -54,10 +66,11 @@ class ExactScorer:
         self._session, self._curvature, self._rows, self._rank = session, curvature, rows, rank
         self._whole = Capture(session.model, session.layers, Projection(ProjectionSettings(kind="none")))
 
-    @property
-    def queries_at_once(self) -> int:
-        """How many queries' whole gradients fit into memory together."""
-        return max(1, QUERY_BYTES // (4 * max(1, self._whole.dims)))
+    def _groups(self, queries: Sequence[Example], *, every_row: bool) -> list[range]:
+        """Return which queries' whole gradients are in memory together."""
+        both = 1 + any(query.contrast is not None for query in queries)
+        count = queries_at_once(both * self._whole.dims, every_row=every_row)
+        return [range(first, min(first + count, len(queries))) for first in range(0, len(queries), count)]
 
     def candidates(self, queries: Sequence[Example], wanted: Sequence[np.ndarray]) -> list[np.ndarray]:
         """Score each query's own candidates.
@@ -70,8 +83,7 @@ class ExactScorer:
             For each query the scores of its candidates, float32, in nats per extra copy of the row; positive promotes.
         """
         found = [np.zeros(len(rows), dtype=np.float32) for rows in wanted]
-        firsts = range(0, len(queries), self.queries_at_once)
-        groups = [range(first, min(first + self.queries_at_once, len(queries))) for first in firsts]
+        groups = self._groups(queries, every_row=False)
         unions = [np.unique(np.concatenate([wanted[number] for number in group])) for group in groups]
         stage = self._stage(sum(_blocks(len(union)) for union in unions))
         for group, union in zip(groups, unions, strict=True):
@@ -88,9 +100,10 @@ class ExactScorer:
     def every_row(self, queries: Sequence[Example]) -> np.ndarray:
         """Score every row for every query, [queries, rows] float32."""
         scores = np.zeros((len(queries), self._rows), dtype=np.float32)
-        stage = self._stage(_blocks(self._rows) * -(-len(queries) // self.queries_at_once))
-        for first in range(0, len(queries), self.queries_at_once):
-            group = slice(first, first + self.queries_at_once)
+        groups = self._groups(queries, every_row=True)
+        stage = self._stage(_blocks(self._rows) * len(groups))
+        for numbers in groups:
+            group = slice(numbers.start, numbers.stop)
             products = self._products(queries[group])
             for start in range(0, self._rows, BLOCK_ROWS):
                 rows = np.arange(start, min(start + BLOCK_ROWS, self._rows))

@@ -27,6 +27,7 @@ from influence.pipeline.plan import (
     most_shards,
     plan_shards,
 )
+from influence.pipeline.query_cost import QueryCost, query_cost
 from influence.pipeline.requirement import estimate_of
 from influence.pipeline.spec import CaptureSpec
 from influence.pipeline.timing import Timing, TimingTask, fisher_seconds, run_timing
@@ -50,6 +51,8 @@ class Plan:
             measuring`; of `auto` those of its first step.
         tasks: Into how many tasks each is cut: more workers than that share nothing.
         index: Which index will be built, in words.
+        query: What a query takes; None of a run of texts.
+        measuring: Seconds that the stages were measured for, loading apart.
     """
 
     estimate: Estimate
@@ -59,6 +62,8 @@ class Plan:
     work: dict[str, float]
     tasks: dict[str, int]
     index: str = "words in memory-mapped lists"
+    query: QueryCost | None = None
+    measuring: float = 0.0
 
     def hours(self, workers: int | None = None) -> float:
         """Return the hours from the command to its end, with so many workers or those planned.
@@ -90,9 +95,11 @@ def plan_run(config: RunConfig) -> Plan:
         install(client, local=config.cluster.here)
         probed = probe_on(client, CaptureSpec.of(config))
         start, there = time.perf_counter() - began, len(list_workers(client))
+        measuring = time.perf_counter()
         timing = _timed(client, config, probed)
         indexing = _indexing(client, config, probed, len(rows))
         closing = time.perf_counter()
+        measuring = closing - measuring
     start += time.perf_counter() - closing
     needs = estimate_of(config, len(rows), probed.modules, probed.model_bytes)
     found = probed.model_copy(
@@ -102,7 +109,9 @@ def plan_run(config: RunConfig) -> Plan:
     for stage, (seconds, count) in indexing.items():
         work[stage], tasks[stage] = seconds, count
     index = _told(ladder(config.index, len(rows), needs.dims))
-    return Plan(needs, found, workers_wanted(config.cluster, needs.shards) or there, start, work, tasks, index)
+    query = query_cost(config, len(rows), probed.modules, probed.model_bytes, timing, start)
+    workers = workers_wanted(config.cluster, needs.shards) or there
+    return Plan(needs, found, workers, start, work, tasks, index, query, measuring)
 
 
 def _timed(client: Client, config: RunConfig, probed: Probed) -> Timing:
@@ -110,7 +119,7 @@ def _timed(client: Client, config: RunConfig, probed: Probed) -> Timing:
     recipe = config.recipe
     factors = recipe.factors if recipe.needs_factors else None
     spec = CaptureSpec.of(config).resolved(probed.dtype, "cuda" if probed.device == "cuda" else "cpu")
-    task = TimingTask(spec, config.store, factors, recipe.corrects_eigenvalues)
+    task = TimingTask(spec, config.store, factors, recipe.corrects_eigenvalues, recipe.decision.kind != "none")
     futures = [
         client.submit(run_timing, task, workers=[address], pure=False, allow_other_workers=False)
         for address in list_workers(client)

@@ -1,12 +1,15 @@
-"""How long a run's stages take on a worker: each tried for some seconds on a sample of the run's own rows.
+"""How long a run's stages take on a worker: each tried for a short time on a sample of the run's own rows.
+
+A try is given a few hundredths of what the stage would take, and some seconds at most: more rows each time until then.
 
 What is timed is what a build runs, on whole batches of mixed lengths. Local workers are timed at the same time, since
 they share the machine's memory.
 """
 
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -19,6 +22,7 @@ from influence.curvature.kfac import Eigenbasis, ModuleBasis, Side, decompose
 from influence.curvature.projected_fisher import FisherSums
 from influence.data.example import Example, place_of
 from influence.data.tokenise import Part
+from influence.gradients.inner_products import InnerProducts
 from influence.pipeline.captured import capture_most
 from influence.pipeline.factor_group import Fit, sum_over
 from influence.pipeline.session import Session
@@ -29,9 +33,10 @@ from influence.store.codecs import codec_for
 
 SAMPLE = 1024
 """Rows whose lengths are counted."""
-WARM_ROWS = 16
 SECONDS = 6.0
-"""What each stage is given."""
+"""What each stage is given, at most."""
+SHARE, LEAST = 0.03, 0.25
+"""What it is given of the seconds that all of the stage would take, and however few these are."""
 
 
 class Timing(BaseModel):
@@ -44,6 +49,8 @@ class Timing(BaseModel):
         eigenvalues: Seconds a token of EK-FAC's second pass; 0 where there is none.
         decomposition: Seconds for all modules' eigendecompositions at one checkpoint, one after another; 0 where there
             are none.
+        exact: Seconds a token of a row that is scored exactly for a query; 0 where none is.
+        measuring: Seconds that the measurement took.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -53,6 +60,8 @@ class Timing(BaseModel):
     covariance: float = 0.0
     eigenvalues: float = 0.0
     decomposition: float = 0.0
+    exact: float = 0.0
+    measuring: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -64,12 +73,14 @@ class TimingTask:
         codec: Of its rows.
         factors: How its Kronecker factors are fitted; None where there are none.
         corrects: Whether EK-FAC's eigenvalues are.
+        exact: Whether whole gradients of rows decide a query.
     """
 
     spec: CaptureSpec
     codec: CodecSettings
     factors: FactorSettings | None
     corrects: bool
+    exact: bool = False
 
 
 def run_timing(task: TimingTask) -> Timing:
@@ -79,22 +90,34 @@ def run_timing(task: TimingTask) -> Timing:
 
 
 def _timed(session: Session, task: TimingTask) -> Timing:
+    began = time.perf_counter()
     examples = _sample(session)
     parts = session.contributing(session.tokenise(examples))
     tokens = sum(len(part.input_ids) for part in parts)
     codec = codec_for(task.codec, session.modules)
-    capture = _seconds_a_token(
-        lambda chosen, kept: capture_most(session, codec, chosen, kept), examples, parts, session.device
-    )
-    found = Timing(tokens_per_row=tokens / len(examples), capture=capture)
-    if task.factors is None:
-        return found
-    return found.model_copy(update=_factors(session, task.factors, examples, parts, corrects=task.corrects))
+    tried = _Tried(session, examples, parts)
+    found: dict[str, float] = {"tokens_per_row": tokens / len(examples)}
+    found["capture"] = tried.seconds_a_token(lambda chosen, kept: capture_most(session, codec, chosen, kept))
+    if task.factors is not None:
+        found |= _factors(session, task.factors, tried, corrects=task.corrects)
+    if task.exact:
+        found["exact"] = _exact(session, tried)
+    return Timing(**found, measuring=time.perf_counter() - began)
 
 
-def _factors(
-    session: Session, settings: FactorSettings, examples: Sequence[Example], parts: Sequence[Part], *, corrects: bool
-) -> dict[str, float]:
+def _exact(session: Session, tried: "_Tried") -> float:
+    """Time rows that are scored for one query, whose gradient is 0."""
+    matrices = [torch.zeros(1, layer.outputs, layer.inputs) for layer in widths_of(session.layers)]
+    products = InnerProducts(session.model, session.layers, matrices)
+
+    def score(chosen: Sequence[Example], kept: Sequence[Part]) -> None:
+        for _ in session.capture(session.task.example_loss, kept, [place_of(example) for example in chosen], products):
+            pass
+
+    return tried.seconds_a_token(score)
+
+
+def _factors(session: Session, settings: FactorSettings, tried: "_Tried", *, corrects: bool) -> dict[str, float]:
     """Time the passes that fit Kronecker factors, and their decomposition."""
     sums: list[CovarianceSums] = []
 
@@ -102,7 +125,7 @@ def _factors(
         found = _sums(session, lambda: CovarianceFit(session.model, session.layers, settings), settings, chosen, kept)
         sums[:] = [found]  # type: ignore[list-item]
 
-    times = {"covariance": _seconds_a_token(covariance, examples, parts, session.device)}
+    times = {"covariance": tried.seconds_a_token(covariance, settings.rows)}
     times["decomposition"] = _decomposition(sums[0])
     if corrects:
         basis = _unit_basis(session)
@@ -110,7 +133,7 @@ def _factors(
         def eigenvalues(chosen: Sequence[Example], kept: Sequence[Part]) -> None:
             _sums(session, lambda: EigenvalueFit(session.model, session.layers, basis), settings, chosen, kept)
 
-        times["eigenvalues"] = _seconds_a_token(eigenvalues, examples, parts, session.device)
+        times["eigenvalues"] = tried.seconds_a_token(eigenvalues, settings.rows)
     return times
 
 
@@ -133,42 +156,67 @@ def _sample(session: Session) -> list[Example]:
     return [session.rows.example(int(row)) for row in chosen[order]]
 
 
-def _seconds_a_token(
-    work: Callable[[Sequence[Example], Sequence[Part]], object],
-    examples: Sequence[Example],
-    parts: Sequence[Part],
-    device: torch.device,
-) -> float:
-    """Return the seconds a token of work on the first rows: a few to warm up, then as many as fill the time."""
-    _measure(work, examples, parts, WARM_ROWS, device)
-    rough = _measure(work, examples, parts, WARM_ROWS, device)
-    tokens = sum(len(part.input_ids) for part in parts)
-    wanted = SECONDS / max(rough, 1e-9) / max(1.0, tokens / len(examples))
-    return _measure(work, examples, parts, int(np.clip(wanted, WARM_ROWS, len(examples))), device)
+class _Tried:
+    """A sample of a session's rows, on which work is timed."""
 
+    def __init__(self, session: Session, examples: Sequence[Example], parts: Sequence[Part]) -> None:
+        # Those with nothing to score would be work of no tokens.
+        there = {part.position for part in parts}
+        order = sorted(range(len(examples)), key=lambda place: place not in there)
+        places = {place: number for number, place in enumerate(order)}
+        self._examples = [examples[place] for place in order]
+        moved = [replace(part, position=places[part.position]) for part in parts]
+        self._parts = sorted(moved, key=lambda part: part.position)
+        self._rows, self._device = len(session.rows), session.device
 
-def _measure(
-    work: Callable[[Sequence[Example], Sequence[Part]], object],
-    examples: Sequence[Example],
-    parts: Sequence[Part],
-    count: int,
-    device: torch.device,
-) -> float:
-    kept = [part for part in parts if part.position < count]
-    if not kept:
-        return 0.0 if count >= len(examples) else _measure(work, examples, parts, 2 * count, device)
-    began = time.perf_counter()
-    work(examples[:count], kept)
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return (time.perf_counter() - began) / sum(len(part.input_ids) for part in kept)
+    def seconds_a_token(
+        self, work: Callable[[Sequence[Example], Sequence[Part]], object], rows: int | None = None
+    ) -> float:
+        """Return the seconds a token of work: of one row to warm up, then of twice as many each time.
+
+        It ends when another try would take longer than what the stage is given: `SECONDS`, or `SHARE` of what all its
+        rows would take, if that is less.
+
+        Args:
+            work: What is done to some rows.
+            rows: Rows that the stage does it to; all if None.
+        """
+        if not self._parts:
+            return 0.0
+        tokens = sum(len(part.input_ids) for part in self._parts) / len(self._examples)
+        whole = min(self._rows, rows or self._rows) * tokens
+        began = time.perf_counter()
+        # The first row warms up, and counts only where it is all that there is time for.
+        (rate, took), before = self._measured(work, 1), 1
+        sizes = [2**power for power in range(len(self._examples).bit_length())]
+        for size in sizes:
+            left = min(SECONDS, max(LEAST, SHARE * rate * whole)) - (time.perf_counter() - began)
+            if took * size / before > left:
+                break
+            (rate, took), before = self._measured(work, size), size
+        return rate
+
+    def _measured(self, work: Callable[[Sequence[Example], Sequence[Part]], object], count: int) -> tuple[float, float]:
+        """Return seconds a token, and seconds, of so many rows."""
+        kept = [part for part in self._parts if part.position < count]
+        began = time.perf_counter()
+        work(self._examples[:count], kept)
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        took = time.perf_counter() - began
+        return took / sum(len(part.input_ids) for part in kept), took
 
 
 def _decomposition(sums: CovarianceSums) -> float:
-    """Return the seconds of all modules' decompositions: narrow ones are timed, the others reckoned by their cubes."""
-    left = sorted(sums.modules, key=lambda module: module.inputs**3 + module.outputs**3)
-    spent, rate = 0.0, 0.0
-    for place, module in enumerate(left):
+    """Return the seconds of all modules' decompositions: one of each shape is timed, wide ones reckoned by cubes."""
+    alike = Counter((module.inputs, module.outputs) for module in sums.modules)
+    first = {(module.inputs, module.outputs): module for module in reversed(sums.modules)}
+    spent, found, rate = 0.0, 0.0, 0.0
+    for shape in sorted(alike, key=_cubes):
+        if spent > SECONDS:
+            found += alike[shape] * rate * _cubes(shape)
+            continue
+        module = first[shape]
         one = CovarianceSums((module,), sums.settings, sums.examples)
         one.positions = {module.name: sums.positions[module.name]}
         one.inputs = {module.name: sums.inputs[module.name]}
@@ -176,11 +224,12 @@ def _decomposition(sums: CovarianceSums) -> float:
         began = time.perf_counter()
         decompose(one)
         took = time.perf_counter() - began
-        spent += took
-        rate = took / (module.inputs**3 + module.outputs**3)
-        if spent > SECONDS:
-            return spent + rate * sum(m.inputs**3 + m.outputs**3 for m in left[place + 1 :])
-    return spent
+        spent, found, rate = spent + took, found + alike[shape] * took, took / _cubes(shape)
+    return found
+
+
+def _cubes(shape: tuple[int, int]) -> int:
+    return shape[0] ** 3 + shape[1] ** 3
 
 
 def _unit_basis(session: Session) -> Eigenbasis:

@@ -30,6 +30,8 @@ def test_a_plan_tells_columns_bytes_memory_and_hours_and_writes_nothing(cli, run
         "worker-hours: capture",
         "on disk",
         "curvature",
+        "queries in one call",
+        "s of measurement",
     ):
         assert part in ended.out
     assert "1 (planned)" in ended.out
@@ -57,6 +59,16 @@ def test_a_plan_in_json_has_every_number(cli, run_file, here):
     assert one - start == pytest.approx(3600 * plan["worker_hours"])
     assert one - two >= capture * 2 / 5 - 1e-9
     assert list(here.iterdir()) == []
+
+
+def test_a_plan_says_what_one_query_and_so_many_take(cli, run_file, here):
+    ended = cli("plan", "-c", run_file(), "--queries", "20", "--format", "json")
+    query = json.loads(ended.out)["query"]
+    assert set(query["queries"]) == {"1", "20"}
+    one, twenty = query["queries"]["1"], query["queries"]["20"]
+    assert twenty["seconds"] - one["seconds"] == pytest.approx(19 * query["seconds"])
+    assert twenty["memory"] >= one["memory"] > 0
+    assert cli("plan", "-c", run_file(), "--queries", "0").code == 2
 
 
 def test_what_a_build_would_refuse_a_plan_refuses(cli, run_file, written):

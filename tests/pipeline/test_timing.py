@@ -42,6 +42,41 @@ def test_every_stage_of_a_recipe_is_timed(planned, configured):
     assert planned(configured("recipe.name=graddot", "index.kind=exact")).work.keys() == {"capture"}
 
 
+@pytest.mark.parametrize(("seconds", "tried"), [(10.0, [1]), (1e-6, [1, 1, 2, 4, 8, 16, 32])])
+def test_a_stage_is_measured_for_a_share_of_what_it_takes_or_on_one_row(
+    planned, configured, monkeypatch, seconds, tried
+):
+    now, rows = [0.0], []
+
+    def capture(session, codec, chosen, kept):
+        rows.append(len(chosen))
+        now[0] += seconds * sum(len(part.input_ids) for part in kept)
+
+    monkeypatch.setattr(timing, "SECONDS", 6.0)
+    monkeypatch.setattr(timing, "capture_most", capture)
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: now[0])
+    plan = planned(configured("recipe.name=graddot", "index.kind=exact"))
+    assert rows == tried
+    assert plan.work["capture"] == pytest.approx(40 * plan.probed.tokens_per_row * seconds)
+    assert plan.measuring == pytest.approx(now[0])
+
+
+def test_a_query_takes_its_candidates_and_several_take_their_gradients_memory(planned, configured):
+    plan = planned(configured(*DECIDED, "recipe.exact.candidates=5"))
+    query = plan.query
+    assert query.candidates == 15
+    assert query.seconds(10) - query.seconds(1) == pytest.approx(9 * query.each)
+    whole = sum(module.inputs * module.outputs for module in plan.probed.modules)
+    assert query.gradient == 4 * whole
+    assert query.memory(10) - query.memory(1) == 9 * query.gradient + 2 * 9 * query.gradient
+    assert query.memory(1) > plan.probed.model_bytes
+    most = query.memory(10**6)
+    assert most == query.memory(10**7)
+    indexed = planned(configured("recipe.name=graddot", "index.kind=exact")).query
+    assert (indexed.candidates, indexed.gradient) == (0, 4 * plan.probed.dims)
+    assert planned(configured(*DECIDED, "recipe.exact.candidates=null")).query.candidates == 40
+
+
 def test_tokens_a_row_are_counted_over_all_rows_of_a_small_data_set(planned, configured, written, tokenizer):
     texts = ["A list.", "A list keeps its items in order.", "The river."]
     plan = planned(configured("index.kind=exact", data=written(*({"text": text} for text in texts))))
