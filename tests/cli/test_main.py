@@ -55,7 +55,7 @@ def test_the_version_is_the_distributions(cli):
         (["query", "x", "-k", "0"], "Invalid value for '-k'"),
         (["query", "x", "--format", "xml"], "'xml' is not one of"),
         (["status", "x", "--format", "csv"], "'csv' is not one of"),
-        (["build", "-c", "run.yaml", "--out", "x", "--workers", "0"], "Invalid value for '--workers'"),
+        (["build", "-c", "run.yaml", "--out", "x", "--workers", "-1"], "Invalid value for '--workers'"),
     ],
 )
 def test_a_usage_error_ends_with_2_and_says_what_is_wrong(cli, argv, told):
