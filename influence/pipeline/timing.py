@@ -172,7 +172,7 @@ class _Tried:
     def seconds_a_token(
         self, work: Callable[[Sequence[Example], Sequence[Part]], object], rows: int | None = None
     ) -> float:
-        """Return the seconds a token of work: of one row to warm up, then of twice as many each time.
+        """Return the seconds a token of work: of one row to warm up, of one row, then of twice as many each time.
 
         It ends when another try would take longer than what the stage is given: `SECONDS`, or `SHARE` of what all its
         rows would take, if that is less.
@@ -185,11 +185,11 @@ class _Tried:
             return 0.0
         tokens = sum(len(part.input_ids) for part in self._parts) / len(self._examples)
         whole = min(self._rows, rows or self._rows) * tokens
+        # What is compiled and loaded at a first use may take longer than all rows do: it doesn't count.
+        self._measured(work, 1)
         began = time.perf_counter()
-        # The first row warms up, and counts only where it is all that there is time for.
         (rate, took), before = self._measured(work, 1), 1
-        sizes = [2**power for power in range(len(self._examples).bit_length())]
-        for size in sizes:
+        for size in (2**power for power in range(1, len(self._examples).bit_length())):
             left = min(SECONDS, max(LEAST, SHARE * rate * whole)) - (time.perf_counter() - began)
             if took * size / before > left:
                 break
