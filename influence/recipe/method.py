@@ -74,7 +74,8 @@ class Recipe(BaseModel):
         if curvature.damping.kind in ("bounded", "training") and curvature.kind == "fisher":
             raise ValueError(
                 f"damping of kind {curvature.damping.kind} is of whole gradients' curvature, and a fisher is one of "
-                "projected ones. The nearest that can be: curvature kind ekfac with projection kind none, or damping kind relative"
+                "projected ones. The nearest that can be: curvature kind ekfac with projection kind none, or damping "
+                "kind relative"
             )
         if curvature.blocks == "all" and curvature.kind != "fisher":
             raise ValueError(f"only a fisher can be taken over all columns together, not {curvature.kind}")
