@@ -127,6 +127,8 @@ def read_evaluation(run: "Run", path: str | Path) -> Evaluation:
         )
     if rows.classes and run.config.model.kind == "sequence_classification":
         run.session.check_classes(rows)
+    if rows.classes and run.config.model.kind == "sequence_classification":
+        run.session.check_classes(rows)
     examples = (in_form(replace(example, row=QUERY_ROW), run.query_form) for example in rows.examples())
     if run.config.model.kind == "causal_lm":
         # Rows may have labels that a language model doesn't read; a query with one would ask a classifier.
