@@ -10,7 +10,7 @@ Columns. AUROC of swapped against right rows: by the loss summed over the answer
 `outlier_score` and by `mismatched_score`. Then how many rows `mismatched` flags by its own threshold, the share of them
 that are swapped (precision) and the share of the swapped that are among them (recall).
 
-The check's parts and its threshold were chosen on seeds 10 and 11.
+The check's parts and its threshold were chosen on seed 10.
 """
 
 import argparse
