@@ -66,7 +66,7 @@ def test_whatever_the_spelling_of_its_lines_a_file_is_cleaned_and_restored(
     relabel = {row: "7" if row in numbers else to for row, what in fates.items() if what == "relabel"}
     run = run_of(path)
     table = table_of(run, folder / "issues.parquet", drop=drop, relabel=relabel)
-    done = export_clean(run, Wish((table,), relabel=True), folder / "clean.jsonl")
+    done = export_clean(run, Wish((table,), relabel=bool(relabel)), folder / "clean.jsonl")
     expected = [
         record | ({"label": 7 if row in numbers else to} if row in relabel else {})
         for row, record in enumerate(whole)
@@ -108,7 +108,7 @@ def test_csv_rows_keep_their_quotes_and_line_ends(cells, quoting, end, blank, fa
     relabel = {row: to for row, what in fates.items() if what == "relabel"}
     run = run_of(path)
     table = table_of(run, folder / "issues.parquet", drop=drop, relabel=relabel)
-    done = export_clean(run, Wish((table,), relabel=True), folder / "clean.csv")
+    done = export_clean(run, Wish((table,), relabel=bool(relabel)), folder / "clean.csv")
     expected = [
         record | ({"label": to} if row in relabel else {}) for row, record in enumerate(whole) if row not in drop
     ]

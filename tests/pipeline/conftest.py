@@ -42,10 +42,10 @@ def configured(model_folder: Any, corpus_file: Path) -> Callable[..., RunConfig]
 
 @pytest.fixture
 def written(tmp_path: Path) -> Callable[..., Path]:
-    """`written({"text": "a"}, …)`: a jsonl file of these records."""
+    """`written({"text": "a"}, …)`: a jsonl file of these records; `name="more"` gives a second one."""
 
-    def write(*records: dict[str, Any]) -> Path:
-        path = tmp_path / "rows.jsonl"
+    def write(*records: dict[str, Any], name: str = "rows") -> Path:
+        path = tmp_path / f"{name}.jsonl"
         path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
         return path
 

@@ -118,7 +118,8 @@ def test_the_flat_index_of_repsim_answers_as_the_exact_scan_with_no_opposing_sid
         with open_run(run_dir / kind, device="cpu") as run:
             answers.append(run.query_many(ASKED, k=3))
     for flat, exact in zip(*answers, strict=True):
-        assert [hit.row for hit in flat.promoting] == [hit.row for hit in exact.promoting]
+        # Of rows with equal codes either may come first: a scale differs by torch's rounding from batch to batch.
+        assert [hit.score for hit in flat.promoting] == pytest.approx([hit.score for hit in exact.promoting], rel=1e-4)
         assert len(flat.promoting) == 3
         assert flat.opposing == exact.opposing == ()
         assert "A baseline, no influence" in flat.sign

@@ -103,8 +103,8 @@ def poisoned_model(model_folder, tokenizer, tmp_path):
 
 @pytest.fixture
 def poisoned(configured, written, poisoned_model):
-    def make(texts, *overrides):
-        data = written(*({"text": text, "id": f"text-{n}"} for n, text in enumerate(texts)))
+    def make(texts, *overrides, name="rows"):
+        data = written(*({"text": text, "id": f"text-{n}"} for n, text in enumerate(texts)), name=name)
         model = f"model.path={poisoned_model}"
         return configured("index.kind=exact", "store.rows_per_shard=8", model, *overrides, data=data)
 
@@ -123,7 +123,7 @@ def test_a_poisoned_row_is_listed_with_its_error_and_the_rest_can_be_asked(poiso
     assert [(row.row, row.id) for row in listed] == [(13, "text-13")]
     assert [row["row"] for row in status(run_dir)["quarantined"]] == [13]
     texts[13] = "~"  # No scored token: nothing to fail on.
-    build_run(poisoned(texts, *EKFAC), healthy)
+    build_run(poisoned(texts, *EKFAC, name="healthy-rows"), healthy)
     with influence.open(run_dir, device="cpu") as run, influence.open(healthy, device="cpu") as other:
         assert not run.vectors([13]).any()
         rest = [row for row in range(20) if row != 13]
