@@ -7,13 +7,24 @@ RecursionError where brackets are nested deep enough. Here each of these is a `V
 import json
 import math
 import stat
-from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 MAX_BYTES = 1 << 28
 """Of a file. The manifest of a million shards has 100 MB."""
 MAX_DEPTH = 64
 """Brackets within brackets; a run's own files have fewer than ten."""
+
+
+class ReadableFile(Protocol):
+    """What is read of a file: a path of a disk, or one of a bucket."""
+
+    def stat(self) -> Any:
+        """Return at least `st_size`."""
+        ...
+
+    def read_bytes(self) -> bytes:
+        """Return the content."""
+        ...
 
 
 def parse_json(content: bytes | str, *, constants: bool = False) -> Any:
@@ -36,7 +47,7 @@ def parse_json(content: bytes | str, *, constants: bool = False) -> Any:
     return document
 
 
-def read_json(path: Path, *, constants: bool = False) -> Any:
+def read_json(path: ReadableFile, *, constants: bool = False) -> Any:
     """Return what a JSON file says; see `parse_json`.
 
     Raises:
@@ -46,14 +57,14 @@ def read_json(path: Path, *, constants: bool = False) -> Any:
     return parse_json(read_bounded(path), constants=constants)
 
 
-def read_bounded(path: Path) -> bytes:
+def read_bounded(path: ReadableFile) -> bytes:
     """Return the bytes of a file that is read whole.
 
     Raises:
         OSError: It can't be read.
         ValueError: It is no regular file, which reading might wait for without end; or it has more than 256 MiB.
     """
-    found: Any = path.stat()
+    found = path.stat()
     if not stat.S_ISREG(getattr(found, "st_mode", stat.S_IFREG)):
         raise ValueError("it is no regular file, and wasn't opened")
     size = found.st_size

@@ -7,13 +7,15 @@ same answer every time, take time in proportion to what they read, and make noth
 
 import json
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import duckdb
 import pyarrow as pa
 
 from influence.errors import QueryError
 from influence.store.evaluation import Evaluation
+
+if TYPE_CHECKING:
+    import duckdb
 
 MAX_CHARACTERS = 1_000_000
 MOST_TEXTS = 48
@@ -69,6 +71,8 @@ def parse_condition(evaluation: Evaluation, condition: str) -> dict[str, Any]:
     Raises:
         QueryError: It is empty, too long, can't be read, or is more than one expression.
     """
+    import duckdb
+
     if not condition.strip():
         raise QueryError("--where is empty. Write what must be true of a row, as in source = 'x' and tokens > 50.")
     if len(condition) > MAX_CHARACTERS:
@@ -144,7 +148,7 @@ def shown_columns(schema: pa.Schema) -> str:
     return ", ".join(f"{field.name} ({_holds(field) or field.type})" for field in schema)
 
 
-def unusable(condition: str, error: duckdb.Error) -> QueryError:
+def unusable(condition: str, error: "duckdb.Error") -> QueryError:
     """Return what to say of a condition that DuckDB can't evaluate."""
     return QueryError(f"--where {condition!r:.500} can't be evaluated: {str(error).strip().splitlines()[0]}")
 

@@ -2,14 +2,18 @@
 
 DuckDB looks whether it should stop between its vectors of 2,048 rows, and Python hears Ctrl-C when the call has
 returned. So the statement runs in a thread of its own while this one waits, hears signals and looks at the clock.
+
+DuckDB is imported where a statement is evaluated, here and in the modules beside this one, and never with a module:
+its bindings list what is left of them on stderr when a process ends in which anything still refers to our functions.
 """
 
 import time
 from collections.abc import Callable
 from threading import Event, Thread
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-import duckdb
+if TYPE_CHECKING:
+    import duckdb
 
 Result = TypeVar("Result")
 STOP_TIMEOUT = 5.0
@@ -20,6 +24,8 @@ class Evaluation:
     """A database in memory and the statements it evaluates, one after another. A context manager that closes it."""
 
     def __init__(self, settings: dict[str, Any]) -> None:
+        import duckdb
+
         self._database = duckdb.connect(":memory:", config=settings)
         self._abandoned = False
 
@@ -31,7 +37,7 @@ class Evaluation:
         if not self._abandoned:
             self._database.close()
 
-    def run(self, step: Callable[[duckdb.DuckDBPyConnection], Result], seconds: float) -> Result:
+    def run(self, step: "Callable[[duckdb.DuckDBPyConnection], Result]", seconds: float) -> Result:
         """Return what a function makes of the database.
 
         Args:
@@ -41,6 +47,8 @@ class Evaluation:
         Raises:
             TimeoutError: It took longer, and was stopped.
         """
+        import duckdb
+
         outcome: list[tuple[Result | None, BaseException | None]] = []
         # Of `Thread.join` Python 3.11 believes, once it was interrupted, that the thread has ended.
         ended = Event()

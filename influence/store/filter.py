@@ -9,9 +9,8 @@ files nor load extensions, over the columns it names, which we read; for a limit
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import duckdb
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -22,6 +21,9 @@ from influence.store.condition import check_condition, enclosed, parse_condition
 from influence.store.evaluation import Evaluation
 from influence.store.reader import Store
 from influence.store.shard import METADATA, ROW_GROUP, WEIGHT
+
+if TYPE_CHECKING:
+    import duckdb
 
 TABLE = "metadata"
 BATCH = 16 * ROW_GROUP
@@ -101,7 +103,7 @@ class RowFilter:
     def _rows(self, evaluation: Evaluation, table: pa.Table) -> np.ndarray:
         asked = f"SELECT row FROM {TABLE} WHERE {enclosed(self.condition)}"  # noqa: S608
 
-        def select(database: duckdb.DuckDBPyConnection) -> np.ndarray:
+        def select(database: "duckdb.DuckDBPyConnection") -> np.ndarray:
             slices = [_over(database, part).execute(asked).fetchnumpy()["row"] for part in _slices(table)]
             return np.concatenate(slices).astype(np.int64)
 
@@ -146,11 +148,13 @@ def _slices(table: pa.Table) -> Iterator[pa.Table]:
     yield from _slices(table.slice(half))
 
 
-def _over(database: duckdb.DuckDBPyConnection, table: pa.Table) -> duckdb.DuckDBPyConnection:
+def _over(database: "duckdb.DuckDBPyConnection", table: pa.Table) -> "duckdb.DuckDBPyConnection":
     return database.register(TABLE, table)
 
 
-def _evaluated(evaluation: Evaluation, condition: str, step: Callable[[duckdb.DuckDBPyConnection], Any]) -> Any:
+def _evaluated(evaluation: Evaluation, condition: str, step: "Callable[[duckdb.DuckDBPyConnection], Any]") -> Any:
+    import duckdb
+
     try:
         return evaluation.run(step, SECONDS)
     except TimeoutError:

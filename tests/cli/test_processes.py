@@ -50,6 +50,16 @@ def test_answers_for_a_pipe_are_json_alone(built, tmp_path):
     assert "Traceback" not in (tmp_path / "err").read_text()
 
 
+def test_a_selection_ends_without_a_list_of_objects_that_duckdb_leaves_behind(built, tmp_path):
+    (tmp_path / "target.jsonl").write_text('{"text": "Bread is baked before dawn."}\n')
+    flags = ["--target", str(tmp_path / "target.jsonl"), "--top", "3", "--out", str(tmp_path / "chosen.jsonl")]
+    done = subprocess.run(
+        [*COMMAND, "select", str(built), *flags, "--no-bm25"], capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    assert "nanobind" not in done.stderr
+
+
 def test_a_reader_that_goes_away_ends_the_command_quietly(built):
     reading, writing = os.pipe()
     with subprocess.Popen([*COMMAND, "status", str(built)], stdout=writing, stderr=subprocess.PIPE) as running:
