@@ -64,7 +64,10 @@ class Adapt(BaseModel):
 
 
 class TlsSettings(BaseModel):
-    """PEM files with which to connect to a scheduler of one's own, as dask's `distributed.comm.tls` has them."""
+    """PEM files with which to connect to a scheduler of one's own, as dask's `distributed.comm.tls` has them.
+
+    Relative paths are relative to the folder of the run file, or to the working directory with `--set`.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 

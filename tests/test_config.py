@@ -78,6 +78,17 @@ def test_paths_of_a_file_are_relative_to_it_and_those_of_overrides_to_the_workin
     assert load_config(path, ["model.path=gpt2"]).model.path == "gpt2"
 
 
+def test_the_tls_files_of_a_scheduler_are_relative_to_the_run_file_whether_they_are_there_or_not(tmp_path, monkeypatch):
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    tls = "tls: {ca_file: keys/ca, cert: ~/cert.pem, key: key.pem}"
+    cluster = f"cluster: {{kind: address, address: tls://host:1, {tls}}}"
+    path = write(tmp_path, f"model: {{path: gpt2}}\ndata: {{path: rows.jsonl}}\n{cluster}\n")
+    found = load_config(path, ["cluster.tls.key=key.pem"]).cluster.tls
+    assert (found.ca_file, found.key) == (str(tmp_path / "keys" / "ca"), str(tmp_path / "elsewhere" / "key.pem"))
+    assert found.cert == str(Path.home() / "cert.pem")
+
+
 def test_overrides_are_yaml_and_reach_into_a_recipe_given_by_name():
     config = parse_config(
         {**SMALLEST, "recipe": "logra"},

@@ -30,6 +30,7 @@ SKEW = datetime.timedelta(days=1)
 """How far the clock of another node may be behind."""
 LIFETIME = datetime.timedelta(days=400)
 ROLES = ("client", "scheduler", "worker")
+CERTIFICATE, KEY = "certificate.pem", "key.pem"
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ class Credentials:
             folder: Where to; made here, with the user's permissions alone.
         """
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        paths = folder / "certificate.pem", folder / "key.pem"
+        paths = folder / CERTIFICATE, folder / KEY
         for path, text in zip(paths, (self.certificate, self.key), strict=True):
             with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
                 file.write(text)

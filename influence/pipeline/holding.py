@@ -6,7 +6,9 @@ from pathlib import Path
 
 from influence.errors import StoreError
 from influence.pipeline.jobs import JOBS
+from influence.pipeline.key_folder import remove_abandoned_keys
 from influence.pipeline.note import NOTE
+from influence.remote.place import is_remote
 from influence.store.manifest import MANIFEST
 from influence.store.partial import SUFFIX
 from influence.store.shard import ROWS
@@ -21,6 +23,8 @@ def held(run_dir: Path) -> Iterator[None]:
     with ExitStack() as stack:
         stack.callback(_clear, run_dir, made)
         stack.enter_context(lock_run(run_dir))
+        if not is_remote(run_dir):
+            remove_abandoned_keys(run_dir / JOBS)
         yield
 
 

@@ -22,7 +22,6 @@ from influence.cluster import ClusterSettings
 from influence.errors import ClusterError
 from influence.pipeline.adapt import ByTasks, adapt
 from influence.pipeline.closing import closed_at_last
-from influence.pipeline.credentials import draw_credentials
 from influence.pipeline.jobqueue import (
     coordinator_address,
     dask_settings,
@@ -32,6 +31,7 @@ from influence.pipeline.jobqueue import (
     listing_command,
     log_tail,
 )
+from influence.pipeline.key_folder import key_folder
 from influence.pipeline.local import interrupts_deferred
 from influence.pipeline.workforce import Workforce
 from influence.remote.place import is_remote
@@ -193,8 +193,7 @@ def queued_cluster(
         stack.enter_context(dask_settings(settings.kind))
         stack.enter_context(dask.config.set({"distributed.deploy.lost-worker-timeout": LOST_WORKER}))
         stack.enter_context(_terminated_like_interrupted())
-        keys = stack.enter_context(TemporaryDirectory(prefix=".keys-", dir=logs, ignore_cleanup_errors=True))
-        credentials = draw_credentials().write(Path(keys))
+        credentials = stack.enter_context(key_folder(logs))
         host = coordinator_address(settings)
         options = job_options(settings, slots, {**environment, **credentials.environment()}, logs, host)
         watched = type(job_kind.__name__, (Watched, job_kind), {})

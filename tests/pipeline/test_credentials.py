@@ -23,6 +23,8 @@ from influence.errors import ClusterError
 from influence.pipeline import cluster
 from influence.pipeline.cluster import QUIET, connect
 from influence.pipeline.credentials import draw_credentials
+from influence.pipeline.holding import held
+from influence.pipeline.key_folder import key_folder
 from influence.pipeline.submit import run_tasks
 
 ATTEMPT = """
@@ -147,3 +149,27 @@ def unreachable(settings: ClusterSettings) -> str:
     with pytest.raises(ClusterError) as refused, connect(settings):
         pass
     return str(refused.value)
+
+
+LEAVE_KEYS = """
+import os, signal, sys
+from pathlib import Path
+from influence.pipeline.key_folder import key_folder
+
+with key_folder(Path(sys.argv[1])):
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_build_removes_the_keys_that_a_killed_one_left_and_no_others(tmp_path):
+    logs = tmp_path / "run" / "jobs"
+    logs.mkdir(parents=True)
+    subprocess.run([sys.executable, "-c", LEAVE_KEYS, str(logs)], check=False)
+    (left,) = logs.glob(".keys-*/key.pem")
+    with key_folder(logs) as running:
+        assert not left.parent.exists()
+        subprocess.run([sys.executable, "-c", LEAVE_KEYS, str(logs)], check=False)
+        assert len(list(logs.glob(".keys-*/key.pem"))) == 2
+        with held(tmp_path / "run"):
+            assert [str(key) for key in logs.glob(".keys-*/key.pem")] == [running.key]
+    assert not list(logs.glob(".keys-*"))
