@@ -28,7 +28,9 @@ class QueryCost:
 
     Attributes:
         opening: Seconds until a process has the model; once for all queries.
-        each: Seconds of one query.
+        own: Seconds of one query, apart from its candidates.
+        row: Seconds of one candidate, for all queries whose gradients are held with it.
+        rows: Of the data set.
         candidates: Rows whose whole gradients are computed for each, at most; 0 where the index decides.
         fixed: Bytes held however many queries there are: Python, model, index, factors.
         gradient: Bytes of one query's gradient, whole where exact scores decide.
@@ -36,15 +38,30 @@ class QueryCost:
     """
 
     opening: float
-    each: float
+    own: float
+    row: float
+    rows: int
     candidates: int
     fixed: int
     gradient: int
     together: int
 
+    @property
+    def each(self) -> float:
+        """Seconds of one query that is asked alone, the opening apart."""
+        return self.seconds(1) - self.opening
+
     def seconds(self, queries: int) -> float:
-        """Return the seconds of so many queries in one call."""
-        return self.opening + queries * self.each
+        """Return the seconds of so many queries in one call, at most.
+
+        The whole gradient of a row is computed once for all queries that are held together. Queries of such a group
+        are taken to share no candidate until they have as many as there are rows.
+        """
+        full, rest = divmod(queries, self.together)
+        candidates = sum(
+            groups * min(self.rows, size * self.candidates) for groups, size in ((full, self.together), (1, rest))
+        )
+        return self.opening + queries * self.own + candidates * self.row
 
     def memory(self, queries: int) -> int:
         """Return the bytes that one call of so many holds, a batch's activations apart.
@@ -74,19 +91,19 @@ def query_cost(
     dims = modules[-1].stop if modules else 0
     index = plan_factory(config.index, rows, dims)
     scanned = index.disk_bytes or rows * bytes_per_row(config.store, modules)
-    each = timing.tokens_per_row * timing.capture + scanned / READ_BYTES
+    own_seconds = timing.tokens_per_row * timing.capture + scanned / READ_BYTES
     fixed = PROCESS + model_bytes * (2 if recipe.checkpoints else 1) + index.search_bytes
     if recipe.stored.curvature.kind == "fisher":
         fixed += fisher_bytes(fisher_blocks(modules, recipe.stored.curvature.blocks, checkpoints)) // 2
     if decision.kind == "none":
-        return QueryCost(opening, each, 0, fixed, 4 * dims, max(1, rows))
+        return QueryCost(opening, own_seconds, 0.0, rows, 0, fixed, 4 * dims, max(1, rows))
     sides = 2 + decision.lexical
     candidates = rows if decision.candidates is None else min(rows, sides * decision.candidates)
     whole = sum(module.inputs * module.outputs for module in own)
     fixed += covariance_bytes(own) + 4 * whole * (decision.kind == "ekfac")
-    each += (1 + candidates) * timing.tokens_per_row * timing.exact
+    row_seconds = timing.tokens_per_row * timing.exact
     together = queries_at_once(whole, every_row=decision.candidates is None)
-    return QueryCost(opening, each, candidates, fixed, 4 * whole, together)
+    return QueryCost(opening, own_seconds + row_seconds, row_seconds, rows, candidates, fixed, 4 * whole, together)
 
 
 __all__ = ["QueryCost", "query_cost"]

@@ -1,6 +1,7 @@
 """What a plan reckons with: the work that a build does, timed on the run's own rows."""
 
 from contextlib import nullcontext
+from dataclasses import replace
 
 import pytest
 
@@ -66,7 +67,7 @@ def test_a_query_takes_its_candidates_and_several_take_their_gradients_memory(pl
     plan = planned(configured(*DECIDED, "recipe.exact.candidates=5"))
     query = plan.query
     assert query.candidates == 15
-    assert query.seconds(10) - query.seconds(1) == pytest.approx(9 * query.each)
+    assert query.seconds(2) - query.seconds(1) == pytest.approx(query.own + 15 * query.row)
     whole = sum(module.inputs * module.outputs for module in plan.probed.modules)
     assert query.gradient == 4 * whole
     assert query.memory(10) - query.memory(1) == 9 * query.gradient + 2 * 9 * query.gradient
@@ -76,6 +77,15 @@ def test_a_query_takes_its_candidates_and_several_take_their_gradients_memory(pl
     indexed = planned(configured("recipe.name=graddot", "index.kind=exact")).query
     assert (indexed.candidates, indexed.gradient) == (0, 4 * plan.probed.dims)
     assert planned(configured(*DECIDED, "recipe.exact.candidates=null")).query.candidates == 40
+
+
+def test_queries_that_are_held_together_take_a_row_once_and_groups_take_it_again(planned, configured):
+    query = replace(planned(configured(*DECIDED, "recipe.exact.candidates=5")).query, together=4)
+    assert (query.candidates, query.rows) == (15, 40)
+    for queries, rows in ((1, 15), (2, 30), (4, 40), (5, 40 + 15), (12, 3 * 40)):
+        assert query.seconds(queries) == pytest.approx(query.opening + queries * query.own + rows * query.row)
+    indexed = planned(configured("recipe.name=graddot", "index.kind=exact")).query
+    assert indexed.seconds(100) == pytest.approx(indexed.opening + 100 * indexed.own)
 
 
 def test_tokens_a_row_are_counted_over_all_rows_of_a_small_data_set(planned, configured, written, tokenizer):
