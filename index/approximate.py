@@ -7,7 +7,7 @@ missing is a row that wasn't proposed. A row that FAISS didn't find never comes 
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -101,7 +101,7 @@ def search(
     most = _search_end(index, asked, "largest", k, score, permitted, given)
     least = _search_end(index, -asked, "smallest", k, score, permitted, given)
     # Adding zero turns the -0.0 of a negated zero score into 0.0.
-    return Neighbours(Found(most.rows, most.scores + 0.0), Found(least.rows, 0.0 - least.scores))
+    return Neighbours(replace(most, scores=most.scores + 0.0), replace(least, scores=0.0 - least.scores))
 
 
 def _search_end(
@@ -128,7 +128,12 @@ def _search_end(
         cells if settings[0] is None else effort.probes,
         max(count, allowed.count // ROWS_SHARE) if settings[1] is None else count,
     )
-    margin = dial_for(index.measured, end, k).margin if index.measured is not None else None
+    margin, below = None, np.zeros(len(asked), dtype=bool)
+    if index.measured is not None:
+        dial = dial_for(index.measured, end, k)
+        margin = dial.margin
+        # What a user set wasn't measured.
+        below |= settings == (None, None) and dial.recall < index.measured.target
     pending = np.arange(len(asked))
     while True:
         late = np.zeros(len(pending), dtype=bool)
@@ -141,10 +146,11 @@ def _search_end(
             near = distance_to_unread(index, asked[pending], scores[pending, -1], effort.probes, spread) < margin
         further, pending = effort.more(most), pending[near | late]
         if not pending.size:
-            return Found(rows, scores)
+            return Found(rows, scores, below)
         if further == effort:
             _warn(len(pending), len(asked), k, end, effort)
-            return Found(rows, scores)
+            below[pending] = True
+            return Found(rows, scores, below)
         effort = further
 
 

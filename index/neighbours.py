@@ -16,10 +16,13 @@ class Found:
     Attributes:
         rows: [queries, k'], int64, k' = min(k, rows of the index). Never a row that wasn't found.
         scores: [queries, k'], float32, the inner product of query and row: summed in float64, rounded once.
+        below_recall: [queries], bool: for which of them an approximate index doesn't reach its recall, so that rows may
+            be missing. None where every row was compared.
     """
 
     rows: NDArray[np.int64]
     scores: NDArray[np.float32]
+    below_recall: NDArray[np.bool_] | None = None
 
 
 @dataclass(frozen=True)

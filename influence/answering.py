@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from itertools import islice
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -130,13 +130,15 @@ class Answering:
                 found = self.scorer(decision, progress).every_row(captured.examples)
                 everyone = [np.arange(run.rows)] * len(found)
                 return decide(captured, run.store, everyone, list(found), k, **self._told(decision))
+            searches = None
             if decision.candidates is None:
                 proposed = [np.flatnonzero(passing)] * len(examples)  # type: ignore[arg-type]
             else:
                 words = self._words_among(passing) if decision.lexical else None
-                proposed = propose(captured, run.comparison, search, min(decision.candidates, run.rows), words)
+                count = min(decision.candidates, run.rows)
+                proposed, searches = propose(captured, run.comparison, search, count, words)
             scores = self.scorer(decision, progress).candidates(captured.examples, proposed)
-            return decide(captured, run.store, proposed, scores, k, **self._told(decision))
+            return decide(captured, run.store, proposed, scores, k, searches=searches, **self._told(decision))
 
     @cached_property
     def words(self) -> BM25:
@@ -214,7 +216,7 @@ class Answering:
             log.warning("%d rows were asked for on each side, and only %d pass %r.", k, passing, where)
         return min(k, passing)
 
-    def _told(self, decision: ExactSettings) -> dict[str, str]:
+    def _told(self, decision: ExactSettings) -> dict[str, Any]:
         recipe = self._run.recipe
         decided = recipe.model_copy(update={"exact": decision})
         return {

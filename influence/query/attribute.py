@@ -10,11 +10,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from index.neighbours import Neighbours
+from index.neighbours import Found, Neighbours
 from influence.baselines.bm25 import BM25
 from influence.data.example import Example, MessagesContent, PromptContent, readable_turn
 from influence.errors import QueryError
-from influence.query.hits import Hit, Hits, MeasuredQuery, snippet
+from influence.query.hits import Hit, Hits, MeasuredQuery, SearchKind, snippet
 from influence.query.rescore import ranked, rescore
 from influence.recipe import Baseline
 from influence.store.reader import Store
@@ -86,18 +86,27 @@ def attribute(
         exact=False,
         baseline=recipe.baseline,
     )
+    ends = (found.largest, found.smallest) if recipe.baseline is None else (found.largest,)
     answers = []
     for number, vector in enumerate(vectors):
         lowest = found.smallest.rows[number] if recipe.baseline is None else np.empty(0, np.int64)
         both = (found.largest.rows[number], lowest)
         sides = [(rows, rescore(store, comparison, vector, rows)) for rows in both]
-        answers.append(told.hits(described(queries, number), *sides))
+        answers.append(told.hits(described(queries, number), *sides, search=searched(number, *ends)))
     return answers
+
+
+def searched(number: int, *sides: Found) -> SearchKind:
+    """Return how the neighbours of a query were found, on the sides that its answer has."""
+    below = [side.below_recall for side in sides if side.below_recall is not None]
+    if not below:
+        return "exact"
+    return "below_recall" if any(queries[number] for queries in below) else "approximate"
 
 
 def propose(
     queries: Queries, comparison: Compared, search: Search, count: int, words: BM25 | None = None
-) -> list[np.ndarray]:
+) -> tuple[list[np.ndarray], list[SearchKind]]:
     """Return each query's candidates: the index's best and worst `count` rows, joined with as many of BM25's.
 
     Args:
@@ -108,7 +117,7 @@ def propose(
         words: Over the rows' texts; None leaves it out.
 
     Returns:
-        For each query row numbers, int64, ascending, none twice.
+        For each query row numbers, int64, ascending, none twice; and how the index's were found.
 
     Raises:
         QueryError: A query has no usable gradient.
@@ -121,7 +130,7 @@ def propose(
             asked = example.text if example.contrast is None else f"{example.text} {example.contrast.text}"
             proposed.append(words.top(asked, count).astype(np.int64))
         proposals.append(np.unique(np.concatenate(proposed)))
-    return proposals
+    return proposals, [searched(number, found.largest, found.smallest) for number in range(len(proposals))]
 
 
 def decide(
@@ -133,6 +142,7 @@ def decide(
     *,
     summary: str,
     unit: str,
+    searches: Sequence[SearchKind] | None = None,
 ) -> list[Hits]:
     """Answer every query from its candidates' exact scores; every other row counts as zero.
 
@@ -144,12 +154,15 @@ def decide(
         k: Rows wanted on each side.
         summary: What the answers call the method.
         unit: Of the scores.
+        searches: How each query's candidates were found; None where all rows that may be are candidates.
     """
     told = Told(store, summary, unit, exact=True)
     answers = []
     for number, (rows, found) in enumerate(zip(candidates, scores, strict=True)):
         best, worst = ranked(rows, found, largest=True)[:k], ranked(rows, found, largest=False)[:k]
-        answers.append(told.hits(described(queries, number), (rows[best], found[best]), (rows[worst], found[worst])))
+        sides = (rows[best], found[best]), (rows[worst], found[worst])
+        search: SearchKind = "exact" if searches is None else searches[number]
+        answers.append(told.hits(described(queries, number), *sides, search=search))
     return answers
 
 
@@ -196,7 +209,11 @@ class Told:
     baseline: Baseline | None = None
 
     def hits(
-        self, query: MeasuredQuery, promoting: tuple[np.ndarray, np.ndarray], opposing: tuple[np.ndarray, np.ndarray]
+        self,
+        query: MeasuredQuery,
+        promoting: tuple[np.ndarray, np.ndarray],
+        opposing: tuple[np.ndarray, np.ndarray],
+        search: SearchKind = "exact",
     ) -> Hits:
         """Return one answer from rows and scores of either side."""
         return Hits(
@@ -208,6 +225,7 @@ class Told:
             opposing=self._side(*opposing, sign=-1),
             baseline=self.baseline,
             coverage=self.store.manifest.coverage,
+            search=search,
         )
 
     def _side(self, rows: np.ndarray, scores: np.ndarray, sign: int) -> tuple[Hit, ...]:

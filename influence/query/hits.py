@@ -23,9 +23,15 @@ from influence.store.partial import write_pieces
 if TYPE_CHECKING:
     import pandas as pd
 
+SearchKind = Literal["exact", "approximate", "below_recall"]
 Format = Literal["json", "jsonl", "csv", "parquet", "html"]
 FORMATS: tuple[str, ...] = get_args(Format)
 
+INCOMPLETE = (
+    "The index doesn't reach its recall for this query, so rows may be missing: ask again with --where 'row >= 0', "
+    "which scans all rows, or set index.kind: exact."
+)
+"""What is said where `Hits.search` is `below_recall`."""
 ROW_GROUP = 256
 """Answers of a row group of Parquet."""
 
@@ -96,6 +102,9 @@ class Hits:
         opposing: Strongest (most negative) first; none of a baseline.
         baseline: Which baseline answered, whose scores have no sign rule; None where influence did.
         coverage: Which share of the trained weights the run's rows hold; None where its build didn't measure it.
+        search: How the rows were looked for, or the candidates where exact scores decide. `exact`: every row was
+            compared. `approximate`: an index proposed them. `below_recall`: it did, and doesn't reach its recall for
+            this query, so that rows may be missing.
     """
 
     query: MeasuredQuery
@@ -106,6 +115,7 @@ class Hits:
     opposing: tuple[Hit, ...]
     baseline: Baseline | None = None
     coverage: Coverage | None = None
+    search: SearchKind = "exact"
 
     @property
     def sign(self) -> str:
@@ -120,7 +130,15 @@ class Hits:
 
     @property
     def caution(self) -> str | None:
-        """What to say beside the scores where they are a rank only."""
+        """What to say beside the scores where they are a rank only, or where rows may be missing."""
+        return " ".join(text for text in (self._rank_only, self._incomplete) if text) or None
+
+    @property
+    def _incomplete(self) -> str | None:
+        return INCOMPLETE if self.search == "below_recall" else None
+
+    @property
+    def _rank_only(self) -> str | None:
         if self.magnitudes != "rank_only" or self.query.log_likelihood is None:
             return None
         text = (
@@ -142,6 +160,7 @@ class Hits:
             "unit": self.unit,
             "sign": self.sign,
             "magnitudes": self.magnitudes,
+            "search": self.search,
             "caution": self.caution,
             "fingerprint": self.fingerprint,
             **shares(self.coverage),
@@ -173,6 +192,7 @@ class Hits:
                     **asdict(hit),
                     "unit": self.unit,
                     "magnitudes": magnitudes,
+                    "search": self.search,
                     "recipe": self.recipe,
                     "fingerprint": self.fingerprint,
                     **shares(self.coverage),
@@ -194,7 +214,7 @@ _QUERY_COLUMNS = (
     *("query_id", "prompt", "completion", "log_likelihood", "contrast", "contrast_log_likelihood"),
     "side",
 )
-_RUN_COLUMNS = ("unit", "magnitudes", "recipe", "fingerprint", "coverage", "body_coverage")
+_RUN_COLUMNS = ("unit", "magnitudes", "search", "recipe", "fingerprint", "coverage", "body_coverage")
 COLUMNS = (*_QUERY_COLUMNS, *(field.name for field in fields(Hit)), *_RUN_COLUMNS)
 """The columns of every flat form, in order."""
 

@@ -1,4 +1,5 @@
 import logging
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -41,6 +42,25 @@ def test_searches_find_what_measuring_promised_for_queries_it_never_saw(built):
         for end in ("largest", "smallest"):
             pairs = zip(getattr(found, end).rows, getattr(true, end).rows, strict=True)
             assert np.mean([np.isin(right, got).mean() for got, right in pairs]) > 0.9
+
+
+def test_an_answer_says_where_its_recall_is_not_reached(built):
+    index, measured = built
+    queries, score = gradients(40, 32, 77), scored_by(lambda rows: ROWS[rows])
+    ends = ("largest", "smallest")
+    found = search(index, queries, 10, score)
+    assert all(getattr(found, end).below_recall.mean() < 0.5 for end in ends)
+    # Every candidate is an answer, so half of the answers are among the last half of the candidates.
+    found = search(index, queries, 10, score, candidates=10)
+    assert all(getattr(found, end).below_recall.all() for end in ends)
+    dials = tuple(dial.model_copy(update={"recall": 0.9 if dial.end == "smallest" else 1.0}) for dial in measured.dials)
+    short = replace(index, measured=measured.model_copy(update={"dials": dials, "reached": False}))
+    found = search(short, queries, 10, score)
+    assert found.smallest.below_recall.all()
+    assert not found.largest.below_recall.all()
+    # Every row that may be is compared.
+    few = search(index, queries, 3, score, allowed=np.arange(5))
+    assert few.largest.below_recall is few.smallest.below_recall is None
 
 
 def test_a_chosen_dial_reads_less_than_all_cells_of_clustered_rows(built):

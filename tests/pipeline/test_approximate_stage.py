@@ -22,6 +22,7 @@ ASKED = [
     {"prompt": "", "completion": "In winter the harbour freezes the ice"},
     {"prompt": "A list sorts", "completion": " each key"},
 ]
+DECIDED = ("recipe.name=whitened", "recipe.exact.kind=ekfac", "recipe.exact.candidates=10", "recipe.factors.rows=12")
 SMALL = ("recipe.name=graddot", "recipe.projection.p=6", "recipe.projection.q=6", "store.rows_per_shard=64")
 
 
@@ -41,6 +42,11 @@ def indexed(configured, written, monkeypatch):
         *({"text": f"{' '.join(words)}.", "id": f"row-{n}"} for n, words in enumerate(product(WHO, DOES, WHAT)))
     )
     return lambda *changes: configured(*SMALL, *changes, data=data)
+
+
+def searches(run_dir, k=10, **asked):
+    with open_run(run_dir, device="cpu") as run:
+        return {hits.search for hits in run.query_many(ASKED, k=k, **asked)}
 
 
 def answers(run_dir, k=10, **asked):
@@ -64,6 +70,18 @@ def test_codes_propose_and_the_stored_rows_decide(indexed, in_process, tmp_path,
     shared = [len(set(some) & set(all_)) / len(all_) for some, all_ in zip(found, expected, strict=True)]
     assert np.mean(shared) >= 0.9
     assert not list((run_dir / FOLDER).glob("part-*"))
+
+
+@pytest.mark.parametrize("decided", [(), DECIDED])
+def test_an_answer_says_whether_an_index_proposed_its_rows_and_with_the_recall_that_was_measured(
+    indexed, in_process, tmp_path, decided
+):
+    # Every candidate is an answer: they come as late as early.
+    build_run(indexed(*decided, "index.kind=ivf_sq8", "index.candidates=10"), tmp_path / "run")
+    assert searches(tmp_path / "run") == {"below_recall"}
+    assert searches(tmp_path / "run", where="row >= 0") == {"exact"}
+    build_run(indexed(*decided, "index.kind=exact"), tmp_path / "run")
+    assert searches(tmp_path / "run") == {"exact"}
 
 
 def test_only_parts_that_are_missing_are_filled_again_and_the_bytes_are_the_same(

@@ -60,7 +60,7 @@ class Page(HTMLParser):
 
 def test_json_of_one_answer_is_an_object_with_exactly_the_promised_fields():
     document = json.loads(encode([hits()], "json"))
-    fields = ["query", "recipe", "unit", "sign", "magnitudes", "caution", "fingerprint"]
+    fields = ["query", "recipe", "unit", "sign", "magnitudes", "search", "caution", "fingerprint"]
     fields += ["coverage", "body_coverage", "promoting", "opposing"]
     assert list(document) == fields
     assert (document["magnitudes"], document["caution"]) == ("nats", None)
@@ -382,6 +382,25 @@ def test_a_score_beyond_what_the_probability_allows_is_a_rank_and_every_form_say
     if said is not None:
         assert said in page
         assert f"{-answer.query.log_likelihood:.3g} nats at most" in said
+
+
+@pytest.mark.parametrize("search", ["exact", "approximate", "below_recall"])
+def test_an_answer_whose_search_does_not_reach_its_recall_says_so_in_every_form(search):
+    answer = replace(hits(), search=search)
+    document = json.loads(encode([answer], "json"))
+    assert document["search"] == search
+    assert {row["search"] for row in answer.rows()} == {search}
+    assert set(pq.read_table(io.BytesIO(encode([answer], "parquet")))["search"].to_pylist()) == {search}
+    page = Page(encode([answer], "html").decode()).text
+    table = " ".join(drawn(*answer_tables(answer), plain=True).split())
+    for text in (page, table, document["caution"] or ""):
+        assert ("--where 'row >= 0'" in text) == (search == "below_recall")
+
+
+def test_a_caution_names_both_reasons_where_there_are_two():
+    said = replace(hits((hit(score=9.0),)), search="below_recall").caution
+    assert "a rank, not a number of nats" in said
+    assert "rows may be missing" in said
 
 
 @pytest.mark.parametrize("form", ["json", "jsonl", "csv"])
