@@ -39,6 +39,10 @@ def ended(verb: Callable[..., None]) -> Callable[..., None]:
             except KeyboardInterrupt:
                 tell("Interrupted. Run the same command again: it goes on from what stands.", "red")
                 code = INCOMPLETE
+        if code == 0 and any(
+            isinstance(given, typer.Context) and given.invoked_subcommand for given in kwargs.values()
+        ):
+            return  # Of a group: the verb itself is still to come.
         all_told(code)
         raise typer.Exit(code)
 

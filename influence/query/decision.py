@@ -6,6 +6,7 @@ from pydantic import ValidationError
 
 from influence.baselines.bm25 import MOST_ROWS
 from influence.errors import QueryError
+from influence.query.baseline import check_asked
 from influence.recipe import ExactSettings, Recipe
 
 USUAL_K = 10
@@ -29,6 +30,7 @@ def decision_of(recipe: Recipe, path: Path, exact: bool | None, candidates: int 
         if candidates is not None:
             raise QueryError("Candidates are proposals for exact scores: ask for those too (--exact).")
         return ExactSettings()
+    check_asked(recipe, path, (), exact=True)
     if decision.kind == "none":
         raise QueryError(
             f"{path} has no Kronecker factors to score exactly with: its recipe has exact.kind none. {_remedy(recipe)}"

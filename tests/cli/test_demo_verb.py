@@ -50,6 +50,13 @@ def told(monkeypatch, tmp_path):
     return asked
 
 
+def test_a_verb_of_the_demo_is_run_and_not_the_demo_alone(cli, told, tmp_path):
+    ended = cli("demo", "dirty", "--out", tmp_path / "dirty")
+    assert ended.code == 0, ended.err
+    assert (tmp_path / "dirty" / "train.jsonl").stat().st_size > 0
+    assert told == []
+
+
 def test_a_demo_shows_both_sides_of_every_answer_and_what_was_traced(cli, told, tmp_path):
     ended = cli("demo", "--out", tmp_path / "demo")
     assert ended.code == 0, ended.err

@@ -330,7 +330,7 @@ def test_labels_can_t_be_changed_where_there_are_none(tmp_path):
     path = tmp_path / "rows.jsonl"
     path.write_text('{"text": "a"}\n{"text": "b"}\n')
     run = run_of(path)
-    table = table_of(run, tmp_path / "issues.parquet", drop=[0])
+    table = table_of(run, tmp_path / "issues.parquet", drop=[0], relabel={1: "b"})
     with pytest.raises(QueryError, match="has no column of labels"):
         export_clean(run, Wish((table,), relabel=True), tmp_path / "clean.jsonl")
 

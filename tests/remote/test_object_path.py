@@ -74,7 +74,7 @@ def test_folders_are_listed_as_on_a_disk_and_need_no_making(folder, tmp_path):
 def test_threads_that_want_one_object_read_it_once_for_its_digest(folder, monkeypatch):
     path, digest, reads = folder / "a", hashlib.sha256(CONTENT).hexdigest(), []
     path.write_bytes(CONTENT)
-    monkeypatch.setattr("influence.store.digest.sha256", lambda read: (reads.append(read), sha256(read))[1])
+    monkeypatch.setattr("influence.checksum.sha256", lambda read: (reads.append(read), sha256(read))[1])
     assert list(each(lambda _: verify(path, digest, len(CONTENT), ""), range(20), folder)) == [None] * 20
     assert reads == [path]
 
