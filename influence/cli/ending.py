@@ -39,10 +39,8 @@ def ended(verb: Callable[..., None]) -> Callable[..., None]:
             except KeyboardInterrupt:
                 tell("Interrupted. Run the same command again: it goes on from what stands.", "red")
                 code = INCOMPLETE
-        if code == 0 and any(
-            isinstance(given, typer.Context) and given.invoked_subcommand for given in kwargs.values()
-        ):
-            return  # Of a group: the verb itself is still to come.
+        if code == 0 and any(getattr(given, "invoked_subcommand", None) for given in kwargs.values()):
+            return  # A group's own call, with typer's context: the verb itself is still to come.
         all_told(code)
         raise typer.Exit(code)
 

@@ -25,12 +25,12 @@ def decision_of(recipe: Recipe, path: Path, exact: bool | None, candidates: int 
     Raises:
         QueryError: Exact scores are asked of a recipe without factors for them, or candidates without exact scores.
     """
+    check_asked(recipe, path, (), exact=bool(exact) or candidates is not None)
     decision = recipe.decision
     if exact is False or (exact is None and decision.kind == "none"):
         if candidates is not None:
             raise QueryError("Candidates are proposals for exact scores: ask for those too (--exact).")
         return ExactSettings()
-    check_asked(recipe, path, (), exact=True)
     if decision.kind == "none":
         raise QueryError(
             f"{path} has no Kronecker factors to score exactly with: its recipe has exact.kind none. {_remedy(recipe)}"

@@ -327,12 +327,16 @@ def test_a_number_becomes_no_name(tmp_path):
 
 
 def test_labels_can_t_be_changed_where_there_are_none(tmp_path):
-    path = tmp_path / "rows.jsonl"
-    path.write_text('{"text": "a"}\n{"text": "b"}\n')
-    run = run_of(path)
-    table = table_of(run, tmp_path / "issues.parquet", drop=[0], relabel={1: "b"})
-    with pytest.raises(QueryError, match="has no column of labels"):
-        export_clean(run, Wish((table,), relabel=True), tmp_path / "clean.jsonl")
+    for name, content, told in (
+        ("rows.csv", "text\na\nb\n", "has no column of labels"),
+        ("rows.jsonl", '{"text": "a"}\n{"text": "b"}\n', r"row 1 .* has no 'label'. Expected a label to be changed"),
+    ):
+        path = tmp_path / name
+        path.write_text(content)
+        run = run_of(path)
+        table = table_of(run, tmp_path / f"{name}.parquet", drop=[0], relabel={1: "b"})
+        with pytest.raises((DataError, QueryError), match=told):
+            export_clean(run, Wish((table,), relabel=True), tmp_path / f"clean-{name}")
 
 
 def test_many_rows_are_read_side_by_side_with_their_tables(tmp_path, monkeypatch):
