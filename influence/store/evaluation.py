@@ -10,6 +10,7 @@ its bindings list what is left of them on stderr when a process ends in which an
 import time
 from collections.abc import Callable
 from threading import Event, Thread
+from threading import enumerate as enumerate_threads
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
@@ -61,11 +62,13 @@ class Evaluation:
             finally:
                 ended.set()
 
-        Thread(target=evaluate, name="influence-where", daemon=True).start()
+        thread = Thread(target=evaluate, name="influence-where", daemon=True)
         try:
+            # Ctrl-C may come while the thread starts, and the statement then runs.
+            thread.start()
             ended.wait(seconds)
         finally:
-            if not ended.is_set():
+            if not ended.is_set() and thread in enumerate_threads():
                 self._stop(ended)
         if not outcome:
             raise TimeoutError(f"stopped after {seconds:g} seconds")

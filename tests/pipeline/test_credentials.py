@@ -16,7 +16,7 @@ import dask
 import pytest
 from distributed import LocalCluster
 from failing_tasks import told_pid
-from sockets import listening
+from sockets import hosts_since, listening
 
 from influence.cluster import ClusterSettings, TlsSettings
 from influence.errors import ClusterError
@@ -45,7 +45,12 @@ print(json.dumps(outcomes))
 
 
 @pytest.fixture(scope="module")
-def local():
+def before():
+    return listening()
+
+
+@pytest.fixture(scope="module")
+def local(before):
     """A cluster of one worker process, as a build starts it."""
     with connect(ClusterSettings(workers=1, device="cpu")) as client:
         yield client
@@ -75,9 +80,9 @@ def from_environment(variables: dict[str, str]) -> dict[str, object]:
     return dask.config.merge(dask.config.config, dask.config.collect_env(variables))
 
 
-def test_a_local_cluster_listens_on_loopback_alone_and_shows_no_pages(local):
+def test_a_local_cluster_listens_on_loopback_alone_and_shows_no_pages(local, before):
     assert list(run_tasks(local, told_pid, [0], str)) != [os.getpid()]
-    assert listening() == {"127.0.0.1"}
+    assert hosts_since(before) == {"127.0.0.1"}
     ((address, worker),) = local.scheduler_info()["workers"].items()
     assert all(each.startswith("tls://127.0.0.1:") for each in (local.scheduler.address, address, worker["nanny"]))
 

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import huggingface_hub
-import psutil
 import pytest
 import yaml
+from sockets import hosts_since, listening
 
 import influence.run as runs
 from influence.cluster import ClusterSettings
@@ -242,12 +242,6 @@ def test_a_cluster_of_no_workers_computes_in_this_process_and_listens_beyond_it_
     with connect(ClusterSettings(workers=0, device="cpu"), 3) as client:
         assert client.submit(os.getpid).result() == os.getpid()
         assert client.scheduler_info()["address"].startswith("inproc://")
-        assert {ip for ip, _ in listening() - before} <= {"127.0.0.1"}
+        assert hosts_since(before) <= {"127.0.0.1"}
     with pytest.raises(ValueError, match="workers 0 computes in the calling process"):
         ClusterSettings(kind="slurm", workers=0)
-
-
-def listening() -> set[tuple[str, int]]:
-    """The addresses and ports on which this process waits for others."""
-    found = psutil.Process().net_connections("inet")
-    return {(at.laddr.ip, at.laddr.port) for at in found if at.status == psutil.CONN_LISTEN}
