@@ -18,6 +18,7 @@ import numpy as np
 
 from influence.answering import FIRST_BATCH, Answering, Options, growing
 from influence.config import RunConfig, load_config, override_config
+from influence.data.example import Example
 from influence.diagnosing import Diagnosing
 from influence.errors import Incomplete, QueryError
 from influence.pipeline.build import build_run
@@ -36,6 +37,8 @@ from influence.query.baseline import lexical_blocks
 from influence.query.decision import decision_of
 from influence.query.hits import Hits
 from influence.query.index_errors import index_errors
+from influence.query.scores import Scores
+from influence.recipe import sign_rule
 from influence.remote.place import absolute, run_path
 from influence.scanning import Scanning
 from influence.store.manifest import Manifest
@@ -248,28 +251,41 @@ class Run(Scanning, Diagnosing):
                 answers = self._answering.hits(examples, decision, options.k, options.where, options.progress)
             yield from answers
 
-    def score(self, queries: Sequence[Query]) -> np.ndarray:
+    def score(self, queries: Sequence[Query]) -> Scores:
         """Score every row for every query, without proposals: by the stored rows, or by K-FAC's whole gradients.
 
         Returns:
-            float32 [queries, rows], in the recipe's unit; `recipe.sign` says what a sign means. For more rows than fit,
-            see `score_blocks`.
+            float32 [queries, rows], with their unit, what a sign means, and `magnitudes` and `caution`: whether scores
+            can be numbers of nats. For more rows than fit, see `score_blocks`.
         """
+        examples = self._asked(queries)
+        captured = None if self.recipe.baseline == "bm25" else self.capture(examples)
         if self.recipe.curvature.whole:
             with self._turn:
-                return self._answering.scorer(self.recipe.decision).every_row(self.capture(queries).examples)
-        out = np.empty((len(queries), self.rows), dtype=np.float32)
-        for first, block in self.score_blocks(queries):
-            out[:, first : first + block.shape[1]] = block
-        return out
+                out = self._answering.scorer(self.recipe.decision).every_row(examples)
+        else:
+            out = np.empty((len(examples), self.rows), dtype=np.float32)
+            for first, block in self._blocks(examples, captured):
+                out[:, first : first + block.shape[1]] = block
+        recipe = self.recipe if self.recipe.curvature.whole else self.recipe.stored
+        unit, sign = recipe.unit_under(self.manifest.reduction), sign_rule(self.recipe.baseline)
+        contrasted = [example.contrast is not None for example in examples]
+        return Scores.of(out, unit, sign, None if captured is None else captured.measured, contrasted)
 
     def score_blocks(self, queries: Sequence[Query]) -> Iterator[tuple[int, np.ndarray]]:
-        """Yield (first row, scores float32 [queries, b]) for consecutive blocks of stored rows, read as they come."""
-        if self.recipe.baseline == "bm25":
-            yield from lexical_blocks(self._asked(queries), self._answering.words)
-            return
-        captured = self.capture(queries)
-        yield from scored_blocks(self.store, self.comparison, query_vectors(captured, self.comparison))
+        """Yield (first row, scores float32 [queries, b]) for consecutive blocks of stored rows, read as they come.
+
+        Whether they can be numbers of nats is known after the last: `influence.recipe.magnitudes` says it of a query's
+        largest score and log-likelihood (`capture(queries).measured`), as `score` and `score_to` do.
+        """
+        examples = self._asked(queries)
+        yield from self._blocks(examples, None if self.recipe.baseline == "bm25" else self.capture(examples))
+
+    def _blocks(self, examples: Sequence[Example], captured: Queries | None) -> Iterator[tuple[int, np.ndarray]]:
+        if captured is None:
+            yield from lexical_blocks(examples, self._answering.words)
+        else:
+            yield from scored_blocks(self.store, self.comparison, query_vectors(captured, self.comparison))
 
     def capture(self, queries: Sequence[Query]) -> Queries:
         """Capture queries: their gradients −∇m, projected as the rows are, and what the model makes of them.

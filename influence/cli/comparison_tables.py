@@ -30,6 +30,9 @@ def comparison_tables(found: "Comparison") -> list[RenderableType]:
     foot.append(f"{found.rows:,} rows ranked, most promoting first")
     for letter, run, recipe, unit, sign in zip("AB", found.runs, found.recipes, found.units, found.signs, strict=True):
         foot.append("\n").append_text(plain(f"{letter}: {run}, {recipe}; scores in {unit}. {sign}"))
+    for letter, caution in zip("AB", found.cautions, strict=True):
+        if caution is not None:
+            foot.append("\n").append(f"{letter}: {caution}", "yellow")
     foot.append("\n")
     return [*tables, foot]
 

@@ -47,7 +47,7 @@ def groups_tables(found: "GroupInfluences") -> list[RenderableType]:
             table.add_row(group, f"{line.rows:,}", *sums, *means, Text(line.note or "", "dim"))
         tables.append(table)
     notes = f"In {found.unit}. {found.sign}\n{found.intervals}\n{found.recipe}, run {found.run}"
-    return [*tables, Text(notes, "dim")]
+    return [*tables, Text(notes, "dim"), *_cautioned(found.caution)]
 
 
 def selection_tables(found: "Selected") -> list[RenderableType]:
@@ -73,7 +73,11 @@ def selection_tables(found: "Selected") -> list[RenderableType]:
         f"rank correlation of score and length ({found.length_of}): {length}\n"
         f"lowest chosen score: {lowest}, in {found.unit}. {found.sign}\n"
     )
-    return [*tables, Text(notes), plain(f"{found.recipe}, run {found.run}")]
+    return [*tables, Text(notes), plain(f"{found.recipe}, run {found.run}"), *_cautioned(found.caution)]
+
+
+def _cautioned(caution: str | None) -> list[RenderableType]:
+    return [] if caution is None else [Text(caution, "yellow")]
 
 
 def _number(value: float | None) -> str:

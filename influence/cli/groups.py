@@ -68,6 +68,7 @@ def groups(
             write_outfile(out, _content(found, chosen, raw_csv), overwrite=overwrite)
         if figure is not None:
             notes = [f"Scores in {found.unit}. {found.sign}", f"{found.intervals} {found.recipe}, run {found.run}."]
+            notes += [] if found.caution is None else [found.caution]
             write_figure(group_bars(found), figure, notes, overwrite=overwrite, beside=out)
 
     check_figure(figure, overwrite=overwrite, beside=out)
@@ -86,6 +87,8 @@ def groups(
         )
     if chosen not in (GroupsForm.table, GroupsForm.json):
         tell(f"Scores in {found.unit}. {found.sign} {found.intervals}", "dim")
+    if found.caution is not None and (out is not None or chosen not in (GroupsForm.table, GroupsForm.json)):
+        tell(found.caution, "yellow")
     if out is None:
         _print(found, chosen, raw_csv)
     for path in (out, figure):

@@ -57,6 +57,7 @@ def select(
     def draw(found: "Selected") -> None:
         if figure is not None:
             notes = [f"Scores in {found.unit}. {found.sign}", f"{length_told(found)} {found.recipe}, run {found.run}."]
+            notes += [] if found.caution is None else [found.caution]
             write_figure(selection_plot(found), figure, notes, overwrite=overwrite, beside=out)
 
     check_figure(figure, overwrite=overwrite, beside=out)

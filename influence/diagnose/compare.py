@@ -18,7 +18,7 @@ from influence.errors import QueryError
 from influence.pipeline.progress import Report, Stage
 from influence.query.asked import Query, read_queries
 from influence.query.attribute import named
-from influence.recipe import sign_rule
+from influence.recipe import Magnitudes, rank_only_queries, sign_rule
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -58,6 +58,7 @@ class Agreement:
         opposing: The share of the k most opposing rows that both have; None of a baseline, which has none.
         rose: Rows among the second run's best k, those first that the first run ranks lowest.
         fell: Rows among the first run's best k, those first that the second run ranks lowest.
+        magnitudes: How either run's scores can be read.
     """
 
     query: str
@@ -66,6 +67,7 @@ class Agreement:
     opposing: float | None
     rose: tuple[Move, ...]
     fell: tuple[Move, ...]
+    magnitudes: tuple[Magnitudes, Magnitudes]
 
 
 @dataclass(frozen=True)
@@ -91,6 +93,12 @@ class Comparison:
     queries: tuple[Agreement, ...]
 
     @property
+    def cautions(self) -> tuple[str | None, str | None]:
+        """What to say beside the scores of either run where some are a rank only."""
+        first, second = (rank_only_queries([query.magnitudes[side] for query in self.queries]) for side in (0, 1))
+        return first, second
+
+    @property
     def correlation(self) -> float | None:
         """The mean of the queries' correlations; None where no query has one."""
         found = [query.correlation for query in self.queries if query.correlation is not None]
@@ -98,10 +106,14 @@ class Comparison:
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything as plain values."""
-        return {**asdict(self), "correlation": self.correlation}
+        return {**asdict(self), "correlation": self.correlation, "cautions": list(self.cautions)}
 
     def to_pandas(self) -> "DataFrame":
-        """Return a line a query: query, correlation, promoting, opposing, ids of the rows that rose, and that fell."""
+        """Return a line a query; the runs' units, signs and cautions stand in `attrs`.
+
+        Columns: query, correlation, promoting, opposing, ids of the rows that rose, and that fell, and how the scores
+        of either run can be read.
+        """
         from pandas import DataFrame
 
         lines = [
@@ -112,10 +124,13 @@ class Comparison:
                 "opposing": query.opposing,
                 "rose": [move.id for move in query.rose],
                 "fell": [move.id for move in query.fell],
+                "magnitudes": list(query.magnitudes),
             }
             for query in self.queries
         ]
-        return DataFrame(lines)
+        frame = DataFrame(lines)
+        frame.attrs |= {"units": self.units, "signs": self.signs, "cautions": self.cautions}
+        return frame
 
 
 def compare(
@@ -142,8 +157,11 @@ def compare(
         batch = examples[start : start + size]
         scores = first.score(batch), second.score(batch)
         ranked = first.recipe.baseline is None and second.recipe.baseline is None
+        kinds = zip(*(each.magnitudes for each in scores), strict=True)
+        pairs = zip(*(np.asarray(each) for each in scores), strict=True)
         found += [
-            _agreement(first, example, (a, b), k, opposed=ranked) for example, a, b in zip(batch, *scores, strict=True)
+            _agreement(first, example, pair, k, kind, opposed=ranked)
+            for example, pair, kind in zip(batch, pairs, kinds, strict=True)
         ]
         stage.finished()
     runs = (first, second)
@@ -177,7 +195,13 @@ def _check(first: "Run", second: "Run", queries: Sequence[Query], k: int) -> Non
 
 
 def _agreement(
-    run: "Run", query: Example, scores: tuple[np.ndarray, np.ndarray], k: int, *, opposed: bool
+    run: "Run",
+    query: Example,
+    scores: tuple[np.ndarray, np.ndarray],
+    k: int,
+    magnitudes: tuple[Magnitudes, Magnitudes],
+    *,
+    opposed: bool,
 ) -> Agreement:
     rows = np.arange(run.rows)
     ranks = [rankdata(-found) for found in scores]
@@ -208,6 +232,7 @@ def _agreement(
         opposing=len(np.intersect1d(bottoms[0], bottoms[1])) / k if opposed else None,
         rose=moves[0],
         fell=moves[1],
+        magnitudes=magnitudes,
     )
 
 

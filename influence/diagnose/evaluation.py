@@ -21,6 +21,7 @@ from influence.data.example import QUERY_ROW
 from influence.data.records import columns_of
 from influence.errors import DataError, QueryError
 from influence.pipeline.progress import Report
+from influence.pipeline.score_table import QueryRecord, query_records
 from influence.query.asked import Query, in_form, read_queries
 
 if TYPE_CHECKING:
@@ -84,7 +85,7 @@ class Evaluation:
             QueryError: The run's recipe has no stored scores, or an example can't be asked about.
             Incomplete: Interrupted, or the disk is full; the same call goes on.
         """
-        out = folder / f"scores-{self.digest[:16]}.parquet"
+        out = self._file(folder)
         if not out.exists():
             try:
                 self._run.score_to(self.examples, out, cut=True, overwrite=True, overrides=overrides, progress=progress)
@@ -100,6 +101,13 @@ class Evaluation:
                 found = column.flatten().to_numpy(zero_copy_only=False).reshape(len(column), len(self.examples))
                 yield first, found
                 first += len(found)
+
+    def records(self, folder: Path) -> tuple[QueryRecord, ...]:
+        """Return what the model makes of each example, after `scores` into the same folder."""
+        return tuple(query_records(self._file(folder)))
+
+    def _file(self, folder: Path) -> Path:
+        return folder / f"scores-{self.digest[:16]}.parquet"
 
 
 def read_evaluation(run: "Run", path: str | Path) -> Evaluation:
@@ -125,8 +133,6 @@ def read_evaluation(run: "Run", path: str | Path) -> Evaluation:
         raise QueryError(
             f"{path} holds {len(rows):,} examples, and at most {MOST:,} are held against a run at once: take a sample."
         )
-    if rows.classes and run.config.model.kind == "sequence_classification":
-        run.session.check_classes(rows)
     if rows.classes and run.config.model.kind == "sequence_classification":
         run.session.check_classes(rows)
     examples = (in_form(replace(example, row=QUERY_ROW), run.query_form) for example in rows.examples())

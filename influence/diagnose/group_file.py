@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from influence.run import Run
 
 Format = Literal["json", "csv", "parquet"]
-TEXTS = ("set", "group", "note", "unit")
+TEXTS = ("set", "group", "note", "magnitudes", "unit")
 COUNTS = ("rows", "queries")
 
 
@@ -48,6 +48,7 @@ def encode(found: GroupInfluences, form: Format, *, raw_csv: bool = False) -> by
 
     kinds = {name: pa.string() for name in TEXTS} | {name: pa.int64() for name in COUNTS}
     told = {"sign": found.sign, "intervals": found.intervals, "recipe": found.recipe, "run": found.run, "by": found.by}
+    told |= {"caution": found.caution} if found.caution is not None else {}
     schema = pa.schema([(name, kinds.get(name, pa.float64())) for name in names], metadata=told)
     made = io.BytesIO()
     pq.write_table(pa.Table.from_pylist(records, schema=schema), made)

@@ -16,7 +16,7 @@ Sources: Efron & Tibshirani 1993 (percentile intervals); Owen 2007, "The pigeonh
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,7 +30,8 @@ from influence.diagnose.grouping import groups_of, sets_of
 from influence.diagnose.subject import check_examinable
 from influence.errors import QueryError
 from influence.pipeline.progress import Report
-from influence.recipe import sign_rule
+from influence.pipeline.score_table import QueryRecord
+from influence.recipe import RANK_ONLY, Magnitudes, joint_magnitudes, magnitudes, rank_only_queries, sign_rule
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -75,6 +76,8 @@ class GroupInfluence:
         sum: Of the rows' influences; `sum_low` and `sum_high` bound its interval, None where there is none.
         mean: Of the rows' influences, with its interval.
         note: Why there is no interval, or over what it isn't.
+        magnitudes: How sum and mean can be read. `rank_only` where the sum is more than the set's mean log-likelihood
+            can rise, or where one row's score for one query of the set is more than that query's can.
     """
 
     set: str | None
@@ -88,6 +91,7 @@ class GroupInfluence:
     mean_low: float | None
     mean_high: float | None
     note: str | None
+    magnitudes: Magnitudes = "unchecked"
 
 
 COLUMNS = tuple(GroupInfluence.__dataclass_fields__)
@@ -106,6 +110,7 @@ class GroupInfluences:
         run: The run's fingerprint.
         settings: Of the intervals.
         lines: One a group and set.
+        queries: How each query's scores can be read.
     """
 
     by: str
@@ -116,6 +121,18 @@ class GroupInfluences:
     run: str
     settings: GroupSettings
     lines: tuple[GroupInfluence, ...]
+    queries: tuple[Magnitudes, ...] = ()
+
+    @property
+    def caution(self) -> str | None:
+        """What to say beside sums and means where some are a rank only."""
+        beyond = sum(line.magnitudes == "rank_only" for line in self.lines)
+        if not beyond:
+            return None
+        return rank_only_queries(self.queries) or (
+            f"{beyond:,} of {len(self.lines):,} sums are more than the mean log-likelihood of their queries can rise "
+            f"at all: these are {RANK_ONLY}"
+        )
 
     @property
     def intervals(self) -> str:
@@ -137,14 +154,16 @@ class GroupInfluences:
     def to_dict(self) -> dict[str, Any]:
         """Return everything as plain values."""
         found = asdict(self)
-        return {**found, "settings": self.settings.model_dump(), "intervals": self.intervals}
+        told = {"settings": self.settings.model_dump(), "intervals": self.intervals, "caution": self.caution}
+        return {**found, **told}
 
     def to_pandas(self) -> "DataFrame":
-        """Return a line a group and set; unit, sign and what intervals are stand in `attrs`."""
+        """Return a line a group and set; unit, sign, caution and what intervals are stand in `attrs`."""
         from pandas import DataFrame
 
         frame = DataFrame([asdict(line) for line in self.lines], columns=list(COLUMNS))
         frame.attrs = {"unit": self.unit, "sign": self.sign, "run": self.run, "intervals": self.intervals}
+        frame.attrs["caution"] = self.caution
         return frame
 
 
@@ -260,10 +279,12 @@ def influence_of_groups(
     settings = settings or GroupSettings()
     parted, grouped = sets_of(run, queries, sets), groups_of(run, by)
     lines = summed(queries.scores(folder, overrides, progress), grouped, parted, settings)
-    recipe = run.recipe.stored
+    recipe, records = run.recipe.stored, queries.records(folder)
+    unit = recipe.unit_under(run.manifest.reduction)
+    each: tuple[Magnitudes, ...] = tuple(record.magnitudes for record in records)
     return GroupInfluences(
-        *(by, sets, recipe.unit_under(run.manifest.reduction), sign_rule(None), recipe.summary),
-        *(run.manifest.fingerprint, settings, lines),
+        *(by, sets, unit, sign_rule(None), recipe.summary, run.manifest.fingerprint, settings),
+        *(with_magnitudes(lines, parted, records, unit), each),
     )
 
 
@@ -275,6 +296,33 @@ def summed(
     for first, block in scores:
         sums.add(first, block)
     return tuple(sums.lines())
+
+
+def with_magnitudes(
+    lines: Sequence[GroupInfluence], sets: Categories, records: Sequence[QueryRecord], unit: str
+) -> tuple[GroupInfluence, ...]:
+    """Return the lines with how their sums and means can be read.
+
+    Args:
+        lines: Of all groups and sets.
+        sets: Of every query.
+        records: What the model makes of every query.
+        unit: Of the scores.
+    """
+    names, codes = _with_rest(sets)
+    said = np.array([record.log_likelihood for record in records])
+    of_set: dict[str | None, tuple[float, Magnitudes]] = {}
+    for number, name in enumerate(names):
+        members = np.flatnonzero(codes == number).tolist()
+        joint = joint_magnitudes([records[member].magnitudes for member in members])
+        of_set[name] = float(said[members].mean()), joint
+
+    def read(line: GroupInfluence) -> GroupInfluence:
+        mean, joint = of_set[line.set]
+        summed = magnitudes(unit, line.sum, mean, contrasted=joint == "unchecked")
+        return replace(line, magnitudes=joint_magnitudes([joint, summed]))
+
+    return tuple(map(read, lines))
 
 
 def _with_rest(categories: Categories) -> tuple[list[str | None], np.ndarray]:
@@ -295,4 +343,5 @@ __all__ = [
     "GroupSums",
     "influence_of_groups",
     "summed",
+    "with_magnitudes",
 ]

@@ -33,7 +33,7 @@ from influence.diagnose.selection import Scores, SelectSettings, amount, check_c
 from influence.diagnose.subject import Subject, check_examinable
 from influence.errors import QueryError
 from influence.pipeline.progress import Report
-from influence.recipe import sign_rule
+from influence.recipe import Magnitudes, joint_magnitudes, rank_only_queries, sign_rule
 from influence.store.partial import PartialFile, disk_errors, sync_folder
 
 if TYPE_CHECKING:
@@ -61,6 +61,7 @@ class Selected:
         words: The share of BM25's choice of the same size that was chosen; None where it wasn't asked.
         length: Spearman's correlation of score and length over all rows; None where either is the same for all.
         lengths: Of every row, int32 [rows]; `length_of` says of what.
+        queries: How the scores for each example of the target can be read; a row's score is a mean of them.
         leaked: Rows of the run that are near-copies of target examples, and how many of them were chosen.
         warnings: What should be looked at before training on it.
     """
@@ -84,6 +85,17 @@ class Selected:
     length_of: str
     leaked: tuple[int, int]
     warnings: tuple[str, ...]
+    queries: tuple[Magnitudes, ...] = ("unchecked",)
+
+    @property
+    def magnitudes(self) -> Magnitudes:
+        """How the scores can be read, the most doubtful of the target's examples deciding."""
+        return joint_magnitudes(self.queries)
+
+    @property
+    def caution(self) -> str | None:
+        """What to say beside the scores where some are a rank only."""
+        return rank_only_queries(self.queries)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the summary as plain values, without the rows."""
@@ -92,6 +104,8 @@ class Selected:
             "rows",
             "unit",
             "sign",
+            "magnitudes",
+            "caution",
             "recipe",
             "run",
             "by",
@@ -175,6 +189,7 @@ def select(
         length_of=length_of,
         leaked=leaked,
         warnings=tuple(_warnings(run, target, leaked, chosen, data)),
+        queries=tuple(record.magnitudes for record in target.records(folder)),
     )
 
 

@@ -22,9 +22,9 @@ from influence.errors import Incomplete, InfluenceError, QueryError, RunLocked
 from influence.pipeline.progress import Report, Stage
 from influence.pipeline.score_plan import Keep, Scan, batch_of, check_scannable, question_parts, rows_of_block
 from influence.pipeline.score_stage import compute
-from influence.pipeline.score_table import answer_bytes, cautions, queries_file, write_answer
+from influence.pipeline.score_table import answer_bytes, queries_file, query_records, write_answer
 from influence.pipeline.spec import CaptureSpec
-from influence.recipe import RANK_ONLY, Recipe, sign_rule
+from influence.recipe import Magnitudes, Recipe, rank_only_queries, sign_rule
 from influence.remote.place import check_local
 from influence.store.digest import FORMAT_VERSION, seal, unseal
 from influence.store.filter import passing_rows
@@ -68,7 +68,7 @@ class Answered:
         queries: How many; 0 where rows were asked about themselves.
         unit: Of the scores.
         sign: What their sign means.
-        beyond: Queries whose largest score is more than their log-likelihood can rise: their scores are a rank only.
+        magnitudes: How the scores of each query can be read; empty where rows were asked about themselves.
     """
 
     out: Path
@@ -76,17 +76,12 @@ class Answered:
     queries: int
     unit: str
     sign: str
-    beyond: int = 0
+    magnitudes: tuple[Magnitudes, ...] = ()
 
     @property
     def caution(self) -> str | None:
         """What to say beside the scores where some are a rank only."""
-        if not self.beyond:
-            return None
-        return (
-            f"For {self.beyond:,} of {self.queries:,} queries the largest score is more than the output's "
-            f"log-likelihood can rise at all: their scores are {RANK_ONLY}"
-        )
+        return rank_only_queries(self.magnitudes)
 
 
 def answer(
@@ -134,7 +129,8 @@ def answer(
             units = len(scan.batches) if scan.keep == "top" else len(scan.blocks)
             write_answer(scan, queries, told, out, Stage("writing", units, report))
         _clear(scan.folder)
-    return Answered(out, chosen, scan.queries, told["unit"], told["sign"], cautions(out))
+    each: tuple[Magnitudes, ...] = tuple(record.magnitudes for record in query_records(out))
+    return Answered(out, chosen, scan.queries, told["unit"], told["sign"], each)
 
 
 def _check_question(question: Question, store: Store) -> None:

@@ -13,6 +13,7 @@ import json
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from influence.pipeline.progress import Stage
 from influence.pipeline.score_plan import Scan
 from influence.pipeline.shortlist import Shortlist
 from influence.pipeline.tensors import load_tensors, open_tensors
-from influence.recipe import magnitudes
+from influence.recipe import Magnitudes, magnitudes
 from influence.store.partial import PartialFile, disk_errors, sync_folder, write_whole
 from influence.store.reader import Store
 
@@ -168,12 +169,27 @@ def _ids(store: Store, rows: np.ndarray) -> list[str]:
     return [meta["id"] for meta in store.meta(rows, ("id",))]
 
 
-def cautions(out: Path) -> int:
-    """Return for how many queries of an answer the largest score is more than their log-likelihood can rise."""
+@dataclass(frozen=True, slots=True)
+class QueryRecord:
+    """What the model makes of a query that was asked in a scan.
+
+    Attributes:
+        log_likelihood: log p(completion | prompt), summed over its tokens, in nats.
+        magnitudes: How the scores of its rows can be read.
+    """
+
+    log_likelihood: float
+    magnitudes: Magnitudes
+
+
+def query_records(out: Path) -> Iterator[QueryRecord]:
+    """Yield what is told of an answer's queries, in their order; nothing where rows were asked about themselves."""
     if not queries_file(out).exists():
-        return 0
+        return
     with queries_file(out).open(encoding="utf-8") as lines:
-        return sum(json.loads(line).get("magnitudes") == "rank_only" for line in lines)
+        for line in lines:
+            record = json.loads(line)
+            yield QueryRecord(record["log_likelihood"], record.get("magnitudes", "unchecked"))
 
 
 def _told_queries(scan: Scan, queries: Sequence[Example], unit: str) -> bytes:

@@ -80,7 +80,8 @@ def pairwise(
     Returns:
         [queries, rows], float32 (float64 for a float64 model), on the CPU, in `recipe.unit` (of a mean
         loss `recipe.unit_under("mean")`). Positive: training more on the row raises the measured output's
-        log-probability.
+        log-probability. What a task's measurement can reach isn't known here: of log-likelihoods,
+        `influence.recipe.magnitudes` says whether scores can be numbers of nats.
 
     Raises:
         CaptureError: There are no training or no query batches, or a gradient is not finite.

@@ -11,7 +11,7 @@ log-probability (promotes it); negative = opposes it.** What a baseline's scores
 from influence.recipe.checkpoint import Checkpoint
 from influence.recipe.curvature import Curvature
 from influence.recipe.exact import ExactSettings
-from influence.recipe.magnitude import RANK_ONLY, Magnitudes, magnitudes
+from influence.recipe.magnitude import RANK_ONLY, Magnitudes, joint_magnitudes, magnitudes, rank_only_queries
 from influence.recipe.method import EXTRA_COPY, Recipe, extra_copy
 from influence.recipe.presets import PRESETS, recipe
 from influence.recipe.sign import SIGN_RULE, Baseline, sign_rule
@@ -28,7 +28,9 @@ __all__ = [
     "Magnitudes",
     "Recipe",
     "extra_copy",
+    "joint_magnitudes",
     "magnitudes",
+    "rank_only_queries",
     "recipe",
     "sign_rule",
 ]

@@ -6,6 +6,7 @@ well be right; their magnitudes aren't. A contrast and log-odds have no such bou
 nor has a score per unit of learning rate, before the rate is known.
 """
 
+from collections.abc import Collection
 from typing import Literal
 
 from influence.recipe.method import EXTRA_COPY
@@ -36,3 +37,28 @@ def magnitudes(unit: str, best: float, log_likelihood: float | None, *, contrast
         return "unchecked"
     # Rounding of an output that is sure already is no case.
     return "rank_only" if best > -log_likelihood + 1e-6 * (1 + abs(log_likelihood)) else "nats"
+
+
+def joint_magnitudes(queries: Collection[Magnitudes]) -> Magnitudes:
+    """Return how scores that are made of several queries' scores (a mean, a sum) can be read: as the worst of these.
+
+    Args:
+        queries: How the scores of each can be read, one or more.
+    """
+    order: tuple[Magnitudes, ...] = ("no_unit", "rank_only", "unchecked", "nats")
+    return next(kind for kind in order if kind in queries)
+
+
+def rank_only_queries(queries: Collection[Magnitudes]) -> str | None:
+    """Return what to say beside the scores of several queries where some are a rank only.
+
+    Args:
+        queries: How the scores of each can be read.
+    """
+    beyond = sum(kind == "rank_only" for kind in queries)
+    if not beyond:
+        return None
+    return (
+        f"For {beyond:,} of {len(queries):,} queries the largest score is more than the output's log-likelihood can "
+        f"rise at all: their scores are {RANK_ONLY}"
+    )

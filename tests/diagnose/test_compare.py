@@ -58,6 +58,17 @@ def test_correlation_shared_rows_and_moves_are_those_of_a_plain_sort(built):
         assert [move.row for move in query.fell] == [move.row for move in back.queries[number].rose]
 
 
+def test_each_run_says_whether_its_own_scores_can_be_nats(built):
+    impossible, cosine = built("whitened", "recipe.projection.damping=1e-9", "recipe.exact.kind=none"), built("gradcos")
+    found = impossible.compare(cosine, QUERIES, k=5)
+    scores = impossible.score(QUERIES)
+    assert [query.magnitudes for query in found.queries] == [(kind, "no_unit") for kind in scores.magnitudes]
+    assert "rank_only" in scores.magnitudes
+    assert found.cautions == (scores.caution, None)
+    assert found.to_pandas().attrs["cautions"] == found.cautions
+    assert found.to_dict()["cautions"] == list(found.cautions)
+
+
 def test_a_run_agrees_with_itself(built):
     found = built().compare(built(), QUERIES, k=5)
     assert found.correlation == pytest.approx(1)

@@ -1,6 +1,7 @@
 """Groups: sums and means are those of a plain loop, intervals those of drawing again, and pictures hold only text."""
 
 import json
+from dataclasses import replace
 from io import BytesIO
 from xml.etree import ElementTree
 
@@ -15,8 +16,9 @@ from influence.diagnose.columns import Categories
 from influence.diagnose.figure import check_figure, render
 from influence.diagnose.group_bars import group_bars
 from influence.diagnose.group_file import encode
-from influence.diagnose.groups import COLUMNS, DRAWS, GroupInfluences, GroupSettings, summed
+from influence.diagnose.groups import COLUMNS, DRAWS, GroupInfluences, GroupSettings, summed, with_magnitudes
 from influence.errors import DataError, QueryError
+from influence.pipeline.score_table import QueryRecord
 
 SETTINGS = GroupSettings(replicates=2000)
 
@@ -168,6 +170,31 @@ def test_every_form_holds_the_same_numbers_with_unit_and_sign(told):
     assert frame.attrs["unit"] == "nats"
 
 
+def test_a_sum_beyond_the_queries_probability_is_a_rank_only_and_so_is_every_sum_of_impossible_scores(given):
+    scores, groups, sets = given
+    lines = summed(blocks(scores, 300), groups, sets, SETTINGS)
+    largest = {name: max(line.sum for line in lines if line.set == name) for name in sets.names}
+    names = [sets.names[code] for code in sets.codes]
+    # The first set's probabilities allow all but its largest sum; of the second a single row's score is impossible.
+    first, second = sets.names
+    said = {first: -0.999 * largest[first], second: -1e9}
+    kinds = {first: "nats", second: "rank_only"}
+    records = [QueryRecord(said[name], kinds[name]) for name in names]
+    read = with_magnitudes(lines, sets, records, "nats per extra copy of the row")
+    for line in read:
+        assert line.magnitudes == ("rank_only" if line.set == second or line.sum == largest[first] else "nats")
+    queries = tuple(record.magnitudes for record in records)
+    found = GroupInfluences("source", "topic", "nats", "Positive: up.", "recipe", "run", SETTINGS, read, queries)
+    assert f"For {names.count(second)} of {len(names)} queries the largest score" in found.caution
+    possible = replace(found, queries=tuple("nats" for _ in names))
+    beyond = sum(line.magnitudes == "rank_only" for line in read)
+    assert possible.caution.startswith(f"{beyond} of {len(read)} sums are more than the mean log-likelihood")
+    assert json.loads(encode(found, "json"))["caution"] == found.to_pandas().attrs["caution"] == found.caution
+    table = pq.read_table(BytesIO(encode(found, "parquet")))
+    assert table.column("magnitudes").to_pylist() == [line.magnitudes for line in read]
+    assert table.schema.metadata[b"caution"].decode() == found.caution
+
+
 def test_a_figure_of_another_suffix_is_refused(tmp_path):
     with pytest.raises(QueryError, match=r"written as \.svg or \.html"):
         check_figure(tmp_path / "bars.png")
@@ -220,6 +247,7 @@ def test_a_runs_groups_add_up_to_its_scores(run, dev):
     assert code["alone"].mean_low is None
     assert found.unit == "nats per extra copy of the row"
     assert found.set_names == ["sea", "code"]
+    assert found.queries == run.score([json.loads(line) for line in dev.read_text().splitlines()]).magnitudes
 
 
 def test_rows_are_grouped_by_any_column_of_the_data_and_an_unknown_one_lists_those_there_are(run, dev):

@@ -76,6 +76,7 @@ def test_the_rows_with_the_largest_mean_score_are_written_with_their_own_numbers
         assert found.chosen[line["rank"] - 1] == line["row"]
     assert not (tmp_path / "chosen.jsonl.parts").exists()
     assert found.unit == "nats per extra copy of the row"
+    assert found.queries == run.score([{"text": text} for text in TEXTS]).magnitudes
 
 
 def test_of_several_sets_the_largest_mean_counts_and_is_named(run, dev, tmp_path):
