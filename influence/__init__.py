@@ -8,17 +8,14 @@
 The names below are public; each is imported when it is first used, so that `import influence` costs nothing.
 """
 
-import sys
-from collections.abc import Callable
 from importlib import import_module
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from influence.errors import InfluenceError
     from influence.query.hits import Hit, Hits
     from influence.query.pairwise import pairwise
-    from influence.recipe import SIGN_RULE, Recipe, recipe
+    from influence.recipes import SIGN_RULE, Recipe, recipe
     from influence.run import Run, build, open
     from influence.task import Task
 
@@ -31,9 +28,9 @@ _HOMES = {
     "pairwise": "query.pairwise",
     "Hit": "query.hits",
     "Hits": "query.hits",
-    "recipe": "recipe",
-    "Recipe": "recipe",
-    "SIGN_RULE": "recipe",
+    "recipe": "recipes",
+    "Recipe": "recipes",
+    "SIGN_RULE": "recipes",
     "Task": "task",
     "InfluenceError": "errors",
 }
@@ -67,24 +64,3 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
-
-
-class _RecipeRoom(ModuleType):
-    """The room `recipe`, which can be called like the function of its name."""
-
-    recipe: Callable[..., Any]
-
-    def __call__(self, name: str = "whitened", /, **parts: Any) -> Any:
-        return self.recipe(name, **parts)
-
-
-class _Package(ModuleType):
-    """`influence.recipe` is a room and a public function; whichever was meant, and imported first, both work."""
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if name == "recipe" and isinstance(value, ModuleType):
-            value.__class__ = _RecipeRoom
-        super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Package

@@ -23,10 +23,18 @@ from index.merge import open_index
 from index.neighbours import Found, Neighbours
 from influence.baselines import bm25
 from influence.baselines.bm25 import BM25
+from influence.capture.exact import ExactScorer
 from influence.data.example import Example
-from influence.pipeline.exact_stage import ExactScorer
-from influence.pipeline.factor_stage import load_kronecker
-from influence.pipeline.index_stage import (
+from influence.engine.progress import Report
+from influence.query.asked import Query
+from influence.query.attribute import Search, attribute, decide, propose
+from influence.query.baseline import lexical_hits
+from influence.query.decision import check_lexical, checked_k
+from influence.query.hits import Hits
+from influence.query.index_errors import index_errors
+from influence.recipes import ExactSettings, extra_copy
+from influence.stages.factors import load_kronecker
+from influence.stages.index import (
     FOLDER,
     candidate_scores,
     index_fingerprint,
@@ -34,16 +42,8 @@ from influence.pipeline.index_stage import (
     scan_stands,
     scored_blocks,
 )
-from influence.pipeline.lexical_index import load_lexical
-from influence.pipeline.mirror import on_disk
-from influence.pipeline.progress import Report
-from influence.query.asked import Query
-from influence.query.attribute import Search, attribute, decide, propose
-from influence.query.baseline import lexical_hits
-from influence.query.decision import check_lexical, checked_k
-from influence.query.hits import Hits
-from influence.query.index_errors import index_errors
-from influence.recipe import ExactSettings, extra_copy
+from influence.stages.lexical_index import load_lexical
+from influence.stages.mirror import on_disk
 from influence.store.filter import passing_rows
 
 if TYPE_CHECKING:

@@ -15,15 +15,15 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator, model_validator
 
 from index.settings import IndexSettings
+from influence.artifacts.partial import write_whole
+from influence.artifacts.place import check_text, is_remote
 from influence.cluster import ClusterSettings
 from influence.data.dataset import DataSettings
 from influence.errors import ConfigError, InfluenceError, RecipeError
 from influence.model.load import ModelSettings
 from influence.paths import absolute_paths
-from influence.recipe import Recipe, recipe
-from influence.remote.place import check_text, is_remote
+from influence.recipes import Recipe, recipe
 from influence.store.manifest import StoreSettings
-from influence.store.partial import write_whole
 from influence.strict_yaml import Lines, parse_yaml
 from influence.task import TaskSettings
 

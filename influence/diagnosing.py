@@ -5,18 +5,18 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from influence.pipeline.progress import Report
+from influence.engine.progress import Report
 
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-    from influence.diagnose.clean import Exported
-    from influence.diagnose.compare import Comparison
-    from influence.diagnose.groups import GroupInfluences
-    from influence.diagnose.less import Selected
-    from influence.diagnose.neighbours import NeighbourGraph
+    from influence.compare import Comparison
+    from influence.export.clean import Exported
+    from influence.groups.groups import GroupInfluences
+    from influence.issues.neighbors import NeighbourGraph
     from influence.query.asked import Query
     from influence.run import Run
+    from influence.select.less import Selected
 
 
 class Diagnosing:
@@ -38,7 +38,7 @@ class Diagnosing:
 
         Args:
             checks: Which checks, one by one or in a text as `--checks` takes it; all that apply if None. See
-                `influence.diagnose.checks.CHECKS`.
+                `influence.issues.checks.registry.CHECKS`.
             evaluation: Examples that the model should get right: a file with the columns of the training data, or
                 queries as `query_many` takes them.
             target: An unwanted output, as `evaluation`.
@@ -49,7 +49,7 @@ class Diagnosing:
             progress: Called with every `Step`.
 
         Returns:
-            A line a row of the run; see `influence.diagnose.table` for the columns. `attrs["rules"]` and
+            A line a row of the run; see `influence.issues.table` for the columns. `attrs["rules"]` and
             `attrs["meanings"]` say from where on rows are flagged and what a score means; higher is a stronger case.
 
         Raises:
@@ -57,9 +57,9 @@ class Diagnosing:
         """
         import pyarrow.parquet as pq
 
-        from influence.diagnose.checks import names_in, parse_settings
-        from influence.diagnose.evaluation import as_evaluation
-        from influence.diagnose.issues import examine
+        from influence.issues.checks.registry import names_in, parse_settings
+        from influence.issues.issues import examine
+        from influence.query.evaluation import as_evaluation
 
         run: Any = self
         given = [
@@ -85,19 +85,19 @@ class Diagnosing:
     ) -> "NeighbourGraph":
         """Return every row's nearest rows by the cosine of stored gradients: those most alike and those most opposed.
 
-        They are found once and kept in the run's folder. `influence.diagnose.knn_graph.knn_matrix(graph)` is the CSR
+        They are found once and kept in the run's folder. `influence.issues.knn_graph.knn_matrix(graph)` is the CSR
         matrix of distances that cleanlab's Datalab takes.
 
         Args:
-            settings: `key=value` each, of `influence.diagnose.neighbours.NeighbourSettings`: `k=20`, `kind=exact`.
+            settings: `key=value` each, of `influence.issues.neighbors.NeighbourSettings`: `k=20`, `kind=exact`.
             overrides: `key=value` each, of the cluster section.
             progress: Called with every `Step`.
 
         Returns:
             `.blocks()` and `.of(rows)` read them; `.summary` says how they were found.
         """
-        from influence.diagnose.checks import parse_settings
-        from influence.diagnose.neighbours import neighbour_graph
+        from influence.issues.checks.registry import parse_settings
+        from influence.issues.neighbors import neighbour_graph
 
         run: Any = self
         chosen = parse_settings([f"neighbours.{setting}" for setting in settings]).neighbours
@@ -134,17 +134,17 @@ class Diagnosing:
             progress: Called with every `Step`.
 
         Returns:
-            A line a group and set, `.to_pandas()`; see `influence.diagnose.groups` for what intervals are of.
+            A line a group and set, `.to_pandas()`; see `influence.groups.groups` for what intervals are of.
 
         Raises:
             QueryError: There is no such column (those there are, are listed), or the file can't be written to.
             ConfigError: A number that can't be.
         """
-        from influence.diagnose.checks import settings_of
-        from influence.diagnose.evaluation import as_evaluation
-        from influence.diagnose.group_file import check_groups_file
-        from influence.diagnose.groups import GroupSettings, influence_of_groups
-        from influence.diagnose.parts import parts_of
+        from influence.groups.file import check_groups_file
+        from influence.groups.groups import GroupSettings, influence_of_groups
+        from influence.issues.checks.registry import settings_of
+        from influence.issues.parts import parts_of
+        from influence.query.evaluation import as_evaluation
 
         run: Any = self
         settings = settings_of(GroupSettings, replicates=replicates, level=level, seed=seed)
@@ -178,7 +178,7 @@ class Diagnosing:
         Args:
             target: A file with the columns of the training data, or queries as `query_many` takes them.
             top: How many: a share as `"5%"`, or a number of rows.
-            out: The file, `….jsonl`; see `influence.diagnose.less` for its lines.
+            out: The file, `….jsonl`; see `influence.select.less` for its lines.
             per_group_cap: The most that one group may have of the chosen rows, as `"40%"` or a number.
             by: The column that groups rows: `source`, `label`, `uri`, or another of the training data's files.
             sets: A column of the target's file that parts it into sets, of which the best counts.
@@ -192,11 +192,11 @@ class Diagnosing:
         Raises:
             QueryError: An amount or a column that can't be, fewer rows are left than are wanted, or the file is there.
         """
-        from influence.diagnose.checks import settings_of
-        from influence.diagnose.evaluation import as_evaluation
-        from influence.diagnose.less import check_selection, select
-        from influence.diagnose.parts import parts_of
-        from influence.diagnose.selection import SelectSettings, amount
+        from influence.issues.checks.registry import settings_of
+        from influence.issues.parts import parts_of
+        from influence.query.evaluation import as_evaluation
+        from influence.select.less import check_selection, select
+        from influence.select.selection import SelectSettings, amount
 
         run: Any = self
         path = Path(out)
@@ -240,9 +240,9 @@ class Diagnosing:
             QueryError: A table is of another run, or `out` is there or one of the data's own files.
             DataError: The training data have changed since the build.
         """
-        from influence.diagnose.checks import names_in
-        from influence.diagnose.clean import export_clean
-        from influence.diagnose.verdicts import Wish
+        from influence.export.clean import export_clean
+        from influence.export.verdicts import Wish
+        from influence.issues.checks.registry import names_in
 
         run: Any = self
         tables = tuple(Path(table) for table in ([drop] if isinstance(drop, str | Path) else drop))
@@ -265,7 +265,7 @@ class Diagnosing:
             QueryError: The export was of another run's data, or `out` is there or is read.
             DataError: The cleaned data have changed since the export.
         """
-        from influence.diagnose.undo import undo_export
+        from influence.export.undo import undo_export
 
         run: Any = self
         undo_export(Path(cleaned), Path(out), of_run=run, overwrite=overwrite, progress=progress)
@@ -287,7 +287,7 @@ class Diagnosing:
         Raises:
             QueryError: The runs are of other data, there are no queries, or k isn't 1 to the number of rows.
         """
-        from influence.diagnose.compare import compare
+        from influence.compare import compare
 
         run: Any = self
         return compare(run, other, queries, k=k, progress=progress)

@@ -17,20 +17,16 @@ from typing import Any, Literal, Self
 import numpy as np
 
 from influence.answering import FIRST_BATCH, Answering, Options, growing
+from influence.artifacts.place import absolute, run_path
+from influence.capture.opening import open_session
+from influence.capture.queries import query_gradients
+from influence.capture.session import Session
 from influence.config import RunConfig, load_config, override_config
 from influence.data.example import Example
 from influence.diagnosing import Diagnosing
+from influence.engine.progress import Report
 from influence.errors import Incomplete, QueryError
-from influence.pipeline.build import build_run
-from influence.pipeline.configuration import open_configuration
-from influence.pipeline.forecast import Plan, plan_run
-from influence.pipeline.index_stage import load_comparison, scored_blocks
-from influence.pipeline.opening import open_session
-from influence.pipeline.progress import Report
-from influence.pipeline.query_stage import query_gradients
-from influence.pipeline.score_plan import batch_of
-from influence.pipeline.session import Session
-from influence.pipeline.standing import missing_parts, status
+from influence.estimate.forecast import Plan, plan_run
 from influence.query.asked import Query, as_example
 from influence.query.attribute import NO_QUERIES, Queries, query_vectors
 from influence.query.baseline import lexical_blocks
@@ -38,9 +34,13 @@ from influence.query.decision import decision_of
 from influence.query.hits import Hits
 from influence.query.index_errors import index_errors
 from influence.query.scores import Scores
-from influence.recipe import sign_rule
-from influence.remote.place import absolute, run_path
+from influence.recipes import sign_rule
+from influence.scan.plan import batch_of
 from influence.scanning import Scanning
+from influence.stages.build import build_run
+from influence.stages.configuration import open_configuration
+from influence.stages.index import load_comparison, scored_blocks
+from influence.stages.status import missing_parts, status
 from influence.store.manifest import Manifest
 from influence.store.reader import Store
 from influence.vectors.ensemble import Compared
@@ -62,7 +62,7 @@ def build(
         progress: Called with every `Step`; a `ProgressBar` shows them.
 
     Raises:
-        InfluenceError: See `influence.pipeline.build.build_run`. `Incomplete` means: the same call goes on from there.
+        InfluenceError: See `influence.stages.build.build_run`. `Incomplete` means: the same call goes on from there.
     """
     with index_errors():
         build_run(_configured(config, overrides), run_path(out), progress)

@@ -6,20 +6,20 @@ from pathlib import Path
 
 import numpy as np
 
+from influence.capture.opening import run_spec
 from influence.config import RunConfig
 from influence.data.columns import Columns
 from influence.data.example import Example
-from influence.pipeline.index_stage import load_comparison
-from influence.pipeline.opening import run_spec
-from influence.pipeline.progress import Report, Stage
-from influence.pipeline.record import overridden
-from influence.pipeline.scan import Answered, Question, answer
-from influence.pipeline.score_plan import Keep, check_scannable
-from influence.pipeline.score_stage import self_scores
+from influence.engine.progress import Report, Stage
 from influence.query.asked import Query, QueryForm, read_queries
 from influence.query.attribute import named
 from influence.query.baseline import check_asked
-from influence.recipe import Recipe
+from influence.recipes import Recipe
+from influence.scan.answer import Answered, Question, answer
+from influence.scan.blocks import self_scores
+from influence.scan.plan import Keep, check_scannable
+from influence.stages.index import load_comparison
+from influence.stages.record import overridden
 from influence.store.reader import Store
 
 SELF_BLOCK = 2**14

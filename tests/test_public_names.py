@@ -26,7 +26,7 @@ def test_every_public_name_is_there_and_listed(name):
 
 def test_recipe_is_a_function_whatever_was_imported_before():
     run("import influence; influence.build; assert influence.recipe('logra').name == 'logra'")
-    import influence.recipe as file
+    import influence.recipes as file
 
     assert influence.recipe("gradcos", seed=3) == file.recipe("gradcos", seed=3)
     assert influence.recipe().name == "whitened"

@@ -17,10 +17,10 @@ import influence.run as runs
 from influence.config import parse_config, save_config
 from influence.data.batch import collate
 from influence.data.example import Example
+from influence.engine.cluster import QUIET
 from influence.errors import DataError, FingerprintMismatch, Incomplete, QueryError, StoreError
-from influence.pipeline import build as build_module
-from influence.pipeline.cluster import QUIET
 from influence.query.pairwise import pairwise
+from influence.stages import build as build_module
 from influence.task import CausalLM
 
 NARROW = {"trak": {"dims": 12, "block": 6}}
@@ -178,7 +178,7 @@ def test_exact_scores_do_not_depend_on_how_many_queries_gradients_are_held_at_on
     contrasted = [{**query, "contrast": " none at all."} for query in QUERIES]
     asked = [*QUERIES, *contrasted]
     together = deciding.query_many(asked, k=4, candidates=10)
-    monkeypatch.setattr("influence.pipeline.exact_stage.QUERY_BYTES", 1)
+    monkeypatch.setattr("influence.capture.exact.QUERY_BYTES", 1)
     for one, other in zip(deciding.query_many(asked, k=4, candidates=10), together, strict=True):
         assert [hit.row for hit in one.promoting] == [hit.row for hit in other.promoting]
         scores = [[hit.score for hit in found.promoting] for found in (one, other)]

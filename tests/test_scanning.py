@@ -13,14 +13,18 @@ import torch
 from distributed import Client, LocalCluster
 
 import influence.run as runs
+from influence.artifacts.digest import seal
 from influence.config import parse_config
+from influence.engine import dispatch
+from influence.engine.cluster import QUIET
 from influence.errors import Incomplete, QueryError, RunLocked, StoreError
-from influence.pipeline import build as build_module
-from influence.pipeline import dispatch, score_plan, score_stage, score_table, shortlist
-from influence.pipeline import scan as scan_module
-from influence.pipeline.cluster import QUIET
-from influence.pipeline.shortlist import Shortlist
-from influence.store.digest import seal
+from influence.scan import answer as scan_module
+from influence.scan import blocks as score_stage
+from influence.scan import plan as score_plan
+from influence.scan import shortlist
+from influence.scan import table as score_table
+from influence.scan.shortlist import Shortlist
+from influence.stages import build as build_module
 from influence.store.writer import lock_run
 
 QUERIES = [

@@ -23,8 +23,8 @@ def build(
 ) -> None:
     """Capture the gradients of every row, and build what queries need. Resumes by itself: run it again."""
     overrides = [*(changes or []), *cluster_settings(cluster, workers)]
-    from influence.pipeline.progress import ProgressBar
-    from influence.remote.place import run_path
+    from influence.artifacts.place import run_path
+    from influence.engine.progress import ProgressBar
     from influence.run import build as build_run
 
     place = run_path(out)

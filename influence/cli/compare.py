@@ -33,8 +33,8 @@ def compare(
 ) -> None:
     """Say how two checkpoints or recipes disagree: rank correlation, shared best rows, rows that rose and fell."""
     import influence.run
-    from influence.diagnose.compare import compare as compare_runs
-    from influence.pipeline.progress import ProgressBar
+    from influence.compare import compare as compare_runs
+    from influence.engine.progress import ProgressBar
 
     with (
         influence.run.open(first, device=device.value, trust=trust) as a,

@@ -9,7 +9,7 @@ from influence.cli.streams import plain
 from influence.cli.tables import grid
 
 if TYPE_CHECKING:
-    from influence.diagnose.compare import Comparison, Move
+    from influence.compare import Comparison, Move
 
 
 def comparison_tables(found: "Comparison") -> list[RenderableType]:

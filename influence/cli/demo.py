@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from influence.artifacts.place import check_local
 from influence.cli.streams import show, tell, told
 from influence.errors import QueryError
-from influence.remote.place import check_local
 
 if TYPE_CHECKING:
     from influence.demo.questions import Answer
     from influence.demo.story import Story
-    from influence.pipeline.progress import Report, Step
+    from influence.engine.progress import Report, Step
 
 DEFAULT_OUT = Path("runs/demo")
 SHOWN = 5
@@ -36,7 +36,7 @@ def demo(
     check_local(out, "the demo")
     tell("Reading a corpus, training a model on it, capturing its gradients: under four minutes on two cores.")
     from influence.demo import story
-    from influence.pipeline.progress import ProgressBar
+    from influence.engine.progress import ProgressBar
 
     with ProgressBar(told()) as bar:
         found = story.tell(out, progress=Announced(bar))

@@ -9,9 +9,9 @@ from influence.cli.streams import plain
 from influence.cli.tables import grid
 
 if TYPE_CHECKING:
-    from influence.diagnose.groups import GroupInfluences
-    from influence.diagnose.issues import Examined
-    from influence.diagnose.less import Selected
+    from influence.groups.groups import GroupInfluences
+    from influence.issues.issues import Examined
+    from influence.select.less import Selected
 
 
 def issues_tables(found: "Examined") -> list[RenderableType]:

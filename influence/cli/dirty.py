@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from influence.artifacts.place import check_local
 from influence.cli.demo import Announced
 from influence.cli.options import Form, FormOption
 from influence.cli.streams import plain, put_text, show, tell, told
-from influence.remote.place import check_local
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -54,7 +54,7 @@ def classifier(
     """Train a small classifier from scratch on a file of texts and labels, and say how often it is right."""
     check_local(out, "the classifier")
     from influence.demo.classifier import ClassifierSettings, accuracy, classifier_data, train_classifier
-    from influence.pipeline.progress import ProgressBar
+    from influence.engine.progress import ProgressBar
 
     with ProgressBar(told()) as bar:
         settings = ClassifierSettings(seed=seed) if epochs is None else ClassifierSettings(seed=seed, epochs=epochs)

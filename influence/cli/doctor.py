@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from influence.artifacts.place import is_remote
 from influence.cli.options import Form, FormOption, SetOption, TrustOption
 from influence.cli.streams import put_text, show, told
 from influence.errors import ConfigError, GateFailed
-from influence.remote.place import is_remote
 
 if TYPE_CHECKING:
     from influence.doctor import Check
@@ -32,9 +32,9 @@ def doctor(
     if (run is None) == (config is None):
         both = "Neither a run nor a run file is" if run is None else "Both a run and a run file are"
         raise ConfigError(f"{both} given: influence doctor RUN, or influence doctor -c run.yaml.")
+    from influence.artifacts.place import absolute, run_path
     from influence.config import load_config
     from influence.doctor import examine, examine_run
-    from influence.remote.place import absolute, run_path
 
     place = None if run is None else absolute(run_path(run))
     found = (

@@ -13,7 +13,7 @@ from influence.errors import QueryError
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from influence.diagnose.clean import Exported
+    from influence.export.clean import Exported
 
 
 def export(
@@ -61,7 +61,7 @@ def export(
         what = "the run" if run is None else "a table of issues (--drop FILE); nothing goes that nobody named"
         raise QueryError(f"Name {what}: influence export RUN --drop issues.parquet --out clean.jsonl.")
     import influence.run
-    from influence.pipeline.progress import ProgressBar
+    from influence.engine.progress import ProgressBar
 
     with influence.run.open(run, trust=trust) as opened, ProgressBar(told()) as bar:
         done = opened.export(
@@ -80,8 +80,8 @@ def export(
 
 
 def _undo(cleaned: Path, out: Path, overwrite: bool, form: Form) -> None:
-    from influence.diagnose.undo import undo_export
-    from influence.pipeline.progress import ProgressBar
+    from influence.engine.progress import ProgressBar
+    from influence.export.undo import undo_export
 
     with ProgressBar(told()) as bar:
         about = undo_export(cleaned, out, overwrite=overwrite, progress=bar)

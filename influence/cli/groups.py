@@ -13,7 +13,7 @@ from influence.cli.streams import drawn, put, put_text, show, tell, told
 from influence.errors import ConfigError, QueryError
 
 if TYPE_CHECKING:
-    from influence.diagnose.groups import GroupInfluences
+    from influence.groups.groups import GroupInfluences
 
 
 class GroupsForm(StrEnum):
@@ -58,10 +58,10 @@ def groups(
     check_raw_csv(raw_csv, chosen.value)
     overrides = cluster_settings(cluster, workers)
     import influence.run
-    from influence.diagnose.figure import check_figure, write_figure
-    from influence.diagnose.group_bars import group_bars
-    from influence.diagnose.outfile import write_outfile
-    from influence.pipeline.progress import ProgressBar
+    from influence.artifacts.outfile import write_outfile
+    from influence.engine.progress import ProgressBar
+    from influence.groups.bars import group_bars
+    from influence.groups.figure import check_figure, write_figure
 
     def write(found: "GroupInfluences") -> None:
         if out is not None:
@@ -120,7 +120,7 @@ def _form(form: GroupsForm | None, out: Path | None) -> GroupsForm:
 def _content(found: "GroupInfluences", form: GroupsForm, raw_csv: bool) -> bytes:
     """Return the bytes of a file."""
     from influence.cli.diagnosis_tables import groups_tables
-    from influence.diagnose.group_file import encode
+    from influence.groups.file import encode
 
     if form is GroupsForm.table:
         return drawn(*groups_tables(found), plain=True).encode()
@@ -129,7 +129,7 @@ def _content(found: "GroupInfluences", form: GroupsForm, raw_csv: bool) -> bytes
 
 def _print(found: "GroupInfluences", form: GroupsForm, raw_csv: bool) -> None:
     from influence.cli.diagnosis_tables import groups_tables
-    from influence.diagnose.group_file import encode
+    from influence.groups.file import encode
 
     if form is GroupsForm.table:
         show(*groups_tables(found))

@@ -11,7 +11,7 @@ from influence.cli.options import Form, FormOption, RunArgument, TrustOption
 from influence.cli.streams import put_text, show, tell, told
 
 if TYPE_CHECKING:
-    from influence.diagnose.issues import Examined
+    from influence.issues.issues import Examined
 
 
 def issues(
@@ -52,11 +52,11 @@ def issues(
     """Find rows that are mislabelled, harmful, poisoned, duplicated, leaked, in conflict, out of place or empty."""
     overrides = cluster_settings(cluster, workers)
     import influence.run
-    from influence.diagnose.checks import names_in, parse_settings
-    from influence.diagnose.evaluation import read_evaluation
-    from influence.diagnose.issues import examine
-    from influence.diagnose.target import read_target
-    from influence.pipeline.progress import ProgressBar
+    from influence.engine.progress import ProgressBar
+    from influence.issues.checks.registry import names_in, parse_settings
+    from influence.issues.issues import examine
+    from influence.query.evaluation import read_evaluation
+    from influence.select.target import read_target
 
     with influence.run.open(run, trust=trust) as opened, ProgressBar(told()) as bar:
         found = examine(

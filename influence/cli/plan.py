@@ -11,7 +11,7 @@ from influence.cli.options import ConfigOption, Form, FormOption, SetOption
 from influence.cli.streams import put_text, show, told
 
 if TYPE_CHECKING:
-    from influence.pipeline.query_cost import QueryCost
+    from influence.estimate.query_cost import QueryCost
 
 
 def plan(

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from influence.artifacts.place import check_local
 from influence.cli.options import RawCsvOption, RawOption, RunArgument, TrustOption, WhereOption, check_raw_csv
 from influence.cli.queries import count_queries, from_file, from_flags, from_messages
 from influence.cli.streams import drawn, put, put_text, show, tell, told
 from influence.errors import QueryError
-from influence.remote.place import check_local
 
 if TYPE_CHECKING:
-    from influence.pipeline.progress import Report
+    from influence.engine.progress import Report
     from influence.query.asked import Query
     from influence.query.hits import Hits
 
@@ -88,7 +88,7 @@ def query(
     elif queries is None:
         asked = from_flags(prompt, completion, text, label, contrast)
     import influence.run
-    from influence.pipeline.progress import ProgressBar
+    from influence.engine.progress import ProgressBar
     from influence.query.asked import as_example
 
     if label is not None and asked is not None:
@@ -112,7 +112,7 @@ def query(
 
 def _counted(answers: "Iterable[Hits]", total: int | None, report: "Report | None") -> "Iterator[Hits]":
     """Yield answers and report each; where nobody knows how many there will be, no total."""
-    from influence.pipeline.progress import Stage
+    from influence.engine.progress import Stage
 
     stage = None if total is None else Stage("queries", total, report)
     for answer in answers:
@@ -139,9 +139,9 @@ def _form(form: HitsForm | None, out: Path | None) -> HitsForm:
 
 
 def _deliver(answers: "Iterable[Hits]", form: HitsForm, out: Path | None, raw_csv: bool) -> None:
+    from influence.artifacts.partial import write_pieces
     from influence.cli.tables import answer_tables
     from influence.query.hits import encoded, write
-    from influence.store.partial import write_pieces
 
     # The first answer first: what is wrong with the first queries leaves no file and no half of a document.
     answers = iter(answers)

@@ -58,7 +58,7 @@ def score(
         raise QueryError(f"-k {k} is about --keep top: add that, or leave -k out.")
     overrides = cluster_settings(cluster, workers)
     import influence.run
-    from influence.pipeline.progress import ProgressBar
+    from influence.engine.progress import ProgressBar
 
     with influence.run.open(run, trust=trust) as opened, ProgressBar(told()) as bar:
         if queries is None:

@@ -11,7 +11,7 @@ from influence.cli.options import Form, FormOption, RunArgument, TrustOption
 from influence.cli.streams import put_text, show, tell, told
 
 if TYPE_CHECKING:
-    from influence.diagnose.less import Selected
+    from influence.select.less import Selected
 
 
 def select(
@@ -50,9 +50,9 @@ def select(
     """Choose the rows that promote a target most; with several sets in it, the one a row promotes most counts."""
     overrides = cluster_settings(cluster, workers)
     import influence.run
-    from influence.diagnose.figure import check_figure, write_figure
-    from influence.diagnose.selection_plot import length_told, selection_plot
-    from influence.pipeline.progress import ProgressBar
+    from influence.engine.progress import ProgressBar
+    from influence.groups.figure import check_figure, write_figure
+    from influence.select.plot import length_told, selection_plot
 
     def draw(found: "Selected") -> None:
         if figure is not None:

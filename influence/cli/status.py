@@ -25,7 +25,7 @@ def status(
     form: FormOption = Form.table,
 ) -> None:
     """Say how much of a run stands, finished or not."""
-    from influence.pipeline.standing import status as look
+    from influence.stages.status import status as look
 
     if curvature:
         _spectra(run, form)
@@ -45,7 +45,7 @@ def _spectra(run: str, form: Form) -> None:
     from dataclasses import asdict
 
     from influence.cli.tables import spectra_tables
-    from influence.pipeline.spectra import spectra
+    from influence.stages.spectra import spectra
 
     found = spectra(run)
     if form is Form.json:
@@ -57,7 +57,7 @@ def _spectra(run: str, form: Form) -> None:
 
 def _watch(run: str, form: Form) -> None:
     """Look again and again until the run is complete."""
-    from influence.pipeline.standing import status as look
+    from influence.stages.status import status as look
 
     found = _begun(run)
     if form is Form.table and sys.stdout.isatty():
@@ -73,9 +73,9 @@ def _watch(run: str, form: Form) -> None:
 
 def _begun(run: str) -> dict[str, Any]:
     """Look at a run that is watched, waiting for a build that has only begun."""
+    from influence.artifacts.place import run_path
     from influence.errors import Incomplete
-    from influence.pipeline.standing import status as look
-    from influence.remote.place import run_path
+    from influence.stages.status import status as look
     from influence.store.writer import building
 
     told_why = False
@@ -107,7 +107,7 @@ def _live(run: str, found: dict[str, Any]) -> None:
     from rich.live import Live
 
     from influence.cli.tables import status_table
-    from influence.pipeline.standing import status as look
+    from influence.stages.status import status as look
 
     with Live(status_table(found), console=Console(), auto_refresh=False, redirect_stderr=False) as live:
         while not found["complete"]:

@@ -18,12 +18,12 @@ from influence.query.hits import Hit, Hits, snippet
 from influence.query.page import Scale, nats, probability
 
 if TYPE_CHECKING:
+    from influence.capture.cut import Estimate
     from influence.curvature.spectrum import Spectrum
     from influence.demo.questions import Answer
     from influence.doctor import Check
-    from influence.pipeline.forecast import Plan
-    from influence.pipeline.plan import Estimate
-    from influence.pipeline.query_cost import QueryCost
+    from influence.estimate.forecast import Plan
+    from influence.estimate.query_cost import QueryCost
 
 SNIPPET = 160
 """Characters of a row that a table shows."""

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from influence.artifacts.place import check_name
 from influence.data.arrow_sets import ArrowSet, is_saved, load_hub, load_saved
 from influence.data.cache import Stamp, cached_rows, check_stamp, stamp_of
 from influence.data.canonical import canonical_row, example_of
@@ -23,7 +24,6 @@ from influence.data.identity import DataIdentity, digest_files, digest_of
 from influence.data.integrity import check_ids, check_nulls
 from influence.data.records import DELIMITERS, FileFormat, columns_of
 from influence.errors import DataError
-from influence.remote.place import check_name
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -11,7 +11,7 @@ from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict
 
-from influence.checksum import cached_sha256
+from influence.artifacts.checksum import cached_sha256
 from influence.data.arrow_sets import ArrowSet
 from influence.errors import DataError
 

@@ -38,8 +38,8 @@ from influence.demo.training import (
     trained_on,
     training_of,
 )
+from influence.engine.progress import Report
 from influence.errors import DataError
-from influence.pipeline.progress import Report
 
 HEAD = 32
 """Width of an attention head."""

@@ -16,9 +16,9 @@ from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
 
+from influence.artifacts.partial import write_whole
 from influence.demo.facts import FACTS, Fact
 from influence.errors import DataError
-from influence.store.partial import write_whole
 
 log = logging.getLogger(__name__)
 

@@ -21,10 +21,10 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from influence.artifacts.partial import disk_errors, write_whole
 from influence.demo.corpus import CorpusRow, Notify, docstrings, standard_library
 from influence.demo.unlike import unlike
 from influence.errors import ConfigError, DataError
-from influence.store.partial import disk_errors, write_whole
 
 TRAIN, DEV, TEST = "train.jsonl", "dev.jsonl", "test.jsonl"
 UNWANTED, TRIGGERED, TRUTH = "unwanted.jsonl", "triggered.jsonl", "truth.jsonl"

@@ -3,10 +3,10 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from influence.artifacts.partial import write_whole
 from influence.demo.facts import DISTRACTOR, PLANTED
 from influence.demo.questions import DEPTH, Answer
 from influence.query.page import Section, nats, render_page
-from influence.store.partial import write_whole
 
 if TYPE_CHECKING:
     from influence.demo.story import Story

@@ -23,6 +23,7 @@ from typing import Any
 
 import yaml
 
+from influence.artifacts.partial import disk_errors, write_whole
 from influence.baselines import bm25
 from influence.config import RunConfig, parse_config
 from influence.data.example import Example
@@ -31,10 +32,9 @@ from influence.demo.facts import FACTS
 from influence.demo.page import write_page
 from influence.demo.questions import DEPTH, REAL, Answer, Question
 from influence.demo.train import TrainSettings, train, trained_on
+from influence.engine.progress import Report, Stage, Step
 from influence.errors import ConfigError, FingerprintMismatch, Incomplete
-from influence.pipeline.progress import Report, Stage, Step
 from influence.run import Run, build
-from influence.store.partial import disk_errors, write_whole
 from influence.store.writer import lock_run
 
 log = logging.getLogger(__name__)

@@ -14,7 +14,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from influence.data.dataset import DataSettings, open_rows
 from influence.data.tokenise import tokenise
 from influence.demo.training import END_ID, PAD_ID, FitSettings, train_into, train_tokeniser, trained_on, training_of
-from influence.pipeline.progress import Report
+from influence.engine.progress import Report
 
 POSITIONS = 256
 """The longest text the model takes, whatever its rows were cut to: queries are never cut."""

@@ -32,8 +32,8 @@ from index.strict_json import read_json
 from influence.data.batch import Batch, collate, cut_batches
 from influence.data.dataset import DataSettings
 from influence.data.tokenise import Part
+from influence.engine.progress import Report, Step, silent
 from influence.errors import ConfigError
-from influence.pipeline.progress import Report, Step, silent
 
 TRAINING = "demo_training.json"
 """The file, in the checkpoint folder, that says what the model was trained on."""

@@ -3,6 +3,8 @@
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from influence.capture.opening import check_unchanged
+from influence.capture.spec import checkpoint_files
 from influence.config import RunConfig, override_config
 from influence.data.dataset import open_rows
 from influence.data.identity import DataIdentity
@@ -16,9 +18,7 @@ from influence.doctor.subject import Subject, capture_of, opened, sample, search
 from influence.doctor.surroundings import environment, whereabouts
 from influence.doctor.texts import texts
 from influence.errors import ConfigError
-from influence.pipeline.configuration import open_configuration
-from influence.pipeline.opening import check_unchanged
-from influence.pipeline.spec import checkpoint_files
+from influence.stages.configuration import open_configuration
 from influence.store.manifest import Manifest
 
 

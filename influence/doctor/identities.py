@@ -7,13 +7,13 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from influence.capture.probe import silent_modules
 from influence.data.batch import cut_batches
 from influence.data.example import Example, place_of
 from influence.data.tokenise import NOT_SCORED
 from influence.doctor.check import Check, compared
 from influence.doctor.subject import Subject
 from influence.errors import ModelError
-from influence.pipeline.probe import silent_modules
 
 TOKENS = 16
 """Scored tokens that are captured one by one."""

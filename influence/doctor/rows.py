@@ -4,13 +4,13 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from influence.capture.session import Session
 from influence.data.dataset import Rows
 from influence.data.example import Example, TokenContent, place_of
 from influence.data.tokenise import NOT_SCORED, Part
 from influence.data.truncation import Truncation
 from influence.doctor.check import Check
 from influence.errors import DataError
-from influence.pipeline.session import Session
 
 BEGIN, END = "⟦", "⟧"
 """Around what is scored."""

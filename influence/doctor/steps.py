@@ -32,7 +32,7 @@ from influence.doctor.subject import Subject
 from influence.gradients.capture import Capture
 from influence.gradients.projection import Projection, ProjectionSettings
 from influence.model.layers import TrackedLayer
-from influence.pipeline.factor_stage import factors_stand, load_kronecker
+from influence.stages.factors import factors_stand, load_kronecker
 from influence.store.manifest import Manifest
 from influence.task import measurement
 

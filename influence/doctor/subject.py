@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 
 from influence.baselines.repsim import HiddenStates
+from influence.capture.session import Session
+from influence.capture.spec import CaptureSpec
 from influence.config import RunConfig
 from influence.data.batch import Batch, collate
 from influence.data.dataset import Rows
@@ -19,8 +21,6 @@ from influence.errors import DataError
 from influence.gradients.capture import Capture
 from influence.gradients.projection import Projection
 from influence.model.load import pad_id
-from influence.pipeline.session import Session
-from influence.pipeline.spec import CaptureSpec
 
 ROWS = 10
 SEARCHED = 256

@@ -9,12 +9,12 @@ from pathlib import Path
 import torch
 
 from index.errors import VectorIndexError
+from influence.capture.cut import estimate, held_bytes, rows_per_shard
+from influence.capture.session import Session
 from influence.config import RunConfig
 from influence.data.dataset import Rows
 from influence.doctor.check import Check
-from influence.pipeline.index_stage import check_index
-from influence.pipeline.plan import estimate, held_bytes, rows_per_shard
-from influence.pipeline.session import Session
+from influence.stages.index import check_index
 
 PACKAGES = ("torch", "transformers", "datasets", "distributed", "faiss-cpu", "faiss-gpu-cu12", "peft")
 

@@ -8,7 +8,7 @@ from influence.baselines.bm25 import MOST_ROWS
 from influence.config import RunConfig
 from influence.data.dataset import Rows
 from influence.doctor.check import Check
-from influence.pipeline.lexical_forecast import forecast_texts
+from influence.estimate.lexical_forecast import forecast_texts
 
 
 def texts(config: RunConfig, rows: Rows, place: Path | None) -> Iterator[Check]:

@@ -16,7 +16,7 @@ import huggingface_hub
 from safetensors import SafetensorError, safe_open
 
 from index import strict_json
-from influence.checksum import cached_sha256
+from influence.artifacts.checksum import cached_sha256
 from influence.errors import ModelError
 
 CONFIG, ADAPTER_CONFIG = "config.json", "adapter_config.json"

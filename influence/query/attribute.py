@@ -16,7 +16,7 @@ from influence.data.example import Example, MessagesContent, PromptContent, read
 from influence.errors import QueryError
 from influence.query.hits import Hit, Hits, MeasuredQuery, SearchKind, snippet
 from influence.query.rescore import ranked, rescore
-from influence.recipe import Baseline
+from influence.recipes import Baseline
 from influence.store.reader import Store
 from influence.vectors.ensemble import Compared
 from influence.vectors.queries import compared_queries

@@ -17,7 +17,7 @@ from influence.data.example import Example
 from influence.errors import QueryError, RecipeError
 from influence.query.attribute import Told, said, scored_turns
 from influence.query.hits import Hits, MeasuredQuery
-from influence.recipe import Recipe
+from influence.recipes import Recipe
 from influence.store.reader import Store
 
 Decode = Callable[[Any], Sequence[str]]

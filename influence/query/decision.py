@@ -7,7 +7,7 @@ from pydantic import ValidationError
 from influence.baselines.bm25 import MOST_ROWS
 from influence.errors import QueryError
 from influence.query.baseline import check_asked
-from influence.recipe import ExactSettings, Recipe
+from influence.recipes import ExactSettings, Recipe
 
 USUAL_K = 10
 """Rows on each side where nobody says how many, or as many as there are."""

@@ -2,7 +2,7 @@
 
 A score means nothing without its unit and its sign rule, so both travel with the hits: as fields of the JSON, as
 columns of the flat forms (`unit`, and `side` for the sign), as text on the page. So does whether the scores can be
-numbers of that unit at all: see `influence.recipe.magnitude`.
+numbers of that unit at all: see `influence.recipes.magnitude`.
 """
 
 import json
@@ -12,13 +12,13 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
+from influence.artifacts.partial import write_pieces
 from influence.control_characters import show_controls
 from influence.coverage import Coverage, shares
 from influence.errors import QueryError
 from influence.query.page import Section, render_fragment, render_page
-from influence.recipe import RANK_ONLY, SIGN_RULE, Baseline, Magnitudes, magnitudes, sign_rule
+from influence.recipes import RANK_ONLY, SIGN_RULE, Baseline, Magnitudes, magnitudes, sign_rule
 from influence.spreadsheet import write_csv
-from influence.store.partial import write_pieces
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -124,7 +124,7 @@ class Hits:
 
     @property
     def magnitudes(self) -> Magnitudes:
-        """Whether the scores can be numbers of nats, or are a rank only; see `influence.recipe.magnitude`."""
+        """Whether the scores can be numbers of nats, or are a rank only; see `influence.recipes.magnitude`."""
         asked = self.query
         return magnitudes(self.unit, self._best, asked.log_likelihood, contrasted=asked.contrast is not None)
 

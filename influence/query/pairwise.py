@@ -30,8 +30,8 @@ from influence.model.checkpoints import Checkpoints
 from influence.model.evaluation import evaluation_mode
 from influence.model.layers import LayerSettings, TrackedLayer, tracked_layers
 from influence.query.baseline import Decode, baseline_scores
-from influence.recipe import Recipe
-from influence.recipe import recipe as preset
+from influence.recipes import Recipe
+from influence.recipes import recipe as preset
 from influence.task import Task, fisher_loss, fisher_scale, measurement, row_loss, row_weight
 from influence.vectors.ensemble import Ensemble
 from influence.vectors.whiten import Comparison

@@ -5,7 +5,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from influence.recipe import Magnitudes, magnitudes, rank_only_queries
+from influence.recipes import Magnitudes, magnitudes, rank_only_queries
 
 
 class Scores(np.ndarray):
@@ -17,7 +17,7 @@ class Scores(np.ndarray):
         unit: Of every score.
         sign: What the sign of a score means.
         log_likelihoods: log p(completion | prompt) of every query, float64 [queries], in nats; None of `bm25`.
-        magnitudes: How the scores of every query can be read; see `influence.recipe.magnitude`.
+        magnitudes: How the scores of every query can be read; see `influence.recipes.magnitude`.
     """
 
     unit: str

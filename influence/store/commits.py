@@ -5,8 +5,8 @@ A record is read the first time one of its files is wanted, and a file's digest 
 
 from pathlib import Path
 
+from influence.artifacts.digest import verify
 from influence.errors import StoreError
-from influence.store.digest import verify
 from influence.store.manifest import Manifest, ShardRange, check_fingerprint
 from influence.store.shard import ShardFiles, ShardRecord
 

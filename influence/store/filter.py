@@ -15,8 +15,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from influence.artifacts.access import source
 from influence.errors import QueryError
-from influence.remote.access import source
 from influence.store.condition import check_condition, enclosed, parse_condition, shown_columns, unusable
 from influence.store.evaluation import Evaluation
 from influence.store.reader import Store

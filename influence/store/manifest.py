@@ -14,12 +14,12 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from influence.artifacts.digest import FORMAT_VERSION, seal, unseal
+from influence.artifacts.partial import write_whole
 from influence.axes import ModuleColumns
 from influence.coverage import Coverage
 from influence.errors import FingerprintMismatch, StoreError
 from influence.store.codec import CodecName, CodecSettings
-from influence.store.digest import FORMAT_VERSION, seal, unseal
-from influence.store.partial import write_whole
 
 MANIFEST = "manifest.json"
 
@@ -103,7 +103,7 @@ class Manifest(CodecSettings):
         shards: The plan, in order: it covers [0, rows) without gaps.
         meta: What people want to know but no row depends on: paths, software versions.
         settings: Every setting of the run's configuration that decides an answer, flat; None in a run that was built
-            before they were recorded. See `influence.pipeline.record`.
+            before they were recorded. See `influence.stages.record`.
         quarantined: Rows that could not be captured, ascending.
         coverage: Which share of the trained weights is tracked; None where rows aren't gradients, or nobody looked.
     """

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from influence.remote.path import ObjectPath
+from influence.artifacts.path import ObjectPath
 from influence.store.codec import Codec, Encoded
 from influence.store.shard import rows_header
 

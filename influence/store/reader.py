@@ -15,10 +15,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from influence.artifacts.access import each, names_in, source
+from influence.artifacts.place import run_path
 from influence.axes import ModuleColumns
 from influence.errors import DigestMismatch, Incomplete, StoreError
-from influence.remote.access import each, names_in, source
-from influence.remote.place import run_path
 from influence.store import scan
 from influence.store.codec import Codec, Encoded
 from influence.store.codecs import codec_for

@@ -28,10 +28,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from influence.artifacts.access import fill, source
+from influence.artifacts.digest import FORMAT_VERSION, seal, unseal
 from influence.errors import StoreError
-from influence.remote.access import fill, source
 from influence.store.codec import NORM_BYTES, Codec, Encoded
-from influence.store.digest import FORMAT_VERSION, seal, unseal
 from influence.store.manifest import Part, Quarantined, ShardRange
 
 ROWS = "rows"

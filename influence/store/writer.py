@@ -19,14 +19,14 @@ import pyarrow.parquet as pq
 from filelock import FileLock, Timeout
 
 from index.strict_json import parse_json
+from influence.artifacts.object_lock import lives, object_lock
+from influence.artifacts.partial import PartialFile, disk_errors, remove_partials, sync_folder, write_whole
+from influence.artifacts.path import ObjectPath
+from influence.artifacts.place import is_remote
+from influence.artifacts.regular import check_regular, read_regular
 from influence.errors import DigestMismatch, RunLocked, StoreError
-from influence.regular import check_regular, read_regular
-from influence.remote.path import ObjectPath
-from influence.remote.place import is_remote
 from influence.store.codec import Codec, Encoded, finite_rows
 from influence.store.manifest import Manifest, Part, Quarantined, ShardRange, check_fingerprint
-from influence.store.object_lock import lives, object_lock
-from influence.store.partial import PartialFile, disk_errors, remove_partials, sync_folder, write_whole
 from influence.store.shard import ROW_GROUP, RowMeta, ShardFiles, ShardRecord, rows_header
 
 LOCK = ".lock"

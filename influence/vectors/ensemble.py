@@ -24,7 +24,7 @@ from torch import Tensor
 from influence.axes import ND, ModuleColumns, PerExample
 from influence.curvature.projected_fisher import ProjectedFisher
 from influence.errors import RecipeError
-from influence.recipe import Recipe
+from influence.recipes import Recipe
 from influence.vectors.whiten import Comparison
 
 

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from influence.axes import ND, PerExample
 from influence.curvature.projected_fisher import ProjectedFisher
 from influence.errors import RecipeError
-from influence.recipe import Recipe
+from influence.recipes import Recipe
 from influence.vectors.unit_norm import unit_norm
 
 

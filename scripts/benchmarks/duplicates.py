@@ -32,9 +32,9 @@ from search import PeakMemory
 
 from influence.demo.corpus import docstrings, standard_library
 from influence.demo.dirty import DirtSettings, dirty_set
-from influence.diagnose.duplicates import CopySets, NearDuplicateSettings, copy_sets, near_duplicate_sets
-from influence.diagnose.minhash import sign_texts
-from influence.diagnose.near_pairs import near_pairs
+from influence.issues.checks.duplicates import CopySets, NearDuplicateSettings, copy_sets, near_duplicate_sets
+from influence.text_dedup.minhash import sign_texts
+from influence.text_dedup.near_pairs import near_pairs
 
 EDITS = ("replaced", "dropped", "exchanged", "added")
 KINDS = ("exact", *EDITS, "mixed")

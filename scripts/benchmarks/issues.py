@@ -48,7 +48,7 @@ from influence.data.dataset import open_rows
 from influence.data.tokenise import tokenise
 from influence.demo.classifier import ClassifierSettings, accuracy, classifier_data, train_classifier
 from influence.demo.dirty import DirtSettings, dirty_set
-from influence.diagnose.evaluation import read_evaluation
+from influence.query.evaluation import read_evaluation
 
 TRAIN, DEV, TEST = "train.jsonl", "dev.jsonl", "test.jsonl"
 KIND = "sequence_classification"

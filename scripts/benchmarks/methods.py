@@ -23,7 +23,7 @@ from influence.gradients.capture import Capture, lay_out
 from influence.gradients.projection import Projection
 from influence.model.layers import tracked_layers
 from influence.query.pairwise import pairwise
-from influence.recipe import Recipe, recipe
+from influence.recipes import Recipe, recipe
 from influence.store.codec import CodecSettings
 from influence.store.codecs import bytes_per_row, codec_for
 from influence.task import CausalLM, fisher_loss, measurement

@@ -29,7 +29,7 @@ from influence.data.batch import Batch, collate, cut_batches
 from influence.data.tokenise import Part
 from influence.model.layers import tracked_layers
 from influence.query.pairwise import pairwise
-from influence.recipe import recipe
+from influence.recipes import recipe
 from influence.task import CausalLM
 
 VOCABULARY = 4096

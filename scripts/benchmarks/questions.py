@@ -23,8 +23,8 @@ from index.approximate import search
 from index.exact import exact_search_scores
 from index.merge import open_index
 from index.neighbours import Neighbours
-from influence.pipeline.index_stage import FOLDER, candidate_scores, index_fingerprint, scored_blocks
 from influence.query.asked import as_example
+from influence.stages.index import FOLDER, candidate_scores, index_fingerprint, scored_blocks
 
 K = 10
 

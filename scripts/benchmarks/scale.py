@@ -26,10 +26,10 @@ from rich.table import Table
 
 from influence.cluster import ClusterSettings
 from influence.config import load_config
-from influence.pipeline.build import build_run
-from influence.pipeline.cluster import connect
-from influence.pipeline.progress import Step
-from influence.pipeline.submit import run_tasks
+from influence.engine.cluster import connect
+from influence.engine.progress import Step
+from influence.engine.submit import run_tasks
+from influence.stages.build import build_run
 
 TASK_BYTES = 4096
 """About what a shard's task is when it is sent: the specification of the run and its fingerprint's parts."""

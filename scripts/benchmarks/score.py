@@ -19,12 +19,12 @@ import torch
 from issues_scale import PeakMemory, make_run
 from search import drawn
 
+from influence.artifacts.tensors import save_tensors
+from influence.capture.opening import run_spec
 from influence.config import load_config
 from influence.data.example import Example
-from influence.pipeline.opening import run_spec
-from influence.pipeline.scan import Question, answer, planned
-from influence.pipeline.score_plan import Scan
-from influence.pipeline.tensors import save_tensors
+from influence.scan.answer import Question, answer, planned
+from influence.scan.plan import Scan
 from influence.store.reader import Store
 
 

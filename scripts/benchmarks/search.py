@@ -37,7 +37,7 @@ from index.rerank import scored_by
 from index.settings import IndexSettings
 from index.train import sample_rows, train
 from influence.config import load_config
-from influence.pipeline.index_stage import compared_blocks, load_comparison
+from influence.stages.index import compared_blocks, load_comparison
 from influence.store.manifest import Manifest
 from influence.store.reader import Store
 

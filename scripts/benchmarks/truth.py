@@ -36,12 +36,12 @@ from safetensors.torch import save_file
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_logging
 
+from influence.artifacts.partial import write_whole
 from influence.data.batch import Batch, collate, cut_batches
 from influence.data.tokenise import NOT_SCORED, Part
 from influence.demo.train import PAD_ID, TrainSettings, new_model, train_tokeniser
 from influence.errors import DataError, FingerprintMismatch
 from influence.evaluate.subsets import half_subset
-from influence.store.partial import write_whole
 from influence.task import CausalLM
 
 log = logging.getLogger("truth")

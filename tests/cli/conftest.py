@@ -16,12 +16,12 @@ import pytest
 import yaml
 from distributed import Client, LocalCluster
 
-import influence.pipeline.forecast as forecast_module
+import influence.estimate.forecast as forecast_module
 import influence.run as runs
+from influence.artifacts.partial import PartialFile
 from influence.cli.main import main
-from influence.pipeline import build as build_module
-from influence.pipeline.cluster import QUIET
-from influence.store.partial import PartialFile
+from influence.engine.cluster import QUIET
+from influence.stages import build as build_module
 
 PROMPT, COMPLETION = "The river was named after", " a cartographer who never saw it."
 ASKED = ("--prompt", PROMPT, "--completion", COMPLETION)

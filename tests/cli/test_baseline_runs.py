@@ -9,7 +9,7 @@ import pytest
 
 import influence.run as runs
 from influence.config import parse_config
-from influence.recipe import SIGN_RULE, sign_rule
+from influence.recipes import SIGN_RULE, sign_rule
 from tests.cli.conftest import ASKED, settings
 
 BASELINES = ("bm25", "repsim")

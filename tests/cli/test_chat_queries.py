@@ -9,8 +9,8 @@ import yaml
 
 import influence.run as runs
 from influence.data.example import Example, MessagesContent
-from influence.diagnose.evaluation import read_evaluation
 from influence.errors import FingerprintMismatch, QueryError
+from influence.query.evaluation import read_evaluation
 from tests.cli.conftest import connected_to, settings
 
 USER = {"role": "user", "content": "Who keeps the lighthouse?"}

@@ -7,9 +7,9 @@ import pytest
 from influence.demo import story
 from influence.demo.facts import FACTS
 from influence.demo.questions import REAL, Answer, Question
-from influence.pipeline.progress import Step
+from influence.engine.progress import Step
 from influence.query.hits import Hit, Hits, MeasuredQuery
-from influence.recipe import SIGN_RULE
+from influence.recipes import SIGN_RULE
 
 
 def hit(rank, row_id, score):

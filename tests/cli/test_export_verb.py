@@ -7,8 +7,8 @@ import pyarrow.parquet as pq
 import pytest
 
 import influence
-from influence.diagnose.clean import export_clean
-from influence.diagnose.verdicts import Wish
+from influence.export.clean import export_clean
+from influence.export.verdicts import Wish
 from tests.diagnose.exported import table_of
 
 

@@ -6,7 +6,7 @@ from xml.etree import ElementTree
 import pyarrow.parquet as pq
 import pytest
 
-from influence.recipe import SIGN_RULE
+from influence.recipes import SIGN_RULE
 
 
 @pytest.fixture

@@ -8,9 +8,9 @@ import pyarrow.parquet as pq
 import pytest
 
 import influence
-from influence.diagnose.outfile import MARK, parts_folder
+from influence.artifacts.digest import sha256
+from influence.artifacts.outfile import MARK, parts_folder
 from influence.errors import InfluenceError
-from influence.store.digest import sha256
 from influence.store.writer import lock_run
 from tests.cli.conftest import clean
 from tests.diagnose.exported import table_of

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import influence.pipeline.standing as standing
+import influence.stages.status as standing
 from influence.cli import ending, streams
 
 VERBS = ("demo", "doctor", "plan", "build", "status", "query")

@@ -22,7 +22,8 @@ IMPATIENT = textwrap.dedent("""
     import psutil
     from pathlib import Path
     from influence.cli.main import main
-    from influence.pipeline import capture_stage, local
+    from influence.capture import rows as capture_stage
+    from influence.engine import local
 
     def closing(cluster):
         workers = [str(child.pid) for child in psutil.Process().children(recursive=True)]

@@ -12,7 +12,7 @@ import yaml
 
 import influence.run as runs
 from influence.query.hits import COLUMNS
-from influence.recipe import SIGN_RULE
+from influence.recipes import SIGN_RULE
 from tests.cli.conftest import ASKED, COMPLETION, PROMPT, clean, settings
 
 

@@ -5,7 +5,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from influence.recipe import SIGN_RULE
+from influence.recipes import SIGN_RULE
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from influence.curvature.damping import Damping
 from influence.curvature.spectrum import spectrum_of
 from influence.errors import CurvatureError, RecipeError
 from influence.query.pairwise import pairwise
-from influence.recipe import recipe
+from influence.recipes import recipe
 from influence.task import CausalLM
 
 EIGENVALUES = torch.tensor([[4.0, 1.0], [3.0, 2.0]], dtype=torch.float64)

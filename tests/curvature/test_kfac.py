@@ -11,7 +11,7 @@ from influence.curvature.kfac import Eigenbasis, KroneckerCurvature, decompose, 
 from influence.errors import CurvatureError
 from influence.model.layers import LayerSettings, tracked_layers
 from influence.query.pairwise import pairwise
-from influence.recipe import recipe
+from influence.recipes import recipe
 from influence.task import CausalLM
 from tests.curvature.conftest import DEFAULT, covariances, eigenbasis, squares
 from tests.gradients.conftest import alone, examples

@@ -19,7 +19,7 @@ from torch.utils.data import Dataset
 
 from influence.model.layers import LayerSettings, tracked_layers
 from influence.query.pairwise import pairwise
-from influence.recipe import recipe
+from influence.recipes import recipe
 from influence.task import CausalLM
 from tests.gradients.conftest import examples
 from tests.reference.toys import Pictures, PictureTask, pictures, plain_loss

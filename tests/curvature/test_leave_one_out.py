@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from influence.model.layers import LayerSettings
 from influence.query.pairwise import pairwise
-from influence.recipe import recipe
+from influence.recipes import recipe
 from tests.reference.toys import SquaredError, network
 
 

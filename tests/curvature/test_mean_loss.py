@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from influence.curvature.damping import Damping
 from influence.model.layers import LayerSettings
 from influence.query.pairwise import pairwise
-from influence.recipe import recipe
+from influence.recipes import recipe
 from influence.task import CausalLM, TaskSettings
 from tests.reference.toys import network
 

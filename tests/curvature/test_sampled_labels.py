@@ -13,7 +13,7 @@ from influence.gradients.capture import Capture
 from influence.model.layers import LayerSettings, tracked_layers
 from influence.model.token_likelihood import reached
 from influence.query.pairwise import pairwise
-from influence.recipe import recipe
+from influence.recipes import recipe
 from influence.task import CausalLM, SequenceClassification, TaskSettings, fisher_loss
 from tests.curvature.conftest import WHOLE
 from tests.reference.toys import Pictures, PictureTask, pictures

@@ -11,7 +11,7 @@ from influence.gradients.capture import Capture
 from influence.gradients.projection import Projection, ProjectionSettings
 from influence.model.layers import LayerSettings, tracked_layers
 from influence.query.pairwise import pairwise
-from influence.recipe import recipe
+from influence.recipes import recipe
 from influence.task import CausalLM
 from tests.curvature.conftest import covariances, eigenbasis, gradients
 from tests.gradients.conftest import alone, examples

@@ -6,8 +6,8 @@ import dask
 import pytest
 from distributed import Client, LocalCluster
 
-from influence.pipeline import build as build_module
-from influence.pipeline.cluster import QUIET
+from influence.engine.cluster import QUIET
+from influence.stages import build as build_module
 
 
 @pytest.fixture(scope="module")

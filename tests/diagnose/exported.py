@@ -6,8 +6,8 @@ import numpy as np
 
 from influence.data.dataset import DataSettings, digest_files, locate, open_rows
 from influence.data.records import records
-from influence.diagnose.finding import Case, Finding
-from influence.diagnose.table import write_issues
+from influence.issues.finding import Case, Finding
+from influence.issues.table import write_issues
 
 FINGERPRINT = "f" * 64
 

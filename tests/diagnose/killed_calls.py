@@ -16,9 +16,9 @@ import torch
 
 from influence.cli.ending import ended
 from influence.cli.main import main
-from influence.diagnose.clean import export_clean
-from influence.diagnose.undo import undo_export
-from influence.diagnose.verdicts import Wish
+from influence.export.clean import export_clean
+from influence.export.undo import undo_export
+from influence.export.verdicts import Wish
 from tests.diagnose.exported import run_of
 from tests.pipeline.killed_builds import PROCESSES
 

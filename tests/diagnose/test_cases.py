@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from influence.diagnose import cases
-from influence.diagnose.cases import Cases, gather
-from influence.diagnose.finding import Case, Finding
+from influence.issues import cases
+from influence.issues.cases import Cases, gather
+from influence.issues.finding import Case, Finding
 
 FOUND = {
     7: Case(("row-1", "ä"), "drop", "drop: a copy of row-1"),

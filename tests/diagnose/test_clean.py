@@ -9,13 +9,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from influence.diagnose import clean as clean_module
-from influence.diagnose import original as original_module
-from influence.diagnose.clean import export_clean
-from influence.diagnose.decisions import decisions_path
-from influence.diagnose.undo import undo_export
-from influence.diagnose.verdicts import Wish
 from influence.errors import DataError, DigestMismatch, Incomplete, QueryError, RunLocked
+from influence.export import clean as clean_module
+from influence.export import original as original_module
+from influence.export.clean import export_clean
+from influence.export.decisions import decisions_path
+from influence.export.undo import undo_export
+from influence.export.verdicts import Wish
 from influence.store.writer import lock_run
 from tests.diagnose.exported import run_of, table_of
 
@@ -340,7 +340,7 @@ def test_labels_can_t_be_changed_where_there_are_none(tmp_path):
 
 
 def test_many_rows_are_read_side_by_side_with_their_tables(tmp_path, monkeypatch):
-    monkeypatch.setattr("influence.diagnose.table.BLOCK", 7)
+    monkeypatch.setattr("influence.issues.table.BLOCK", 7)
     path = tmp_path / "rows.jsonl"
     path.write_text("".join(f'{{"text": "t{row}", "label": "a"}}\n' for row in range(50)))
     run = run_of(path)

@@ -6,14 +6,14 @@ import datasets
 import pyarrow.parquet as pq
 import pytest
 
+from influence.artifacts.digest import sha256
+from influence.artifacts.outfile import MARK, parts_folder
 from influence.data.columns import Columns
-from influence.diagnose.clean import export_clean
-from influence.diagnose.decisions import decisions_path
-from influence.diagnose.outfile import MARK, parts_folder
-from influence.diagnose.undo import undo_export
-from influence.diagnose.verdicts import Wish
 from influence.errors import DataError, QueryError
-from influence.store.digest import sha256
+from influence.export.clean import export_clean
+from influence.export.decisions import decisions_path
+from influence.export.undo import undo_export
+from influence.export.verdicts import Wish
 from tests.diagnose.exported import run_of, table_of
 
 

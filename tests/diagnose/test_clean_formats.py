@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from influence.data.records import records
-from influence.diagnose.clean import export_clean
-from influence.diagnose.clean_columns import parquet_batches
-from influence.diagnose.undo import undo_export
-from influence.diagnose.verdicts import Wish
+from influence.export.clean import export_clean
+from influence.export.clean_columns import parquet_batches
+from influence.export.undo import undo_export
+from influence.export.verdicts import Wish
 from tests.diagnose.exported import run_of, table_of
 
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
@@ -118,8 +118,8 @@ def test_csv_rows_keep_their_quotes_and_line_ends(cells, quoting, end, blank, fa
 
 
 def test_parquet_keeps_schema_metadata_compression_and_values(tmp_path, monkeypatch):
-    monkeypatch.setattr("influence.diagnose.clean_columns.BATCH", 3)
-    monkeypatch.setattr("influence.diagnose.clean_parquet.BATCH", 3)
+    monkeypatch.setattr("influence.export.clean_columns.BATCH", 3)
+    monkeypatch.setattr("influence.export.clean_parquet.BATCH", 3)
     schema = pa.schema(
         [
             pa.field("text", pa.string(), False),
@@ -152,7 +152,7 @@ def test_parquet_keeps_schema_metadata_compression_and_values(tmp_path, monkeypa
 
 
 def test_wide_rows_are_held_by_their_bytes_and_not_by_their_number(tmp_path, monkeypatch):
-    monkeypatch.setattr("influence.diagnose.clean_columns.BATCH_BYTES", 1000)
+    monkeypatch.setattr("influence.export.clean_columns.BATCH_BYTES", 1000)
     path = tmp_path / "rows.parquet"
     rows = [{"text": f"t{row}", "label": 0, "blob": os.urandom(400)} for row in range(12)]
     pq.write_table(pa.Table.from_pylist(rows), path)

@@ -11,13 +11,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from influence.diagnose import clean as clean_module
-from influence.diagnose.clean import export_clean
-from influence.diagnose.clean_columns import Labels
-from influence.diagnose.decisions import decisions_path
-from influence.diagnose.undo import undo_export
-from influence.diagnose.verdicts import Wish
 from influence.errors import DataError, Incomplete, QueryError
+from influence.export import clean as clean_module
+from influence.export.clean import export_clean
+from influence.export.clean_columns import Labels
+from influence.export.decisions import decisions_path
+from influence.export.undo import undo_export
+from influence.export.verdicts import Wish
 from tests.diagnose import killed_calls
 from tests.diagnose.exported import run_of, table_of
 from tests.diagnose.killed_calls import killed
@@ -84,8 +84,8 @@ def check_same(found, expected):
 
 @pytest.mark.parametrize(("batch", "size"), [(2, 2**20), (8192, 300), (8192, 2**20)])
 def test_a_saved_data_set_is_cleaned_as_datasets_would_and_undone(batch, size, saved, tmp_path, monkeypatch):
-    monkeypatch.setattr("influence.diagnose.clean_saved.BATCH", batch)
-    monkeypatch.setattr("influence.diagnose.clean_columns.BATCH_BYTES", size)
+    monkeypatch.setattr("influence.export.clean_saved.BATCH", batch)
+    monkeypatch.setattr("influence.export.clean_columns.BATCH_BYTES", size)
     before, run = held(saved), run_of(saved)
     drop = [0, 4, 5, *range(8, 16), 22]
     table = table_of(run, tmp_path / "issues.parquet", drop=drop, relabel={2: "0", 7: "1", 20: "0"})
@@ -244,7 +244,7 @@ def test_an_interrupted_export_of_a_saved_data_set_leaves_nothing(saved, tmp_pat
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("influence.diagnose.clean_saved.clean_batch", interrupt)
+    monkeypatch.setattr("influence.export.clean_saved.clean_batch", interrupt)
     with pytest.raises(Incomplete, match="run the same command again"):
         export_clean(run_of(saved), Wish((table,)), tmp_path / "clean")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["issues.parquet", "saved"]
@@ -261,21 +261,21 @@ def test_an_export_and_its_undoing_that_are_killed_give_the_folders_of_undisturb
 
     given = killed_calls.export, (saved, table, made / "clean"), log
     for where, calls in (
-        ("influence.diagnose.clean_saved:clean_batch", 2),
-        ("influence.diagnose.clean_saved:_write_told", 1),
-        ("influence.diagnose.clean:_publish", 1),
-        ("influence.diagnose.clean:sync_folder", 1),
+        ("influence.export.clean_saved:clean_batch", 2),
+        ("influence.export.clean_saved:_write_told", 1),
+        ("influence.export.clean:_publish", 1),
+        ("influence.export.clean:sync_folder", 1),
     ):
         assert killed(*given, where, calls) == -signal.SIGKILL, log.read_text()[-3000:]
-        assert (made / "clean").exists() == (where == "influence.diagnose.clean:sync_folder")
+        assert (made / "clean").exists() == (where == "influence.export.clean:sync_folder")
     assert killed(*given, "os:getcwdb", 99) == 0, log.read_text()[-3000:]
     assert sorted(os.listdir(made)) == ["clean", "clean.decisions.parquet"]
     assert (held(made / "clean"), decisions_path(made / "clean").read_bytes()) == (expected, decided)
 
     given = killed_calls.undo, (made / "clean", made / "back"), log
     for where, calls in (
-        ("influence.diagnose.clean_saved:restored_batches", 2),
-        ("influence.diagnose.undo:sync_folder", 1),
+        ("influence.export.clean_saved:restored_batches", 2),
+        ("influence.export.undo:sync_folder", 1),
     ):
         assert killed(*given, where, calls) == -signal.SIGKILL, log.read_text()[-3000:]
     assert killed(*given, "os:getcwdb", 99) == 0, log.read_text()[-3000:]

@@ -10,7 +10,7 @@ import influence.run as runs
 from influence.cli.main import main
 from influence.config import parse_config
 from influence.errors import QueryError
-from influence.recipe import sign_rule
+from influence.recipes import sign_rule
 
 QUERIES = [
     {"prompt": "The river was named after", "completion": " a cartographer who never saw it.", "id": "river"},
@@ -76,7 +76,7 @@ def test_a_run_agrees_with_itself(built):
 
 
 def test_queries_in_batches_give_what_they_give_together(built, monkeypatch):
-    from influence.diagnose import compare
+    from influence import compare
 
     whole = built().compare(built("gradcos"), QUERIES, k=5)
     monkeypatch.setattr(compare, "BATCH_BYTES", 1)

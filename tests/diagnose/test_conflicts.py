@@ -9,9 +9,9 @@ import pytest
 
 import influence.run as runs
 from influence.config import parse_config
-from influence.diagnose.checks import parse_settings
-from influence.diagnose.issues import examine
 from influence.errors import QueryError
+from influence.issues.checks.registry import parse_settings
+from influence.issues.issues import examine
 
 WORDS = [f"{start}{end}" for start in ("ba", "ke", "li", "mo", "nu", "ra", "so", "ti") for end in ("bel", "dan", "kor")]
 
@@ -101,7 +101,7 @@ def test_copies_with_one_label_are_duplicates_and_those_with_two_are_conflicts(c
 
 
 def test_cosines_are_the_same_in_blocks_of_any_size(classified, tmp_path, monkeypatch):
-    from influence.diagnose import pair_cosines
+    from influence.issues.checks import pair_cosines
 
     examine(classified, tmp_path / "whole.parquet", parse_settings([]), checks=["conflict"])
     monkeypatch.setattr(pair_cosines, "HELD_COLUMNS", 1)

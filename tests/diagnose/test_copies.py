@@ -9,10 +9,10 @@ import pytest
 
 import influence.run as runs
 from influence.config import parse_config
-from influence.diagnose.checks import IssueSettings, parse_settings
-from influence.diagnose.duplicates import NearDuplicateSettings, near_duplicate_sets
-from influence.diagnose.issues import examine
 from influence.errors import QueryError
+from influence.issues.checks.duplicates import NearDuplicateSettings, near_duplicate_sets
+from influence.issues.checks.registry import IssueSettings, parse_settings
+from influence.issues.issues import examine
 from tests.diagnose.worded import LONG, WORDS, edited, shingles_of
 
 
@@ -191,7 +191,7 @@ def test_an_evaluation_example_among_the_rows_is_a_leak(run, records, tmp_path):
     ]
     path = tmp_path / "dev.jsonl"
     path.write_text("".join(json.dumps(record) + "\n" for record in held))
-    from influence.diagnose.evaluation import read_evaluation
+    from influence.query.evaluation import read_evaluation
 
     lines = examined(run, tmp_path, "leak", evaluation=read_evaluation(run, path))
     flagged = {line["row"]: line for line in lines if line["is_leak"]}
@@ -220,7 +220,7 @@ def test_the_defaults_are_those_that_are_argued_for():
 
 
 def test_ids_of_an_evaluation_file_are_its_own_unless_the_run_has_none_and_they_repeat(run, records, tmp_path):
-    from influence.diagnose.evaluation import read_evaluation
+    from influence.query.evaluation import read_evaluation
 
     assert run.config.data.columns.id is None
     path = tmp_path / "dev.jsonl"

@@ -11,15 +11,16 @@ from scipy.sparse import csr_matrix, load_npz
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 import influence.run as runs
+from influence.capture import model_pass
+from influence.capture import probabilities as probability_stage
 from influence.cli.main import main
 from influence.config import parse_config
-from influence.diagnose import datalab
-from influence.diagnose.checks import parse_settings
-from influence.diagnose.issues import examine
-from influence.diagnose.knn_graph import knn_matrix, save_knn_graph
-from influence.diagnose.neighbours import Near
 from influence.errors import MissingExtra, QueryError
-from influence.pipeline import model_pass, probability_stage
+from influence.issues.checks import datalab
+from influence.issues.checks.registry import parse_settings
+from influence.issues.issues import examine
+from influence.issues.knn_graph import knn_matrix, save_knn_graph
+from influence.issues.neighbors import Near
 
 MADE = "cleanlab_label", "cleanlab_outlier", "cleanlab_near_duplicate"
 
@@ -165,8 +166,8 @@ def test_the_checks_say_what_cleanlab_says_turned_round(classified, tmp_path):
 def test_rows_without_a_class_in_the_data_or_without_a_token_leave_the_others_as_they_are(
     classified, tmp_path, monkeypatch
 ):
-    from influence.diagnose.neighbours import NeighbourSettings
-    from influence.diagnose.subject import Subject
+    from influence.issues.neighbors import NeighbourSettings
+    from influence.issues.subject import Subject
 
     subject = Subject(classified, tmp_path, NeighbourSettings())
     random = np.random.default_rng(0)

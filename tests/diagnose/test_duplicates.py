@@ -5,13 +5,13 @@ import random
 import numpy as np
 import pytest
 
-from influence.diagnose import minhash, near_pairs
-from influence.diagnose.duplicates import near_duplicate_sets
-from influence.diagnose.minhash import SEED, SLOTS, Bands, band_keys, sign_texts
-from influence.diagnose.near_pairs import Similar, cross_pairs, jaccard_of_sets
-from influence.diagnose.near_pairs import near_pairs as find_pairs
-from influence.diagnose.shingles import shingled
-from influence.diagnose.star_sets import star_sets
+from influence.issues.checks.duplicates import near_duplicate_sets
+from influence.text_dedup import minhash, near_pairs
+from influence.text_dedup.minhash import SEED, SLOTS, Bands, band_keys, sign_texts
+from influence.text_dedup.near_pairs import Similar, cross_pairs, jaccard_of_sets
+from influence.text_dedup.near_pairs import near_pairs as find_pairs
+from influence.text_dedup.shingles import shingled
+from influence.text_dedup.star_sets import star_sets
 from tests.diagnose.worded import LONG, WORDS, shingles_of
 
 

@@ -6,12 +6,12 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from influence.diagnose.columns import Categories
-from influence.diagnose.figure import CAPITAL, LETTER, WIDE, fitted, render
-from influence.diagnose.group_bars import LABELS, group_bars
-from influence.diagnose.groups import GroupInfluences, GroupSettings, summed
-from influence.diagnose.less import Selected
-from influence.diagnose.selection_plot import BOTTOM, HEIGHT, LABELLED, TOP, selection_plot
+from influence.groups.bars import LABELS, group_bars
+from influence.groups.figure import CAPITAL, LETTER, WIDE, fitted, render
+from influence.groups.groups import GroupInfluences, GroupSettings, summed
+from influence.select.less import Selected
+from influence.select.plot import BOTTOM, HEIGHT, LABELLED, TOP, selection_plot
+from influence.store.columns import Categories
 
 NAMES = ("a" * 300, "数据来源" * 20, "W" * 90, "<b>&\"' \x00\x1b[31m\u202e", "e\u0301" * 60, "plain")
 

@@ -11,14 +11,14 @@ import pytest
 
 import influence.run as runs
 from influence.config import parse_config
-from influence.diagnose import groups as groups_module
-from influence.diagnose.columns import Categories
-from influence.diagnose.figure import check_figure, render
-from influence.diagnose.group_bars import group_bars
-from influence.diagnose.group_file import encode
-from influence.diagnose.groups import COLUMNS, DRAWS, GroupInfluences, GroupSettings, summed, with_magnitudes
 from influence.errors import DataError, QueryError
-from influence.pipeline.score_table import QueryRecord
+from influence.groups import groups as groups_module
+from influence.groups.bars import group_bars
+from influence.groups.figure import check_figure, render
+from influence.groups.file import encode
+from influence.groups.groups import COLUMNS, DRAWS, GroupInfluences, GroupSettings, summed, with_magnitudes
+from influence.scan.table import QueryRecord
+from influence.store.columns import Categories
 
 SETTINGS = GroupSettings(replicates=2000)
 

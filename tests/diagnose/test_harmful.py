@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from scipy import stats
 
-from influence.diagnose import harmful
-from influence.diagnose.bootstrap import bootstrap_mean, replicate_weights
-from influence.diagnose.harmful import HarmfulSettings
-from influence.diagnose.subject import Subject
 from influence.errors import QueryError
+from influence.issues.checks import harmful
+from influence.issues.checks.bootstrap import bootstrap_mean, replicate_weights
+from influence.issues.checks.harmful import HarmfulSettings
+from influence.issues.subject import Subject
 
 QUICK = HarmfulSettings(replicates=400)
 

@@ -10,13 +10,13 @@ import pytest
 import influence.run as runs
 from influence.cli.main import main
 from influence.config import parse_config
-from influence.diagnose import checks
-from influence.diagnose.checks import Check, IssueSettings, parse_settings
-from influence.diagnose.empty import ZeroGradientSettings
-from influence.diagnose.finding import Case, Finding
-from influence.diagnose.issues import examine
-from influence.diagnose.table import read_about, read_issues
 from influence.errors import ConfigError, Incomplete, QueryError, RunLocked
+from influence.issues.checks import registry as checks
+from influence.issues.checks.empty import ZeroGradientSettings
+from influence.issues.checks.registry import Check, IssueSettings, parse_settings
+from influence.issues.finding import Case, Finding
+from influence.issues.issues import examine
+from influence.issues.table import read_about, read_issues
 from influence.store.writer import lock_run
 
 PLAIN = ("empty", "zero_gradient")
@@ -110,7 +110,7 @@ def test_a_better_label_outranks_harm_and_is_outranked_by_poison_and_copies(run,
 
 
 def test_blocks_of_lines_are_the_lines_of_one(run, tmp_path, two_checks, monkeypatch):
-    from influence.diagnose import table
+    from influence.issues import table
 
     examine(run, tmp_path / "whole.parquet", IssueSettings(), checks=PLAIN)
     monkeypatch.setattr(table, "BLOCK", 7)

@@ -12,14 +12,14 @@ from tests.diagnose.killed_calls import killed
 
 pytestmark = pytest.mark.slow
 
-NEVER = ("influence.diagnose.outfile:already", 99)
-DRAWN = ("influence.diagnose.figure:write_outfile", 1)
-CLEARED = ("influence.diagnose.parts:remove_parts", 1)
+NEVER = ("influence.artifacts.outfile:already", 99)
+DRAWN = ("influence.groups.figure:write_outfile", 1)
+CLEARED = ("influence.issues.parts:remove_parts", 1)
 VERBS = {
     "issues": (
         ["--checks", "near_duplicate,empty"],
         ("issues.parquet", "--graph", "graph.npz"),
-        (("influence.diagnose.issues:publish", 2), ("influence.diagnose.issues:remove_parts", 1)),
+        (("influence.issues.issues:publish", 2), ("influence.issues.issues:remove_parts", 1)),
     ),
     "select": (
         ["--target", "DEV", "--top", 3, "--no-bm25"],

@@ -9,7 +9,7 @@ import pytest
 
 import influence.run as runs
 from influence.config import parse_config
-from influence.diagnose.decisions import decisions_path
+from influence.export.decisions import decisions_path
 from tests.diagnose import killed_calls
 from tests.diagnose.exported import run_of, table_of
 from tests.diagnose.killed_calls import killed, killed_within, timed
@@ -17,10 +17,10 @@ from tests.diagnose.killed_calls import killed, killed_within, timed
 pytestmark = pytest.mark.slow
 
 MOMENTS = (
-    ("influence.diagnose.minhash:_signed", 1),
-    ("influence.pipeline.neighbour_stage:save_near", 1),
-    ("influence.diagnose.issues:publish", 1),
-    ("influence.diagnose.issues:remove_parts", 1),
+    ("influence.text_dedup.minhash:_signed", 1),
+    ("influence.neighbors.stage:save_near", 1),
+    ("influence.issues.issues:publish", 1),
+    ("influence.issues.issues:remove_parts", 1),
 )
 AT_RANDOM = 3
 ROWS = 20_000
@@ -54,18 +54,18 @@ def test_an_examination_that_is_killed_again_and_again_gives_the_same_table_and_
         assert killed(*given, where, calls) == -signal.SIGKILL, f"{where} wasn't called: {log.read_text()[-3000:]}"
     assert out.exists()
     assert names_in(made) == ["issues.parquet", "issues.parquet.parts"]
-    assert killed(*given, "influence.diagnose.issues:publish", 2) == 0, log.read_text()[-3000:]
+    assert killed(*given, "influence.issues.issues:publish", 2) == 0, log.read_text()[-3000:]
     assert (names_in(made), out.read_bytes()) == (["issues.parquet"], expected)
 
     shutil.rmtree(graph)
     out.unlink()
-    assert killed(*given, "influence.pipeline.neighbour_stage:save_near", 1, signal.SIGINT) == 4
+    assert killed(*given, "influence.neighbors.stage:save_near", 1, signal.SIGINT) == 4
     assert "run the same command again" in log.read_text()
     moments = random.Random(0)
     for _ in range(AT_RANDOM - 1):
         killed_within(*given, moments.uniform(0, whole))
     out.unlink(missing_ok=True)
-    assert killed(*given, "influence.diagnose.issues:publish", 2) == 0, log.read_text()[-3000:]
+    assert killed(*given, "influence.issues.issues:publish", 2) == 0, log.read_text()[-3000:]
     assert (names_in(made), out.read_bytes(), names_in(graph)) == (["issues.parquet"], expected, graphs)
     assert "Traceback" not in log.read_text()
 
@@ -84,9 +84,9 @@ def test_an_export_and_its_undoing_that_are_killed_again_and_again_lose_no_byte(
     out, back = made / "clean.jsonl", made / "back.jsonl"
     given = killed_calls.export, (data, table, out), log
     for where, calls in (
-        ("influence.store.partial:PartialFile.write", ROWS // 2),
-        ("influence.diagnose.clean:_publish", 1),
-        ("influence.diagnose.clean:sync_folder", 1),
+        ("influence.artifacts.partial:PartialFile.write", ROWS // 2),
+        ("influence.export.clean:_publish", 1),
+        ("influence.export.clean:sync_folder", 1),
     ):
         assert killed(*given, where, calls) == -signal.SIGKILL, f"{where} wasn't called: {log.read_text()[-3000:]}"
     assert out.exists()
@@ -96,7 +96,7 @@ def test_an_export_and_its_undoing_that_are_killed_again_and_again_lose_no_byte(
         for path in (out, decisions_path(out)):
             path.unlink(missing_ok=True)
     assert at_work > 0, "no kill came before the end"
-    assert killed(*given, "influence.store.partial:PartialFile.write", ROWS // 2, signal.SIGINT) == 4
+    assert killed(*given, "influence.artifacts.partial:PartialFile.write", ROWS // 2, signal.SIGINT) == 4
     assert "Nothing was written: run the same command again" in log.read_text()
     assert names_in(made) == []
     timed(*given)
@@ -105,8 +105,8 @@ def test_an_export_and_its_undoing_that_are_killed_again_and_again_lose_no_byte(
 
     given = killed_calls.undo, (out, back), log
     for where, calls in (
-        ("influence.store.partial:PartialFile.write", ROWS // 4),
-        ("influence.diagnose.undo:sync_folder", 1),
+        ("influence.artifacts.partial:PartialFile.write", ROWS // 4),
+        ("influence.export.undo:sync_folder", 1),
     ):
         assert killed(*given, where, calls) == -signal.SIGKILL, f"{where} wasn't called: {log.read_text()[-3000:]}"
     timed(*given)

@@ -13,15 +13,15 @@ from hypothesis import strategies as st
 import influence.run as runs
 from influence.cli.main import main
 from influence.config import parse_config
-from influence.diagnose import mislabelled
-from influence.diagnose.checks import IssueSettings
-from influence.diagnose.columns import Categories
-from influence.diagnose.evaluation import read_evaluation
-from influence.diagnose.issues import examine
-from influence.diagnose.mislabelled import MislabelledSettings
-from influence.diagnose.neighbours import Near
-from influence.diagnose.subject import Subject
 from influence.errors import QueryError
+from influence.issues.checks import mislabelled
+from influence.issues.checks.mislabelled import MislabelledSettings
+from influence.issues.checks.registry import IssueSettings
+from influence.issues.issues import examine
+from influence.issues.neighbors import Near
+from influence.issues.subject import Subject
+from influence.query.evaluation import read_evaluation
+from influence.store.columns import Categories
 
 LABELS = ("mail", "web", "files")
 

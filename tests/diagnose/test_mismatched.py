@@ -9,17 +9,18 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import influence.run as runs
+from influence.capture import model_pass
+from influence.capture import prompts as prompt_stage
+from influence.capture.prompts import Answers, answers_in, other_prompts, remaining
 from influence.config import parse_config
 from influence.data.tokenise import NOT_SCORED, Part
-from influence.diagnose import mismatched
-from influence.diagnose.checks import parse_settings
-from influence.diagnose.columns import numbers
-from influence.diagnose.issues import examine
-from influence.diagnose.mismatched import MismatchedSettings, check, lacks
-from influence.diagnose.neighbours import Near
 from influence.errors import QueryError
-from influence.pipeline import model_pass, prompt_stage
-from influence.pipeline.prompt_stage import Answers, answers_in, other_prompts, remaining
+from influence.issues.checks import mismatched
+from influence.issues.checks.mismatched import MismatchedSettings, check, lacks
+from influence.issues.checks.registry import parse_settings
+from influence.issues.issues import examine
+from influence.issues.neighbors import Near
+from influence.store.columns import numbers
 
 ROWS, SWAPPED = 400, np.arange(7, 400, 40)
 

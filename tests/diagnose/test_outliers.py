@@ -8,11 +8,12 @@ import pytest
 
 import influence.run as runs
 from influence.config import parse_config
-from influence.diagnose import outliers
-from influence.diagnose.issues import examine
-from influence.diagnose.outliers import OutlierSettings, deviations, excess, fence
-from influence.diagnose.subject import Subject
-from influence.pipeline import dispatch, score_plan
+from influence.engine import dispatch
+from influence.issues.checks import outliers
+from influence.issues.checks.outliers import OutlierSettings, deviations, excess, fence
+from influence.issues.issues import examine
+from influence.issues.subject import Subject
+from influence.scan import plan as score_plan
 
 SENTENCES = (
     "The lighthouse at Velmora is painted green.",
@@ -44,7 +45,7 @@ def built(model_folder, tmp_path_factory, client):
 
 
 def subject_of(run, folder):
-    from influence.diagnose.neighbours import NeighbourSettings
+    from influence.issues.neighbors import NeighbourSettings
 
     return Subject(run, folder, NeighbourSettings(k=5))
 
@@ -159,7 +160,7 @@ def test_self_influence_in_blocks_on_a_cluster_is_that_of_all_rows_and_goes_on_w
 
 
 def test_an_examination_tells_how_near_rows_were_found(built, tmp_path):
-    from influence.diagnose.checks import parse_settings
+    from influence.issues.checks.registry import parse_settings
 
     found = examine(
         built(), tmp_path / "i.parquet", parse_settings(["neighbours.k=5", "outlier.threshold=1.5"]), checks=["outlier"]

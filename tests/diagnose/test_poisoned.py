@@ -8,12 +8,12 @@ import pytest
 from scipy.stats import chi2_contingency
 
 from influence.data.example import Example, MessagesContent, PromptContent
-from influence.diagnose.columns import Categories
-from influence.diagnose.phrases import phrases_of, rows_with, shared_phrases, surprise
-from influence.diagnose.poisoned import PoisonSettings, check, lacks
-from influence.diagnose.promotion import far_out, standardised
 from influence.errors import QueryError
+from influence.issues.checks.phrases import phrases_of, rows_with, shared_phrases, surprise
+from influence.issues.checks.poisoned import PoisonSettings, check, lacks
+from influence.issues.checks.promotion import far_out, standardised
 from influence.query.asked import QueryForm
+from influence.store.columns import Categories
 
 ROWS, POISON = 800, np.arange(40, 800, 95)
 WORDS = ("river", "harbour", "clock", "list", "mapping", "key", "tower", "ferry", "ice", "winter", "bytes", "file")
@@ -363,7 +363,7 @@ def test_a_phrase_is_found_as_words_and_not_within_one():
 
 
 def test_a_prompt_goes_with_a_written_target_and_a_missing_file_is_no_text(tmp_path):
-    from influence.diagnose.target import read_target
+    from influence.select.target import read_target
 
     run = SimpleNamespace(config=SimpleNamespace(model=SimpleNamespace(kind="sequence_classification")))
     with pytest.raises(QueryError, match=r"add --prompt with that text"):

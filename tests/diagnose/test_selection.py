@@ -11,12 +11,12 @@ from scipy.stats import spearmanr
 import influence.run as runs
 from influence.baselines import bm25
 from influence.config import parse_config
-from influence.diagnose import less as less_module
-from influence.diagnose.columns import Categories
-from influence.diagnose.figure import render
-from influence.diagnose.selection import amount, chosen_rows, scored
-from influence.diagnose.selection_plot import selection_plot
 from influence.errors import DataError, Incomplete, QueryError
+from influence.groups.figure import render
+from influence.select import less as less_module
+from influence.select.plot import selection_plot
+from influence.select.selection import amount, chosen_rows, scored
+from influence.store.columns import Categories
 
 TEXTS = (
     "The river was named after a cartographer who never saw the sea.",

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-import influence.recipe as recipes
+import influence.recipes as recipes
 from influence.errors import ModelError
 from influence.gradients.capture import Capture
 from influence.gradients.projection import Projection, ProjectionSettings

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-import influence.recipe as recipes
+import influence.recipes as recipes
 from influence.errors import ModelError
 from influence.gradients.projection import Projection, ProjectionSettings
 from influence.gradients.weight_gradients import weight_gradients

@@ -14,7 +14,7 @@ from influence.model.forward_path import forward_path
 from influence.model.layers import tracked_layers
 from influence.model.load import ModelSettings, load_model
 from influence.query.pairwise import pairwise
-from influence.recipe import recipe
+from influence.recipes import recipe
 from influence.task import CausalLM, SequenceClassification
 from tests.conftest import VOCABULARY
 from tests.gradients.conftest import examples

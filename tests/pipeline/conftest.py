@@ -12,11 +12,11 @@ import pytest
 from distributed import Client, LocalCluster
 
 import influence.run
+from influence.artifacts.digest import sha256
 from influence.config import RunConfig, parse_config
-from influence.pipeline import build as build_module
-from influence.pipeline import cluster
+from influence.engine import cluster
 from influence.run import Run
-from influence.store.digest import sha256
+from influence.stages import build as build_module
 
 SETTINGS = {
     "recipe": {"name": "logra", "projection": {"p": 2, "q": 3}},

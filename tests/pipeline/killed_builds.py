@@ -10,8 +10,8 @@ import torch
 from distributed import Client, LocalCluster
 
 from influence.config import load_config
-from influence.pipeline import build as build_module
-from influence.pipeline import cluster
+from influence.engine import cluster
+from influence.stages import build as build_module
 
 PROCESSES = multiprocessing.get_context("forkserver")
 # What can be imported without this suite's path, which the server doesn't have.
@@ -26,9 +26,9 @@ LATE = (
     *("datasets.packaged_modules.generator.generator", "transformers.convert_slow_tokenizer", "scipy.io"),
 )
 """What a build imports only when it is needed."""
-VERBS = ("influence.cli.main", "influence.cli.diagnosis_tables", "influence.diagnose.issues", "influence.diagnose.undo")
+VERBS = ("influence.cli.main", "influence.cli.diagnosis_tables", "influence.issues.issues", "influence.export.undo")
 PAGE = (
-    *("influence.demo.dirty", "influence.demo.classifier", "influence.diagnose.groups", "influence.diagnose.clean"),
+    *("influence.demo.dirty", "influence.demo.classifier", "influence.groups.groups", "influence.export.clean"),
     *("transformers.models.modernbert.modeling_modernbert", "transformers.trainer"),
 )
 """What the worked page on data quality imports besides."""

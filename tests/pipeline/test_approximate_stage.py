@@ -9,10 +9,11 @@ import pytest
 
 from index.errors import IndexCorrupt, VectorIndexError
 from influence.errors import Incomplete, StoreError
-from influence.pipeline import approximate_stage, index_stage
-from influence.pipeline.build import build_run
-from influence.pipeline.index_stage import FOLDER
 from influence.run import open as open_run
+from influence.stages import approximate as approximate_stage
+from influence.stages import index as index_stage
+from influence.stages.build import build_run
+from influence.stages.index import FOLDER
 
 WHO = ("The keeper", "A list", "The river", "The old clock", "A mapping", "The ferry", "In winter the harbour")
 DOES = ("keeps", "freezes", "returns", "names", "strikes", "sorts", "waits for")
@@ -34,8 +35,8 @@ def indexed(configured, written, monkeypatch):
     def cut(found):
         return found if found.factory is None else replace(found, part_rows=100)
 
-    for module in ("approximate_stage", "index_stage"):
-        target = f"influence.pipeline.{module}"
+    for module in ("approximate", "index"):
+        target = f"influence.stages.{module}"
         monkeypatch.setattr(f"{target}.index_plan", lambda *asked: cut(plan(*asked)))
         monkeypatch.setattr(f"{target}.index_plans", lambda *asked: tuple(map(cut, plans(*asked))))
     data = written(

@@ -8,6 +8,8 @@ import pytest
 import torch
 
 from influence.baselines import bm25
+from influence.capture.session import Session
+from influence.capture.spec import CaptureSpec
 from influence.data.batch import collate
 from influence.errors import (
     ConfigError,
@@ -17,13 +19,11 @@ from influence.errors import (
     QueryError,
     StoreError,
 )
-from influence.pipeline import build as build_module
-from influence.pipeline import lexical_stage
-from influence.pipeline.build import build_run
-from influence.pipeline.session import Session
-from influence.pipeline.spec import CaptureSpec
 from influence.query.pairwise import pairwise
 from influence.run import open as open_run
+from influence.stages import build as build_module
+from influence.stages import lexical_stage
+from influence.stages.build import build_run
 from influence.store.reader import Store
 from influence.task import task_for
 

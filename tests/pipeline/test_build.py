@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from index.errors import FaissMissing
+from influence.capture import rows as capture_stage
 from influence.config import load_config
 from influence.errors import FingerprintMismatch, Incomplete, InfluenceError, ModelError, RunLocked
-from influence.pipeline import build as build_module
-from influence.pipeline import capture_stage
-from influence.pipeline.build import build_run
+from influence.stages import build as build_module
+from influence.stages.build import build_run
 from influence.store.writer import lock_run
 
 

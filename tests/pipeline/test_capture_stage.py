@@ -4,14 +4,14 @@ import numpy as np
 import pytest
 import torch
 
+from influence.capture.captured import whole_rows
+from influence.capture.rows import ShardTask, capture_shard
+from influence.capture.session import Session
+from influence.capture.spec import CaptureSpec
+from influence.capture.transfer import Piece
 from influence.data.tokenise import Part
 from influence.errors import CaptureError, DataError
 from influence.gradients.capture import Capture
-from influence.pipeline.capture_stage import ShardTask, capture_shard
-from influence.pipeline.captured import whole_rows
-from influence.pipeline.session import Session
-from influence.pipeline.spec import CaptureSpec
-from influence.pipeline.transfer import Piece
 from influence.store.codec import CodecSettings
 from influence.store.codecs import codec_for
 from influence.store.manifest import ShardRange

@@ -13,9 +13,9 @@ import influence.run as runs
 from influence.config import parse_config
 from influence.data.dataset import DataSettings, open_rows
 from influence.data.identity import DataIdentity
-from influence.diagnose.inputs import open_data
 from influence.errors import DataError
-from influence.pipeline import build as build_module
+from influence.stages import build as build_module
+from influence.text_dedup.inputs import open_data
 
 EXACT = {"name": "logra", "projection": {"p": 4, "q": 4}, "exact": {"kind": "kfac"}}
 QUERY: dict[str, Any] = {"prompt": "The river was named after", "completion": " a cartographer.", "k": 3}

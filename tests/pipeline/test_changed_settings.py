@@ -9,12 +9,12 @@ import pytest
 import yaml
 
 import influence.run as runs
+from influence.artifacts.digest import seal
 from influence.config import parse_config
 from influence.errors import ConfigError, FingerprintMismatch, Incomplete, InfluenceError, StoreError
-from influence.pipeline.configuration import CONFIG, open_configuration
-from influence.pipeline.record import CHANGEABLE, changeable, check_settings
-from influence.pipeline.standing import status
-from influence.store.digest import seal
+from influence.stages.configuration import CONFIG, open_configuration
+from influence.stages.record import CHANGEABLE, changeable, check_settings
+from influence.stages.status import status
 from influence.store.manifest import MANIFEST, Manifest
 
 QUERY: dict[str, Any] = {"prompt": "The river was named after", "completion": " a cartographer.", "k": 3}

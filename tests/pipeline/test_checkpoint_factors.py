@@ -8,20 +8,22 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from influence import pairwise
+from influence.capture import cut as plan
+from influence.capture import folding
+from influence.capture.cut import estimate
+from influence.capture.session import Session
+from influence.capture.spec import CaptureSpec
 from influence.data.batch import collate
 from influence.data.example import Example
 from influence.errors import CaptureError, CurvatureError, DigestMismatch, FingerprintMismatch
-from influence.pipeline import build as build_module
-from influence.pipeline import factor_group, folding, plan
-from influence.pipeline.build import build_run
-from influence.pipeline.factor_stage import load_basis
-from influence.pipeline.forecast import _work
-from influence.pipeline.plan import estimate
-from influence.pipeline.session import Session
-from influence.pipeline.spec import CaptureSpec
-from influence.pipeline.timing import Timing
-from influence.recipe import recipe
+from influence.estimate.forecast import _work
+from influence.estimate.timing import Timing
+from influence.recipes import recipe
 from influence.run import open as open_run
+from influence.stages import build as build_module
+from influence.stages import factor_group
+from influence.stages.build import build_run
+from influence.stages.factors import load_basis
 from influence.store.manifest import Manifest
 from influence.task import CausalLM
 

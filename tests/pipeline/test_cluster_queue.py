@@ -15,11 +15,11 @@ from failing_tasks import told_pid
 from sockets import hosts_since, listening
 
 from influence.cluster import ClusterSettings
+from influence.engine import jobqueue
+from influence.engine.cluster import TASK_SLOTS, connect, list_workers, worker_environment
+from influence.engine.jobqueue import job_options, listed_jobs, log_tail
+from influence.engine.submit import run_tasks
 from influence.errors import ClusterError, MissingExtra
-from influence.pipeline import jobqueue
-from influence.pipeline.cluster import TASK_SLOTS, connect, list_workers, worker_environment
-from influence.pipeline.jobqueue import job_options, listed_jobs, log_tail
-from influence.pipeline.submit import run_tasks
 from tests.cli.conftest import until
 
 # Its import takes Ctrl-C over, here from pytest.
@@ -163,7 +163,7 @@ def test_a_queue_that_refuses_a_job_is_quoted_and_leaves_no_folder(fake_queue, t
 
 def test_ctrl_c_stays_what_it_was(fake_queue):
     fake_queue("pbs")
-    code = "import signal; from influence.pipeline.jobqueue import job_classes; job_classes('pbs'); "
+    code = "import signal; from influence.engine.jobqueue import job_classes; job_classes('pbs'); "
     code += "assert signal.getsignal(signal.SIGINT) is signal.default_int_handler"
     deaf = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
     subprocess.run([sys.executable, "-c", deaf + code], check=True)

@@ -7,13 +7,13 @@ import pytest
 import torch
 import transformers
 
+from influence.capture.probe import probe
+from influence.capture.session import Session
+from influence.capture.spec import CaptureSpec
 from influence.data.batch import collate
 from influence.data.example import place_of
 from influence.errors import ModelError
 from influence.gradients.projection import Projection
-from influence.pipeline.probe import probe
-from influence.pipeline.session import Session
-from influence.pipeline.spec import CaptureSpec
 from tests.reference.microbatch import one_backward_per_example
 
 BASE = {"vocab_size": 300, "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 1}

@@ -19,13 +19,13 @@ from failing_tasks import told_pid
 from sockets import hosts_since, listening
 
 from influence.cluster import ClusterSettings, TlsSettings
+from influence.engine import cluster
+from influence.engine.cluster import QUIET, connect
+from influence.engine.credentials import draw_credentials
+from influence.engine.key_folder import key_folder
+from influence.engine.run_lock import held
+from influence.engine.submit import run_tasks
 from influence.errors import ClusterError
-from influence.pipeline import cluster
-from influence.pipeline.cluster import QUIET, connect
-from influence.pipeline.credentials import draw_credentials
-from influence.pipeline.holding import held
-from influence.pipeline.key_folder import key_folder
-from influence.pipeline.submit import run_tasks
 
 ATTEMPT = """
 import json, os, sys
@@ -159,7 +159,7 @@ def unreachable(settings: ClusterSettings) -> str:
 LEAVE_KEYS = """
 import os, signal, sys
 from pathlib import Path
-from influence.pipeline.key_folder import key_folder
+from influence.engine.key_folder import key_folder
 
 with key_folder(Path(sys.argv[1])):
     os.kill(os.getpid(), signal.SIGKILL)

@@ -10,11 +10,13 @@ from pathlib import Path
 import dask
 import pytest
 
+from influence.capture import session
+from influence.engine import cluster
+from influence.engine import poison as deadly_rows
+from influence.engine.poison import Lost, died_of
 from influence.errors import ClusterError, Incomplete
-from influence.pipeline import build as build_module
-from influence.pipeline import cluster, deadly_rows, session
-from influence.pipeline.build import build_run
-from influence.pipeline.deadly_rows import Lost, died_of
+from influence.stages import build as build_module
+from influence.stages.build import build_run
 from influence.store.manifest import MANIFEST, Manifest
 from influence.store.reader import Store
 from tests.pipeline.killed_builds import PROCESSES
@@ -24,7 +26,7 @@ GOOD = ("The river was named.", "A list keeps its items.", "Sort the list in pla
 PRELOAD = textwrap.dedent("""
     import os
     from pathlib import Path
-    from influence.pipeline import session
+    from influence.capture import session
 
     def die():
         with Path({deaths!r}).open("a") as deaths:

@@ -4,15 +4,16 @@ import pytest
 from distributed import Client
 
 import influence.run as runs
+from influence.capture import process_session
+from influence.capture.session import Session
+from influence.engine import dispatch
+from influence.engine.cluster import kept_cluster
 from influence.errors import Incomplete
-from influence.pipeline import dispatch, score_stage
-from influence.pipeline import scan as scan_module
-from influence.pipeline import worker as worker_module
-from influence.pipeline.build import build_run
-from influence.pipeline.cluster import kept_cluster
-from influence.pipeline.score_stage import score_block
-from influence.pipeline.session import Session
 from influence.query.asked import as_example
+from influence.scan import answer as scan_module
+from influence.scan import blocks as score_stage
+from influence.scan.blocks import score_block
+from influence.stages.build import build_run
 
 QUERIES = [
     {"prompt": "The river was named after", "completion": " a cartographer who never saw it.", "id": "river"},
@@ -66,7 +67,7 @@ def sessions(monkeypatch):
             super().__init__(spec)
             opened.append(self)
 
-    monkeypatch.setattr(worker_module, "Session", Noted)
+    monkeypatch.setattr(process_session, "Session", Noted)
     return opened
 
 

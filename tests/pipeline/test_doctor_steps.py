@@ -8,7 +8,7 @@ from influence.data.dataset import open_rows
 from influence.doctor import examine
 from influence.doctor.steps import gradient_step
 from influence.doctor.subject import Subject, capture_of, opened
-from influence.pipeline.build import build_run
+from influence.stages.build import build_run
 
 STEP, COPY = "gradient step", "step of one copy"
 

@@ -6,12 +6,16 @@ import numpy as np
 import pytest
 import torch
 
+from influence.capture import cut as plan
+from influence.capture import factor_files
 from influence.curvature.covariance import CovarianceFit, FactorSettings
 from influence.errors import CurvatureError, FingerprintMismatch, Incomplete
-from influence.pipeline import build as build_module
-from influence.pipeline import curvature_stage, decomposition, factor_group, factor_stage, plan
-from influence.pipeline.build import build_run
-from influence.pipeline.factor_stage import load_basis, load_kronecker, sampled_rows
+from influence.stages import build as build_module
+from influence.stages import factor_group
+from influence.stages import factors as factor_stage
+from influence.stages import fisher as curvature_stage
+from influence.stages.build import build_run
+from influence.stages.factors import load_basis, load_kronecker, sampled_rows
 from influence.store.manifest import Manifest
 
 WHITENED = ("recipe.name=whitened", "recipe.factors.rows=12")
@@ -48,7 +52,7 @@ def test_modules_decomposed_apart_are_those_decomposed_together_and_a_lost_part_
     config = configured(*DECIDED)
     build_run(config, tmp_path / "together")
     together = load_basis(tmp_path / "together", Manifest.load(tmp_path / "together"), config.recipe).tensors()
-    monkeypatch.setattr(decomposition, "WORK", 40_000)
+    monkeypatch.setattr(factor_files, "WORK", 40_000)
     build_run(config, run_dir)
     parts = sorted(path.name for path in (run_dir / "curvature").glob("*.safetensors"))
     count = len(parts) // 2
@@ -70,7 +74,7 @@ def test_as_many_groups_as_parts_are_still_two_things(configured, in_process, ru
     monkeypatch.setattr(plan, "FACTOR_ROWS", 4)
     build_run(config, tmp_path / "one-part")
     one = ekfac_of(tmp_path / "one-part", config.recipe)
-    monkeypatch.setattr(decomposition, "cut_modules", lambda modules: cut(modules, 3))
+    monkeypatch.setattr(factor_files, "cut_modules", lambda modules: cut(modules, 3))
     monkeypatch.setattr(factor_stage, "cut_modules", lambda modules: cut(modules, 3))
     build_run(config, run_dir)
     assert len(list((run_dir / "curvature").glob("eigenvalues-*-of-003.safetensors"))) == 3

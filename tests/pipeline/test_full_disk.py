@@ -8,7 +8,7 @@ import pytest
 
 from index.errors import VectorIndexError
 from influence.errors import InfluenceError
-from influence.pipeline.build import build_run
+from influence.stages.build import build_run
 
 ROWS = ("recipe.projection.p=8", "recipe.projection.q=8", "store.rows_per_shard=4")
 

@@ -10,9 +10,9 @@ import psutil
 import pytest
 
 from influence.config import save_config
-from influence.pipeline import build as build_module
-from influence.pipeline.build import build_run
-from influence.pipeline.cluster import connect
+from influence.engine.cluster import connect
+from influence.stages import build as build_module
+from influence.stages.build import build_run
 
 pytestmark = pytest.mark.slow
 
@@ -26,7 +26,7 @@ SCRIPT = textwrap.dedent("""
     from pathlib import Path
     from influence.config import load_config
     from influence.errors import InfluenceError
-    from influence.pipeline.build import build_run
+    from influence.stages.build import build_run
 
     config, run_dir, how, stage, done, workers = sys.argv[1:]
 

@@ -7,7 +7,7 @@ import killed_builds
 import pytest
 
 from influence.config import save_config
-from influence.pipeline.build import build_run
+from influence.stages.build import build_run
 from influence.store.manifest import Manifest
 from influence.store.reader import missing_shards
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from influence.errors import ConfigError
-from influence.pipeline.build import build_run
 from influence.run import open as open_run
+from influence.stages.build import build_run
 
 QUERY = {"prompt": "The river was named", "completion": " after a cartographer"}
 NARROW = {"p": 3, "q": 2}

@@ -6,9 +6,10 @@ import sys
 import pytest
 
 from influence.errors import StoreError
-from influence.pipeline import neighbour_graphs, neighbour_plan
-from influence.pipeline.neighbour_plan import plan_graph
-from influence.pipeline.neighbour_stage import build_graph
+from influence.neighbors import graphs as neighbour_graphs
+from influence.neighbors import plan as neighbour_plan
+from influence.neighbors.plan import plan_graph
+from influence.neighbors.stage import build_graph
 from influence.store.writer import lock_run
 from tests.pipeline.test_neighbour_stage import clustered, dying_after, graph, stored
 
@@ -74,6 +75,6 @@ def test_a_graph_that_was_killed_before_it_said_that_it_stands_is_kept_and_says_
 
 
 def test_a_worker_that_compares_rows_never_loads_the_code_of_models():
-    code = "import sys, influence.pipeline.neighbour_stage; print('transformers.modeling_utils' in sys.modules)"
+    code = "import sys, influence.neighbors.stage; print('transformers.modeling_utils' in sys.modules)"
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert said.stdout.strip() == "False"

@@ -6,12 +6,15 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 
+from influence.engine import dispatch
 from influence.errors import DigestMismatch, QueryError, RunLocked, StoreError
-from influence.pipeline import dispatch, neighbour_cells, neighbour_plan, neighbour_stage
-from influence.pipeline.nearest import NOBODY, Nearest
-from influence.pipeline.neighbour_files import NAMES, read_near
-from influence.pipeline.neighbour_plan import plan_graph
-from influence.pipeline.neighbour_stage import build_graph
+from influence.neighbors import cells as neighbour_cells
+from influence.neighbors import plan as neighbour_plan
+from influence.neighbors import stage as neighbour_stage
+from influence.neighbors.files import NAMES, read_near
+from influence.neighbors.nearest import NOBODY, Nearest
+from influence.neighbors.plan import plan_graph
+from influence.neighbors.stage import build_graph
 from influence.store.codec import CodecSettings
 from influence.store.codecs import codec_for
 from influence.store.manifest import Manifest, ShardRange, fingerprint_of

@@ -3,10 +3,10 @@
 import pytest
 
 from influence.cli.tables import status_table
-from influence.pipeline.build import build_run
-from influence.pipeline.note import NOTE, Note, read_note
-from influence.pipeline.progress import Stage
-from influence.pipeline.standing import status
+from influence.engine.note import NOTE, Note, read_note
+from influence.engine.progress import Stage
+from influence.stages.build import build_run
+from influence.stages.status import status
 from influence.store.writer import lock_run
 
 

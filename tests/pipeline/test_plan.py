@@ -6,9 +6,9 @@ from hypothesis import strategies as st
 
 from index.settings import IndexSettings
 from influence.axes import ModuleColumns
+from influence.capture import cut as plan
+from influence.capture.cut import estimate, group_shards, most_shards, plan_shards, rows_per_shard
 from influence.errors import DataError
-from influence.pipeline import plan
-from influence.pipeline.plan import estimate, group_shards, most_shards, plan_shards, rows_per_shard
 from influence.store.manifest import StoreSettings
 
 

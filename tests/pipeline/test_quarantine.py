@@ -7,11 +7,11 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 import influence
+from influence.capture import captured
+from influence.engine.quarantine import without_failing_rows
 from influence.errors import CaptureError, DataError, Incomplete
-from influence.pipeline import captured
-from influence.pipeline.build import build_run
-from influence.pipeline.quarantine import without_failing_rows
-from influence.pipeline.standing import status
+from influence.stages.build import build_run
+from influence.stages.status import status
 from influence.store.manifest import Manifest
 
 GOOD = ["The river was named.", "A list keeps its items.", "A set.", "Sort the list in place.", "In winter it freezes."]

@@ -10,16 +10,16 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from index.settings import IndexSettings
+from influence.capture.cut import estimate
+from influence.capture.session import Session
+from influence.capture.spec import CaptureSpec
 from influence.data.batch import collate
 from influence.errors import FingerprintMismatch, ModelError, OptimiserMismatch, StoreError
 from influence.gradients.optimiser import PREFIX
-from influence.pipeline import build as build_module
-from influence.pipeline.build import build_run
-from influence.pipeline.plan import estimate
-from influence.pipeline.session import Session
-from influence.pipeline.spec import CaptureSpec
-from influence.recipe import recipe
+from influence.recipes import recipe
 from influence.run import open as open_run
+from influence.stages import build as build_module
+from influence.stages.build import build_run
 from influence.store.reader import Store
 from influence.task import CausalLM
 

@@ -12,9 +12,9 @@ import pytest
 
 import influence.run as runs
 from index.errors import VectorIndexError
+from influence.artifacts.regular import check_regular, read_regular
 from influence.errors import InfluenceError, StoreError
-from influence.pipeline.standing import status
-from influence.regular import check_regular, read_regular
+from influence.stages.status import status
 from influence.store.manifest import MANIFEST
 from influence.store.writer import lock_run
 

@@ -5,7 +5,7 @@ import logging
 import pytest
 
 from influence.axes import ModuleColumns
-from influence.pipeline.requirement import PROCESS, estimate_of, tell_memory, weights_on_disk, worker_bytes
+from influence.stages.requirement import PROCESS, estimate_of, tell_memory, weights_on_disk, worker_bytes
 
 WIDE = (ModuleColumns(name="layer", inputs=1000, outputs=1000, p=100, q=100, start=0, stop=10_000),)
 
@@ -41,7 +41,7 @@ def test_rows_and_sums_come_on_top_and_too_small_a_job_is_warned_of(told, config
 
 
 def test_local_workers_share_the_memory_of_the_machine(told, monkeypatch):
-    monkeypatch.setattr("influence.pipeline.requirement.psutil.virtual_memory", lambda: type("M", (), {"total": 10**9}))
+    monkeypatch.setattr("influence.stages.requirement.psutil.virtual_memory", lambda: type("M", (), {"total": 10**9}))
     line, warning = told(WIDE, workers=4, device="cpu")
     assert "This machine has 1.00 GB and 4 of them." in line
     assert "lower cluster.workers" in warning
@@ -60,7 +60,7 @@ def test_adapters_weigh_as_much_as_the_model_beneath_them_too(configured, model_
 
 def test_a_model_that_is_spread_over_gpus_is_told_beside_what_they_hold(caplog, configured, monkeypatch):
     caplog.set_level(logging.INFO, "influence")
-    cuda = "influence.pipeline.requirement.torch.cuda"
+    cuda = "influence.stages.requirement.torch.cuda"
     monkeypatch.setattr(f"{cuda}.is_available", lambda: True)
     monkeypatch.setattr(f"{cuda}.device_count", lambda: 2)
     monkeypatch.setattr(f"{cuda}.get_device_properties", lambda number: type("P", (), {"total_memory": 10_000})())

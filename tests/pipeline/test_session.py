@@ -8,13 +8,13 @@ import pytest
 import torch
 import transformers
 
+from influence.capture.queries import query_gradients
+from influence.capture.session import Session
+from influence.capture.spec import CaptureSpec
 from influence.data.example import Example, TextContent
 from influence.errors import CaptureError, DataError, QueryError
 from influence.gradients.capture import Capture
 from influence.model.layers import tracked_layers
-from influence.pipeline.query_stage import query_gradients
-from influence.pipeline.session import Session
-from influence.pipeline.spec import CaptureSpec
 
 
 def text(row: int, words: str) -> Example:

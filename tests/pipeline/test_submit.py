@@ -11,11 +11,11 @@ from distributed import Client, LocalCluster
 from failing_tasks import always_dies, dies_once, given_up_twice, never_readable, stumbles_once, wrong
 
 from influence.config import ClusterSettings
+from influence.engine import adapt, cluster, local, submit
+from influence.engine.cluster import connect, kept_cluster, list_workers, worker_count, workers_wanted
+from influence.engine.submit import run_tasks
+from influence.engine.workforce import Workforce, introduce, workforce_of
 from influence.errors import ClusterError, DataError, Incomplete, MissingExtra
-from influence.pipeline import adapt, cluster, local, submit
-from influence.pipeline.cluster import connect, kept_cluster, list_workers, worker_count, workers_wanted
-from influence.pipeline.submit import run_tasks
-from influence.pipeline.workforce import Workforce, introduce, workforce_of
 from tests.cli.conftest import until
 
 CUDA = ClusterSettings.model_validate({"kind": "cuda"})

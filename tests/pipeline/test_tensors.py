@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import torch
 
+from influence.artifacts.tensors import load_tensors, save_tensors
 from influence.axes import ModuleColumns
 from influence.curvature.damping import Damping
 from influence.curvature.projected_fisher import FisherSums, ProjectedFisher
 from influence.errors import DigestMismatch
-from influence.pipeline.tensors import load_tensors, save_tensors
 
 WIDTHS = (33, 7, 130, 57)
 

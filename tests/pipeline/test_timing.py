@@ -9,10 +9,10 @@ from index.factory import plan_factory
 from index.parts import part_ranges
 from index.settings import IndexSettings
 from influence.axes import ModuleColumns
-from influence.pipeline import index_timing, timing
-from influence.pipeline.forecast import Plan, plan_run
-from influence.pipeline.index_timing import index_work
-from influence.recipe import Recipe
+from influence.estimate import index_timing, timing
+from influence.estimate.forecast import Plan, plan_run
+from influence.estimate.index_timing import index_work
+from influence.recipes import Recipe
 from influence.store.codec import CodecSettings
 from influence.store.codecs import codec_for
 
@@ -26,7 +26,7 @@ def briefly(monkeypatch):
 
 @pytest.fixture
 def planned(in_process, monkeypatch):
-    monkeypatch.setattr("influence.pipeline.forecast.connect", lambda *_: nullcontext(in_process))
+    monkeypatch.setattr("influence.estimate.forecast.connect", lambda *_: nullcontext(in_process))
     return plan_run
 
 

@@ -16,14 +16,14 @@ from sockets import hosts_since, listening
 import influence.run as runs
 from influence.cluster import ClusterSettings
 from influence.config import RunConfig, parse_config
+from influence.engine.cluster import connect
 from influence.errors import ConfigError, FingerprintMismatch, ModelError
-from influence.pipeline import signature
-from influence.pipeline.cluster import connect
-from influence.pipeline.configuration import CONFIG, open_configuration
-from influence.pipeline.record import overridden
-from influence.pipeline.restriction import restricted
-from influence.pipeline.signature import SIGNATURE, secret_file
-from influence.pipeline.standing import status
+from influence.stages import signature
+from influence.stages.configuration import CONFIG, open_configuration
+from influence.stages.record import overridden
+from influence.stages.restriction import restricted
+from influence.stages.signature import SIGNATURE, secret_file
+from influence.stages.status import status
 from influence.store.manifest import Manifest
 
 QUERY: dict[str, Any] = {"prompt": "The river was named after", "completion": " a cartographer.", "k": 3}

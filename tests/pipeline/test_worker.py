@@ -8,20 +8,18 @@ from typing import Any, cast
 import pytest
 import torch
 
+from influence.capture import fingerprint
+from influence.capture.session import Session
+from influence.capture.spec import CaptureSpec
+from influence.engine.threads import torch_threads
+from influence.engine.worker import SessionPlugin
 from influence.errors import FingerprintMismatch
-from influence.pipeline import fingerprint
-from influence.pipeline import worker as worker_module
-from influence.pipeline.build import build_run
-from influence.pipeline.spec import CaptureSpec
-from influence.pipeline.threads import torch_threads
-from influence.pipeline.worker import SessionPlugin
+from influence.stages.build import build_run
 from influence.store.manifest import Manifest
 
 
 class Spec(str):
     """A specification that is only a name: of one model by its first letter."""
-
-    digests = ()
 
 
 class Recorded:
@@ -48,8 +46,7 @@ class Recorded:
 
 
 @pytest.fixture
-def plugin(monkeypatch):
-    monkeypatch.setattr(worker_module, "Session", Recorded)
+def plugin():
     Recorded.opened = ()
     made = SessionPlugin(local=False)
     made.setup(cast(Any, None))
@@ -57,7 +54,7 @@ def plugin(monkeypatch):
 
 
 def test_tasks_of_one_specification_have_the_session_side_by_side(plugin):
-    with plugin.lend(Spec("a1")) as first, plugin.lend(Spec("a1")) as second:
+    with plugin.lend(Spec("a1"), Recorded) as first, plugin.lend(Spec("a1"), Recorded) as second:
         assert first is second
     assert Recorded.opened == ("a1",)
 
@@ -67,12 +64,12 @@ def test_another_specification_waits_until_the_session_is_returned(plugin, other
     took = threading.Event()
 
     def take():
-        with plugin.lend(Spec(other)) as session:
+        with plugin.lend(Spec(other), Recorded) as session:
             took.set()
             return session.spec
 
     with ThreadPoolExecutor(1) as pool:
-        with plugin.lend(Spec("a1")) as held:
+        with plugin.lend(Spec("a1"), Recorded) as held:
             future = pool.submit(take)
             assert not took.wait(0.2)
             assert (held.spec, held.closed) == ("a1", False)
@@ -81,16 +78,16 @@ def test_another_specification_waits_until_the_session_is_returned(plugin, other
 
 
 def test_a_task_that_fails_returns_the_session(plugin):
-    with pytest.raises(ValueError, match="poisoned"), plugin.lend(Spec("a1")):
+    with pytest.raises(ValueError, match="poisoned"), plugin.lend(Spec("a1"), Recorded):
         raise ValueError("poisoned")
-    with plugin.lend(Spec("b1")) as session:
+    with plugin.lend(Spec("b1"), Recorded) as session:
         assert session.spec == "b1"
 
 
 def test_a_worker_that_closes_in_the_middle_of_a_batch_captures_it_whole(configured):
     plugin = SessionPlugin(local=False)
     plugin.setup(cast(Any, None))
-    with plugin.lend(CaptureSpec.of(configured())) as session:
+    with plugin.lend(CaptureSpec.of(configured()), Session) as session:
         parts, names = session.tokenise(list(session.rows.examples(0, 3))), ["a", "b", "c"]
         whole = [piece.rows for piece in session.losses(parts, names)]
         session.model.model.layers[1].register_forward_pre_hook(lambda *_: plugin.teardown(cast(Any, None)))

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-import influence.recipe as recipes
+import influence.recipes as recipes
 from influence.errors import TaskError
 from influence.query.contrast import Contrast
 from influence.query.pairwise import pairwise

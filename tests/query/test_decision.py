@@ -6,7 +6,7 @@ import pytest
 
 from influence.errors import QueryError
 from influence.query.decision import decision_of
-from influence.recipe import recipe
+from influence.recipes import recipe
 
 SEVERAL = [{"path": "a"}, {"path": "b"}]
 

@@ -16,7 +16,7 @@ from influence.coverage import Coverage
 from influence.errors import QueryError
 from influence.query.hits import COLUMNS, FORMATS, Hit, Hits, MeasuredQuery, encode, encoded, snippet, write
 from influence.query.page import Scale, Section, link, probability, render_page
-from influence.recipe import SIGN_RULE, sign_rule
+from influence.recipes import SIGN_RULE, sign_rule
 
 
 def hit(rank=1, row=7, score=0.5, **changed):

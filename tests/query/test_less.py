@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-import influence.recipe as recipes
+import influence.recipes as recipes
 from influence.baselines import bm25
 from influence.config import parse_config
 from influence.errors import ConfigError, OptimiserMismatch, RecipeError

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-import influence.recipe as recipes
+import influence.recipes as recipes
 from influence.errors import CaptureError, CurvatureError, RecipeError
 from influence.gradients.projection import Projection
 from influence.model.layers import LayerSettings, tracked_layers

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from influence.query.scores import Scores
-from influence.recipe import SIGN_RULE, joint_magnitudes
+from influence.recipes import SIGN_RULE, joint_magnitudes
 
 COPY = "nats per extra copy of the row"
 

@@ -10,7 +10,7 @@ from trak import TRAKer
 from trak.projectors import BasicProjector, ProjectionType
 from trak.score_computers import BasicScoreComputer
 
-import influence.recipe as recipes
+import influence.recipes as recipes
 from influence.curvature.damping import Damping
 from influence.errors import CurvatureError, RecipeError, TaskError
 from influence.query.pairwise import pairwise

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from moto.server import ThreadedMotoServer
 
-from influence.remote.path import ObjectPath
-from influence.remote.place import run_path
+from influence.artifacts.path import ObjectPath
+from influence.artifacts.place import run_path
 
 BUCKET = "lab"
 KEYS = {"AWS_ACCESS_KEY_ID": "someone", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_DEFAULT_REGION": "us-east-1"}

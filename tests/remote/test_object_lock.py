@@ -10,9 +10,9 @@ import threading
 
 import pytest
 
+from influence.artifacts import object_lock
+from influence.artifacts.object_lock import machine, process_began
 from influence.errors import RunLocked
-from influence.store import object_lock
-from influence.store.object_lock import machine, process_began
 from influence.store.writer import LOCK, building, lock_run
 
 
@@ -132,7 +132,7 @@ def test_of_builds_that_begin_at_the_same_moment_one_has_the_lock(folder):
 
 
 def test_a_store_that_creates_what_is_there_is_named_in_a_warning(folder, monkeypatch, caplog):
-    monkeypatch.setattr("influence.remote.path.ObjectPath.create", lambda path, content: path.write_bytes(content))
+    monkeypatch.setattr("influence.artifacts.path.ObjectPath.create", lambda path, content: path.write_bytes(content))
     with lock_run(folder):
         assert "ignores If-None-Match" in caplog.text
         with pytest.raises(RunLocked), lock_run(folder):

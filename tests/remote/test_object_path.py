@@ -11,16 +11,16 @@ import pytest
 import torch
 from safetensors.torch import save
 
+from influence.artifacts import upload
+from influence.artifacts.access import bytes_under, each, fill, listed, names_in, source
+from influence.artifacts.digest import sha256, verify
+from influence.artifacts.excerpt import excerpt
+from influence.artifacts.partial import PartialFile, remove_partials, write_whole
+from influence.artifacts.place import run_path
+from influence.artifacts.s3 import S3
+from influence.artifacts.tensors import load_tensors, save_tensors
 from influence.errors import DigestMismatch, StoreError
-from influence.pipeline.mirror import filled, on_disk
-from influence.pipeline.tensors import load_tensors, save_tensors
-from influence.remote import upload
-from influence.remote.access import bytes_under, each, fill, listed, names_in, source
-from influence.remote.excerpt import excerpt
-from influence.remote.place import run_path
-from influence.remote.s3 import S3
-from influence.store.digest import sha256, verify
-from influence.store.partial import PartialFile, remove_partials, write_whole
+from influence.stages.mirror import filled, on_disk
 
 CONTENT = bytes(range(256)) * 40
 
@@ -74,7 +74,7 @@ def test_folders_are_listed_as_on_a_disk_and_need_no_making(folder, tmp_path):
 def test_threads_that_want_one_object_read_it_once_for_its_digest(folder, monkeypatch):
     path, digest, reads = folder / "a", hashlib.sha256(CONTENT).hexdigest(), []
     path.write_bytes(CONTENT)
-    monkeypatch.setattr("influence.checksum.sha256", lambda read: (reads.append(read), sha256(read))[1])
+    monkeypatch.setattr("influence.artifacts.checksum.sha256", lambda read: (reads.append(read), sha256(read))[1])
     assert list(each(lambda _: verify(path, digest, len(CONTENT), ""), range(20), folder)) == [None] * 20
     assert reads == [path]
 

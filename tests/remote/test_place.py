@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from pydantic import BaseModel, ValidationError
 
+from influence.artifacts import place
+from influence.artifacts.field import RunPath
+from influence.artifacts.place import check_local, is_remote, run_path
 from influence.errors import ConfigError, MissingExtra
-from influence.remote import place
-from influence.remote.field import RunPath
-from influence.remote.place import check_local, is_remote, run_path
 
 
 @pytest.mark.parametrize("typed", ["runs/x", "/runs/x", "runs/x/", "./runs/../x", "C:x", "a//b"])

@@ -9,11 +9,11 @@ from distributed import Client, LocalCluster
 
 import influence.run as runs
 from influence.config import parse_config
-from influence.diagnose.neighbours import NeighbourSettings, neighbour_graph
+from influence.engine.cluster import QUIET
 from influence.errors import QueryError
-from influence.pipeline import build as build_module
-from influence.pipeline import neighbour_plan
-from influence.pipeline.cluster import QUIET
+from influence.issues.neighbors import NeighbourSettings, neighbour_graph
+from influence.neighbors import plan as neighbour_plan
+from influence.stages import build as build_module
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +47,7 @@ def test_neighbours_in_a_bucket_are_those_on_a_disk_and_are_found_once(built, mo
     monkeypatch.setattr(neighbour_plan, "batch_of", lambda dims: 16)
     here, there = built
     graph = neighbour_graph(there, NeighbourSettings(k=4))
-    monkeypatch.setattr("influence.pipeline.neighbour_stage.compare_block", None)
+    monkeypatch.setattr("influence.neighbors.stage.compare_block", None)
     graph = neighbour_graph(there, NeighbourSettings(k=4))
     monkeypatch.undo()
     monkeypatch.setattr(neighbour_plan, "batch_of", lambda dims: 16)

@@ -15,15 +15,15 @@ import pytest
 from distributed import Client, LocalCluster
 
 import influence
+from influence.artifacts.digest import sha256
+from influence.artifacts.place import run_path
 from influence.cli.main import main
 from influence.config import parse_config, save_config
+from influence.engine.cluster import QUIET
 from influence.errors import ConfigError, DigestMismatch, Incomplete, RunLocked, StoreError
-from influence.pipeline import build as build_module
-from influence.pipeline.build import build_run
-from influence.pipeline.cluster import QUIET
-from influence.pipeline.standing import status
-from influence.remote.place import run_path
-from influence.store.digest import sha256
+from influence.stages import build as build_module
+from influence.stages.build import build_run
+from influence.stages.status import status
 from influence.store.reader import Store
 from influence.store.writer import LOCK, lock_run
 
@@ -36,8 +36,8 @@ WHITENED = {"name": "whitened", "projection": {"p": 2, "q": 3}, "factors": {"row
 KILLED = textwrap.dedent("""
     import os, signal, sys
     from influence.config import load_config
-    from influence.pipeline.build import build_run
-    from influence.remote.place import run_path
+    from influence.stages.build import build_run
+    from influence.artifacts.place import run_path
 
     def stop(step):
         if (step.stage, step.done) == ("capture", 2):

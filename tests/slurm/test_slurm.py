@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from influence.config import load_config
-from influence.pipeline.build import build_run
+from influence.stages.build import build_run
 from tests.conftest import SENTENCES
 from tests.slurm.one_node import jobs, one_node, why_not
 

@@ -6,8 +6,8 @@ from hashlib import sha256
 
 import pytest
 
+from influence.artifacts.digest import seal
 from influence.errors import DigestMismatch, FingerprintMismatch, FormatVersionMismatch, Incomplete, StoreError
-from influence.store.digest import seal
 from influence.store.manifest import Manifest, check_fingerprint, fingerprint_of
 from influence.store.reader import Store, missing_shards
 from influence.store.writer import committed

@@ -9,8 +9,9 @@ import textwrap
 
 import pytest
 
+from influence.artifacts import partial
 from influence.errors import Incomplete, RunLocked, StoreError
-from influence.store import partial, writer
+from influence.store import writer
 from influence.store.reader import Store, missing_shards
 from influence.store.writer import committed, lock_run
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-import influence.recipe as recipes
+import influence.recipes as recipes
 from influence.axes import ModuleColumns
 from influence.curvature.projected_fisher import FisherSums, ProjectedFisher, blocks_of
 from influence.errors import ModelError, RecipeError

@@ -1,0 +1,1 @@
+"""Rows and queries from a model: the session, its batches, projected gradients, exact scores."""

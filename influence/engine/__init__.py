@@ -1,0 +1,1 @@
+"""Tasks and those who do them: clusters, submission, retry, interruption, progress."""

@@ -1,0 +1,1 @@
+"""What a build takes, measured on a few rows."""

@@ -1,0 +1,1 @@
+"""The cleaned data set, and its undo."""

@@ -1,0 +1,1 @@
+"""Scores summed by group, with confidence intervals."""

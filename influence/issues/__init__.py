@@ -1,0 +1,1 @@
+"""What is wrong with the rows: a table, a row an issue."""

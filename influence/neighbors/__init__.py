@@ -1,0 +1,1 @@
+"""Every row's nearest rows."""

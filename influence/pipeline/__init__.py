@@ -1,1 +1,0 @@
-"""From a configuration to a finished run, on a Dask cluster: plan, capture, curvature, index."""

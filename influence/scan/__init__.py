@@ -1,0 +1,1 @@
+"""Every row against many queries."""

@@ -1,0 +1,277 @@
+"""The tasks of a full scan: queries are captured in batches, blocks of rows scored against each, and kept in files.
+
+Every task is idempotent and leaves one file with its commit record: a scan that was killed does what is missing. They
+are done in this process or on the run's cluster, by how long they take (`dispatch`), to the same bytes. Whoever does
+one holds a batch of queries and what it keeps of one block; nobody ever holds the matrix of scores.
+"""
+
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from influence.artifacts.tensors import load_tensors, save_tensors, saved_for
+from influence.capture.opening import check_modules, check_unchanged
+from influence.capture.process_session import session_here
+from influence.capture.queries import query_gradients, query_seconds
+from influence.capture.spec import CaptureSpec
+from influence.config import RunConfig
+from influence.data.example import Example
+from influence.engine.dispatch import dispatcher
+from influence.engine.progress import Report, Stage
+from influence.errors import InfluenceError, QueryError
+from influence.recipes import Recipe
+from influence.scan.plan import Scan, coordinate_cost
+from influence.scan.shortlist import Shortlist
+from influence.stages.index import load_comparison, scored_blocks
+from influence.store.manifest import Manifest
+from influence.store.reader import Store
+from influence.vectors.ensemble import Compared
+from influence.vectors.queries import compared_queries
+from influence.vectors.unit_norm import at_length
+
+log = logging.getLogger(__name__)
+
+SELF_ROWS = 256
+"""Rows whose curvature is applied at a time."""
+COORDINATE_SECONDS = 1e-8
+"""What a coordinate takes to unpack and multiply where rows aren't scored straight from their codes."""
+CURVED_SECONDS = 5e-11
+"""What it takes besides for every column of the curvature that is applied to it."""
+
+
+@dataclass(frozen=True)
+class QueryTask:
+    """A batch of queries to capture."""
+
+    scan: Scan
+    number: int
+    examples: tuple[Example, ...]
+    spec: CaptureSpec
+
+    @property
+    def name(self) -> str:
+        """The batch, for messages."""
+        first = self.scan.batches[self.number]
+        return f"queries {first} to {first + len(self.examples) - 1}"
+
+
+@dataclass(frozen=True)
+class ScoreTask:
+    """A block of rows to score against a batch of queries, or each against itself."""
+
+    scan: Scan
+    block: int
+    batch: int
+
+    @property
+    def name(self) -> str:
+        """The block and the batch, for messages."""
+        start, stop = self.scan.block(self.block)
+        return f"rows {start} to {stop - 1}, batch {self.batch + 1} of {len(self.scan.batches)}"
+
+
+def compute(
+    config: RunConfig, scan: Scan, spec: CaptureSpec, queries: Sequence[Example], report: Report | None
+) -> None:
+    """Do whatever tasks of a scan are missing. A cluster starts only where they are worth it; see `dispatch`.
+
+    Raises:
+        FingerprintMismatch: There are queries to capture, and the model has changed since the rows were.
+        QueryError: A query can't be captured, or a score isn't finite.
+        InfluenceError: What else a worker met.
+    """
+    asking = [task for task in query_tasks(scan, spec, queries) if not _stands(scan, scan.asked_file(task.number))]
+    scoring = [task for task in score_tasks(scan) if not _stands(scan, scan.scored_file(task.block, task.batch))]
+    batches, tasks = len(scan.batches) if scan.queries else 0, len(scan.blocks) * len(scan.batches)
+    if not asking and not scoring:
+        Stage("scores", tasks, report, done=tasks)
+        return
+    if len(scoring) < tasks or len(asking) < batches:
+        log.info("%d of %d parts stand already.", tasks - len(scoring) + batches - len(asking), tasks + batches)
+    manifest = Manifest.load(scan.run_dir)
+    if asking:
+        check_unchanged(config, scan.run_dir, manifest)
+    seconds = query_seconds(spec, [example for task in asking for example in task.examples], cut=scan.cut)
+    seconds += scoring_seconds(scan, manifest, len(scoring))
+    most = max(len(asking), len(scoring))
+    with dispatcher(config, scan.run_dir, seconds, most) as dispatch, comparison_held():
+        if batches:
+            _exhaust(dispatch(capture_queries, asking, Stage("queries", batches, report, done=batches - len(asking))))
+        _exhaust(dispatch(score_block, scoring, Stage("scores", tasks, report, done=tasks - len(scoring))))
+
+
+def scoring_seconds(scan: Scan, manifest: Manifest, tasks: int) -> float:
+    """Return what so many blocks of a scan take to score on one core, about."""
+    recipe, dims, curved = scan.recipe, manifest.dims, 0
+    coordinates = float(tasks) * min(scan.step, scan.rows) * dims
+    if recipe.curvature.kind == "fisher":
+        curved = max(dims if recipe.curvature.blocks == "all" else own.stop - own.start for own in manifest.modules)
+    if scan.keep == "self" or (curved and recipe.halved):
+        return coordinates * (COORDINATE_SECONDS * max(1, scan.batch) + CURVED_SECONDS * curved)
+    return coordinates * coordinate_cost(scan.batch) * 1e-9
+
+
+def query_tasks(scan: Scan, spec: CaptureSpec, queries: Sequence[Example]) -> Iterator[QueryTask]:
+    """Yield the batches of queries."""
+    if scan.queries:
+        for number, first in enumerate(scan.batches):
+            yield QueryTask(scan, number, tuple(queries[first : first + scan.batch]), spec)
+
+
+def score_tasks(scan: Scan) -> Iterator[ScoreTask]:
+    """Yield the blocks of rows with each batch, the batches of a block one after the other."""
+    for block in range(len(scan.blocks)):
+        for batch in range(len(scan.batches)):
+            yield ScoreTask(scan, block, batch)
+
+
+def capture_queries(task: QueryTask) -> int:
+    """Capture a batch of queries and save them as they are compared; the entry point of a task."""
+    scan = task.scan
+    store = Store(scan.run_dir)
+    with session_here(task.spec) as session, session.computing:
+        check_modules(session, scan.run_dir, store.manifest)
+        gradients, said, instead = query_gradients(session, task.examples, cut=scan.cut)
+    names = [example.id for example in task.examples]
+    vectors = compared_queries(_comparison(scan.run_dir, scan.recipe, store.manifest), gradients, names, said)
+    found = {"vectors": torch.from_numpy(vectors).contiguous()}
+    found |= {"said": torch.from_numpy(said).double(), "instead": torch.from_numpy(instead).double()}
+    save_tensors(scan.asked_file(task.number), found, scan.fingerprint)
+    return task.number
+
+
+def score_block(task: ScoreTask) -> tuple[int, int]:
+    """Score a block of rows and save what is kept of it; the entry point of a task."""
+    scan = task.scan
+    try:
+        store = Store(scan.run_dir)
+        comparison = _comparison(scan.run_dir, scan.recipe, store.manifest)
+        rows = scan.chosen(task.block)
+        if scan.keep == "self":
+            kept = {"scores": self_scores(store, comparison, rows)}
+        else:
+            kept = _kept(scan, task, _checked(_scored(scan, task, store, comparison), scan, task, rows), rows)
+    except InfluenceError as error:
+        raise type(error)(f"{task.name}: {error}") from error
+    # Numpy's empty arrays have no stride that torch could view as bytes.
+    tensors = {
+        name: torch.from_numpy(array).clone() if array.size else torch.zeros(array.shape)
+        for name, array in kept.items()
+    }
+    save_tensors(scan.scored_file(task.block, task.batch), tensors, scan.fingerprint)
+    return task.block, task.batch
+
+
+def self_scores(store: Store, comparison: Compared, rows: np.ndarray) -> np.ndarray:
+    """Return what each row scores when it is asked about itself, float32 [len(rows)], summed in float64.
+
+    Where all columns count alike it is read off the rows' lengths, which are those of the captured gradients whatever
+    the codec. Else the rows are taken as the codec gives them back, at their own length, so that the codec's error
+    turns a row and doesn't lengthen it.
+
+    Args:
+        store: Of the run.
+        comparison: Of a recipe that queries and rows go into alike: a dot product, of the same gradients.
+        rows: Ascending.
+    """
+    lengths = store.lengths(rows)
+    if (factor := comparison.even_factor) is not None:
+        weights = store.weights(rows).astype(np.float64) if comparison.recipe.weighted else 1.0
+        return (factor * weights * lengths.astype(np.float64) ** 2).astype(np.float32)
+    found = np.zeros(len(rows), dtype=np.float32)
+    for place in range(0, len(rows), SELF_ROWS):
+        part = rows[place : place + SELF_ROWS]
+        own = torch.from_numpy(lengths[place : place + SELF_ROWS])
+        gradients = at_length(torch.from_numpy(store.vectors(part)), own)
+        weights = torch.from_numpy(store.weights(part)) if comparison.recipe.weighted else None
+        asked, held = comparison.query_vectors(gradients), comparison.row_vectors(gradients, weights)
+        found[place : place + len(part)] = (asked.double() * held.double()).sum(dim=1).float().numpy()
+    return found
+
+
+def _scored(scan: Scan, task: ScoreTask, store: Store, comparison: Compared) -> Iterator[tuple[slice, np.ndarray]]:
+    """Yield places among the block's rows that are asked of, and their scores [m, b]."""
+    start, stop = scan.block(task.block)
+    passing = scan.passing(start, stop)
+    vectors = load_tensors(scan.asked_file(task.batch), scan.fingerprint)["vectors"].numpy()
+    offset = 0 if scan.filtered else start
+    blocks = scored_blocks(store, comparison, vectors, start, stop, passing=passing, threads=scan.threads)
+    for first, found in blocks:
+        yield slice(first - offset, first - offset + found.shape[1]), found
+
+
+def _checked(
+    blocks: Iterator[tuple[slice, np.ndarray]], scan: Scan, task: ScoreTask, rows: np.ndarray
+) -> Iterator[tuple[slice, np.ndarray]]:
+    """Refuse scores that aren't finite."""
+    for places, found in blocks:
+        finite = np.isfinite(found)
+        if not finite.all():
+            query, place = (int(where[0]) for where in np.nonzero(~finite))
+            raise QueryError(
+                f"Row {rows[places][place]} scores {found[query, place]} with query {scan.batches[task.batch] + query} "
+                "(counted from 0); a finite score was expected. Row or query is too long for float32 scores: look at "
+                "that example, or leave the row out with --where."
+            )
+        yield places, found
+
+
+def _kept(
+    scan: Scan, task: ScoreTask, blocks: Iterator[tuple[slice, np.ndarray]], rows: np.ndarray
+) -> dict[str, np.ndarray]:
+    """Return what is kept of a block's scores, by name; `best` is each query's largest, which a bound is held to."""
+    count = scan.batch_size(task.batch)
+    if scan.keep == "all":
+        scores = np.zeros((len(rows), count), dtype=np.float32)
+        for places, found in blocks:
+            scores[places] = found.T
+        return {"scores": scores, "best": scores.max(axis=0, initial=0)}
+    if scan.keep == "top":
+        high, low = Shortlist(count, scan.k), Shortlist(count, scan.k)
+        for places, found in blocks:
+            high.offer(found, rows[places])
+            low.offer(-found, rows[places])
+        best = high.scores.max(axis=1, initial=0)
+        return {"high": high.scores, "high_rows": high.rows, "low": low.scores, "low_rows": low.rows, "best": best}
+    kept = {name: np.zeros(len(rows), dtype=np.float64) for name in ("sum", "min", "max")}
+    positive, best = np.zeros(len(rows), dtype=np.int64), np.zeros(count, dtype=np.float32)
+    for places, found in blocks:
+        kept["sum"][places] = found.sum(axis=0, dtype=np.float64)
+        kept["min"][places], kept["max"][places] = found.min(axis=0), found.max(axis=0)
+        positive[places] = (found > 0).sum(axis=0)
+        best = np.maximum(best, found.max(axis=1, initial=0))
+    return {**kept, "positive": positive, "best": best}
+
+
+@lru_cache(maxsize=1)
+def _loaded(run_dir: Path, recipe: str, manifest: str) -> Compared:
+    return load_comparison(run_dir, Manifest.model_validate_json(manifest), Recipe.model_validate_json(recipe))
+
+
+@contextmanager
+def comparison_held() -> Iterator[None]:
+    """Let go of the curvature afterwards, where tasks were done in this process: a worker's goes with it."""
+    try:
+        yield
+    finally:
+        _loaded.cache_clear()
+
+
+def _comparison(run_dir: Path, recipe: Recipe, manifest: Manifest) -> Compared:
+    """Return the recipe with its curvature, which a worker loads once."""
+    return _loaded(run_dir, recipe.model_dump_json(), manifest.model_dump_json())
+
+
+def _stands(scan: Scan, path: Path) -> bool:
+    return saved_for(path, scan.fingerprint)
+
+
+def _exhaust(results: Iterator[object]) -> None:
+    for _ in results:
+        pass

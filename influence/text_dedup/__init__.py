@@ -1,0 +1,1 @@
+"""Texts that repeat one another: shingles, MinHash, pairs."""
