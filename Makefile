@@ -14,7 +14,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constr
 CORES ?= Haswell Nehalem
 BITWISE := tests/index tests/store/test_scan.py tests/store/test_kernels.py tests/store/test_codecs.py tests/test_scanning.py
 
-.PHONY: demo test cores slurm check bench format clean
+.PHONY: demo test cores slurm check docs bench format clean
 
 demo: $(RUN_STAMP)
 	$(BIN)/influence demo
@@ -32,11 +32,14 @@ cores: $(DEV_STAMP)
 slurm: $(DEV_STAMP)
 	$(BIN)/python -m pytest -m slurm -rs tests/slurm
 
-check: $(DEV_STAMP)
+check: $(DEV_STAMP) docs
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
 	$(BIN)/pyright
+
+docs: $(DEV_STAMP)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
 format: $(DEV_STAMP)
 	$(BIN)/ruff check --fix .
@@ -46,7 +49,7 @@ bench: $(DEV_STAMP)
 	$(BIN)/python scripts/benchmarks/capture.py $(BENCH_ARGS)
 
 clean:
-	rm -rf .venv runs build dist *.egg-info
+	rm -rf .venv runs build site dist *.egg-info
 
 .venv/bin/python:
 	@test -n "$(PYTHON)" || { echo "No Python 3.11 or newer found. Install one, or run: make demo PYTHON=/path/to/python3.11" >&2; exit 2; }
@@ -59,7 +62,7 @@ $(RUN_STAMP): .venv/bin/python pyproject.toml constraints.txt
 
 $(DEV_STAMP): .venv/bin/python pyproject.toml constraints.txt
 	@echo "Installing into .venv (once; some minutes on a fresh machine) ..." >&2
-	$(PIP) --editable '.[cpu,cluster,dev]'
+	$(PIP) --editable '.[cpu,cluster,dev,docs]'
 # Of kronfluence, which the parity tests compare with, only itself: its torchvision, never imported, brings another torch.
 	$(PIP) --no-deps kronfluence
 	@touch $@ $(RUN_STAMP)

@@ -5,7 +5,7 @@ lengths differ much, as gradients' do: the longest centroids take all the rows, 
 We cut the rows into bands by length first, and each band into cells by direction. A long row is then never hidden among
 short ones, and whole cells of short rows can be left out: with log-normal lengths (σ = 0.8) 95 of 100 best rows are
 found in 6% of the rows at the promoting end and in 1% at the opposing one, where cells of directions alone need 24% and
-54% (BENCHMARKS.md).
+54% (docs/benchmarks.md).
 
 Cells are read in the order of ⟨q, centroid⟩ + spread · ‖q‖ · radius: rows scatter about their centroid, and those at
 the end of the ranking are the scattered ones, above all at the opposing end, where centroids say little. `spread` is

@@ -5,7 +5,7 @@ merged on disk and searched there. What reads all rows, such as `rabitq`, has on
 or on bits; measured on clustered rows of 1,024 columns, at equal bytes, two bits on half as many principal directions
 find more than one bit on all, and both find more than random directions of either kind. Rows wider than that have no
 matrix of directions: they are turned by `turn`, and one bit on as many columns as fit finds more of nearly white rows
-than two bits on half of them (BENCHMARKS.md).
+than two bits on half of them (docs/benchmarks.md).
 
 Whether so many bytes find enough nobody knows before they are measured. `auto` therefore has further steps, each of
 which takes more bytes: `index.ladder`.

@@ -3,8 +3,8 @@
 The random sum is a count sketch with groups of equal size: every column gets a random sign, runs of `reduced` columns
 are turned round by a random number of places, so that like columns of like layers don't meet, and added up. Inner
 products stay right on average. It costs one pass over the row where a dense Gaussian matrix costs `reduced` of them,
-and finds as much or more (measured on one-bit rows of 20,480 columns; BENCHMARKS.md). Its randomness comes from numpy's
-Philox, keyed on the seed, and is the same on every machine.
+and finds as much or more (measured on one-bit rows of 20,480 columns; docs/benchmarks.md). Its randomness comes from
+numpy's Philox, keyed on the seed, and is the same on every machine.
 
 The principal directions are those of the second moment, not of the covariance: FAISS's own PCA subtracts the mean, and
 inner products of what is left rank other rows first. They are then turned at random among themselves, because codes of

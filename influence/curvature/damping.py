@@ -16,7 +16,7 @@ and a copy can't raise a row's log-likelihood by more than its loss.
 Where only the order of rows counts, little damping is best. Where a score is to be the number of nats that one more
 copy of a row would have brought, λ is what the training itself stood for. SGD at rate η reaches a direction of
 curvature Λ after 1/(η Λ) steps, so that T steps are a damping of 1/(η T). AdamW divides a gradient by the root of its
-second moment, which is mostly the noise of its batch, mean(Λ)/B. BENCHMARKS.md has measurements.
+second moment, which is mostly the noise of its batch, mean(Λ)/B. docs/benchmarks.md has measurements.
 """
 
 import math

@@ -7,8 +7,8 @@ is none. In a classifier's data only rows with the same label are copies of each
 those with like completions: others are in conflict.
 
 Gradients decide where texts can't. Where two texts differ in a word that matters ("a in b", "a not in b") the gradients
-may oppose each other; those of edited copies hardly ever do (BENCHMARKS.md), so such a pair is none of copies. Alike
-gradients alone say nothing: in a classifier's data those of all rows of a class can be alike.
+may oppose each other; those of edited copies hardly ever do (docs/benchmarks.md), so such a pair is none of copies.
+Alike gradients alone say nothing: in a classifier's data those of all rows of a class can be alike.
 
 Copies form sets (`star_sets`), each with one row that stands for it: the one with the most copies; of several the
 longest; of two that are equally long, and of rows with the same words, the lowest. The others are flagged, and what is

@@ -21,8 +21,8 @@ for the probability p = exp(−loss), are five to one or more: an opinion each o
 independent. How many these are depends on the data alone. The mean rank of the three witnesses orders the rows, those
 that are flagged above the rest.
 
-Of all this the squares, the five and the hundredth were chosen on other seeds than those of BENCHMARKS.md, as was the
-loss for a witness: a model that hasn't learnt wrong labels by heart tells them by it, and self-influence tells what it
+The squares, the odds of five and the hundredth were chosen on other seeds than those of docs/benchmarks.md, as was the
+use of the loss: a model that hasn't learnt wrong labels by heart tells them by it, and self-influence tells what it
 has. What didn't help there: self-influence divided by the loss (divided by the length it is the same: a classifier's
 row is one scored token), more neighbours than ten, all witnesses' odds in the place of their ranks, and the mean
 influence on evaluation examples of the row's own class. It is *higher* of wrongly labelled rows, whose large gradients
