@@ -90,36 +90,36 @@ def search(
             wasn't measured, without probes and candidates.
     """
     wanted = checked_count(k)
-    asked = checked_queries(queries)
-    if asked.shape[1] != index.trained.dims:
+    queries = checked_queries(queries)
+    if queries.shape[1] != index.trained.dims:
         raise VectorIndexError(
-            f"The queries have {asked.shape[1]} columns and the index has {index.trained.dims}: they must come "
+            f"The queries have {queries.shape[1]} columns and the index has {index.trained.dims}: they must come "
             "from the same model, layers and projection as the rows."
         )
     permitted = Allowed.of(allowed, index.trained.rows, index.ranges)
     k, given = min(wanted, permitted.count), (probes, candidates)
-    most = _search_end(index, asked, "largest", k, score, permitted, given)
-    least = _search_end(index, -asked, "smallest", k, score, permitted, given)
+    most = _search_end(index, queries, "largest", k, score, permitted, given)
+    least = _search_end(index, -queries, "smallest", k, score, permitted, given)
     # Adding zero turns the -0.0 of a negated zero score into 0.0.
     return Neighbours(replace(most, scores=most.scores + 0.0), replace(least, scores=0.0 - least.scores))
 
 
 def _search_end(
     index: ApproximateIndex,
-    asked: NDArray[np.float64],
+    queries: NDArray[np.float64],
     end: End,
     k: int,
     score: Score,
     allowed: Allowed,
     settings: tuple[int | None, int | None],
 ) -> Found:
-    rows, scores = np.empty((len(asked), k), np.int64), np.empty((len(asked), k), np.float32)
-    if k == 0 or not len(asked):
+    rows, scores = np.empty((len(queries), k), np.int64), np.empty((len(queries), k), np.float32)
+    if k == 0 or not len(queries):
         return Found(rows, scores)
     cells = index.trained.plan.cells
     probes, count, spread = dialled(index.measured, end, k, cells, *settings)
     if allowed.count <= count:
-        for i, query in enumerate(asked):
+        for i, query in enumerate(queries):
             rows[i], scores[i], _ = _decided(score, query, allowed.rows, k)
         return Found(rows, scores)
     effort = Effort(cells if allowed.narrow else probes, count)
@@ -128,51 +128,51 @@ def _search_end(
         cells if settings[0] is None else effort.probes,
         max(count, allowed.count // ROWS_SHARE) if settings[1] is None else count,
     )
-    margin, below = None, np.zeros(len(asked), dtype=bool)
+    margin, below = None, np.zeros(len(queries), dtype=bool)
     if index.measured is not None:
         dial = dial_for(index.measured, end, k)
         margin = dial.margin
         # What a user set wasn't measured.
         below |= settings == (None, None) and dial.recall < index.measured.target
-    pending = np.arange(len(asked))
+    pending = np.arange(len(queries))
     while True:
         late = np.zeros(len(pending), dtype=bool)
-        proposed = _proposed(index, asked[pending], effort, spread, k, allowed)
+        proposed = _proposed(index, queries[pending], effort, spread, k, allowed)
         for place, i in enumerate(pending):
-            rows[i], scores[i], places = _decided(score, asked[i], proposed[place], k)
+            rows[i], scores[i], places = _decided(score, queries[i], proposed[place], k)
             late[place] = came_late(places, effort.candidates)
         near = np.zeros(len(pending), dtype=bool)
         if margin is not None and effort.probes < most.probes:
-            near = distance_to_unread(index, asked[pending], scores[pending, -1], effort.probes, spread) < margin
+            near = distance_to_unread(index, queries[pending], scores[pending, -1], effort.probes, spread) < margin
         further, pending = effort.more(most), pending[near | late]
         if not pending.size:
             return Found(rows, scores, below)
         if further == effort:
-            _warn(len(pending), len(asked), k, end, effort)
+            _warn(len(pending), len(queries), k, end, effort)
             below[pending] = True
             return Found(rows, scores, below)
         effort = further
 
 
-def _warn(doubtful: int, asked: int, k: int, end: End, effort: Effort) -> None:
+def _warn(doubtful: int, queries: int, k: int, end: End, effort: Effort) -> None:
     """Say that an answer may lack rows, and what finds them."""
     log.warning(
         "Of %d of %d queries many of the %d %s scores came late among the %d candidates that the index proposed, so "
         "others may be missing: its recall isn't reached for them. Add --where 'row >= 0', which scans all rows, or "
         "set index.kind: exact.",
-        *(doubtful, asked, k, end, effort.candidates),
+        *(doubtful, queries, k, end, effort.candidates),
     )
 
 
 def _proposed(
-    index: ApproximateIndex, asked: NDArray[np.float64], effort: Effort, spread: float, k: int, allowed: Allowed
+    index: ApproximateIndex, queries: NDArray[np.float64], effort: Effort, spread: float, k: int, allowed: Allowed
 ) -> list[NDArray[np.int64]]:
     """Return each query's candidates, best codes first, at least k of them."""
-    found = propose(index, asked, effort.probes, effort.candidates, spread, allowed)
+    found = propose(index, queries, effort.probes, effort.candidates, spread, allowed)
     # Too few rows in the cells that were read: read them all.
     short = [i for i, candidates in enumerate(found) if candidates.size < k]
     if short:
-        again = propose(index, asked[short], index.trained.plan.cells, effort.candidates, spread, allowed)
+        again = propose(index, queries[short], index.trained.plan.cells, effort.candidates, spread, allowed)
         for i, candidates in zip(short, again, strict=True):
             found[i] = candidates
             if candidates.size < k:
@@ -196,22 +196,22 @@ def _decided(
 
 
 def distance_to_unread(
-    index: ApproximateIndex, asked: NDArray[np.float64], last: NDArray[np.floating], probes: int, spread: float
+    index: ApproximateIndex, queries: NDArray[np.float64], last: NDArray[np.floating], probes: int, spread: float
 ) -> NDArray[np.float64]:
     """Return `doubt.unread_distance` of queries, negated for the smallest scores, [m]."""
-    unit, lengths = _directions(asked)
+    unit, lengths = _directions(queries)
     return unread_distance(index.trained.cells, index.trained.reduce(unit), lengths, last, probes, spread)
 
 
-def _directions(asked: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _directions(queries: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return queries at length 1, [m, D], and their lengths, [m]: the smallest would be lost in float32."""
-    lengths = np.linalg.norm(asked, axis=1)
-    return np.divide(asked, lengths[:, None], out=np.zeros_like(asked), where=lengths[:, None] > 0), lengths
+    lengths = np.linalg.norm(queries, axis=1)
+    return np.divide(queries, lengths[:, None], out=np.zeros_like(queries), where=lengths[:, None] > 0), lengths
 
 
 def propose(
     index: ApproximateIndex,
-    asked: NDArray[np.float64],
+    queries: NDArray[np.float64],
     probes: int,
     count: int,
     spread: float,
@@ -221,7 +221,7 @@ def propose(
 
     Args:
         index: With parts.
-        asked: Queries, [m, D]; negated for the smallest scores.
+        queries: [m, D]; negated for the smallest scores.
         probes: Cells to read.
         count: Rows to propose.
         spread: Of `Cells.order`.
@@ -230,8 +230,8 @@ def propose(
     longest = index.trained.cells.longest
     selector = allowed.selector() if allowed is not None and allowed.narrow else None
     proposed: list[NDArray[np.int64]] = []
-    for first in range(0, len(asked), BATCH):
-        part = asked[first : first + BATCH]
+    for first in range(0, len(queries), BATCH):
+        part = queries[first : first + BATCH]
         # Lengths don't change which rows come first.
         reduced = index.trained.reduce(_directions(part)[0])
         cells, products = index.trained.cells.order(reduced, spread)

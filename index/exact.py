@@ -41,8 +41,8 @@ def exact_search(queries: NDArray[np.floating], blocks: Blocks, k: int) -> Neigh
             widths that differ.
     """
     checked_count(k)
-    asked = checked_queries(queries)
-    return exact_search_scores(_scored(asked, blocks), len(asked), k)
+    queries = checked_queries(queries)
+    return exact_search_scores(_scored(queries, blocks), len(queries), k)
 
 
 def exact_search_scores(blocks: ScoredBlocks, queries: int, k: int) -> Neighbours:
@@ -74,12 +74,12 @@ def exact_search_scores(blocks: ScoredBlocks, queries: int, k: int) -> Neighbour
     return Neighbours(Found(largest.rows, largest.scores + 0.0), Found(smallest.rows, 0.0 - smallest.scores))
 
 
-def _scored(asked: NDArray[np.float64], blocks: Blocks) -> Iterator[tuple[int, NDArray[np.float32]]]:
+def _scored(queries: NDArray[np.float64], blocks: Blocks) -> Iterator[tuple[int, NDArray[np.float32]]]:
     """Yield (first row, scores [m, n]) of slices of bounded size."""
-    for start, part, _ in checked_slices(blocks, asked.shape[1], len(asked)):
-        scores = np.empty((len(asked), len(part)), dtype=np.float32)
-        for query in range(len(asked)):
-            scores[query] = row_dots(part, asked[query])
+    for start, part, _ in checked_slices(blocks, queries.shape[1], len(queries)):
+        scores = np.empty((len(queries), len(part)), dtype=np.float32)
+        for query in range(len(queries)):
+            scores[query] = row_dots(part, queries[query])
         yield start, scores
 
 

@@ -79,13 +79,13 @@ def measure_recall(
         target: Share of the true rows to be found.
         last: Whether this index is the last to be tried; a warning is logged if it finds less.
     """
-    asked = np.asarray(queries, dtype=np.float64)
+    queries = np.asarray(queries, dtype=np.float64)
     sides = {"largest": _without(truth.largest, own), "smallest": _without(truth.smallest, own)}
     ends: list[tuple[End, NDArray[np.float64], NDArray[np.int64]]] = [
-        ("largest", asked, sides["largest"].rows),
-        ("smallest", -asked, sides["smallest"].rows),
+        ("largest", queries, sides["largest"].rows),
+        ("smallest", -queries, sides["smallest"].rows),
     ]
-    depths = sorted({min(depth, ends[0][2].shape[1]) for depth in DEPTHS} - {0}) if len(asked) else []
+    depths = sorted({min(depth, ends[0][2].shape[1]) for depth in DEPTHS} - {0}) if len(queries) else []
     if not depths:
         return Measured(target=target, reached=True, queries=0, spread=1.0, dials=_everything(index), curve=())
     ranks = _ranks(index, ends, fetch)
@@ -111,7 +111,7 @@ def measure_recall(
             worst.candidates,
         )
     return Measured(
-        target=target, reached=reached, queries=len(asked), spread=spread, dials=tuple(dials), curve=tuple(curve)
+        target=target, reached=reached, queries=len(queries), spread=spread, dials=tuple(dials), curve=tuple(curve)
     )
 
 

@@ -30,10 +30,10 @@ def search(index: FlatIndex, queries: NDArray[np.floating], k: int) -> Neighbour
         VectorIndexError: k < 1, or more than a GPU index can give; a query that isn't finite or is of another width.
     """
     wanted = min(checked_count(k), index.rows)
-    asked = checked_queries(queries)
-    if asked.shape[1] != index.dims:
+    queries = checked_queries(queries)
+    if queries.shape[1] != index.dims:
         raise VectorIndexError(
-            f"The queries have {asked.shape[1]} columns and the index has {index.dims}: they must come from the same "
+            f"The queries have {queries.shape[1]} columns and the index has {index.dims}: they must come from the same "
             "model, layers and projection as the rows."
         )
     count = candidates_for(wanted, index.rows)
@@ -42,14 +42,14 @@ def search(index: FlatIndex, queries: NDArray[np.floating], k: int) -> Neighbour
             f"k = {k} needs {count} candidates, and FAISS returns at most {GPU_LIMIT:,} from a GPU. "
             f"Ask for k = {(GPU_LIMIT - candidates_for(0, index.rows)) // 2} or fewer, or set index.device: cpu."
         )
-    if wanted == 0 or not len(asked):
-        nothing = Found(np.empty((len(asked), wanted), np.int64), np.empty((len(asked), wanted), np.float32))
+    if wanted == 0 or not len(queries):
+        nothing = Found(np.empty((len(queries), wanted), np.int64), np.empty((len(queries), wanted), np.float32))
         return Neighbours(nothing, nothing)
-    both = np.concatenate([asked, -asked])
+    both = np.concatenate([queries, -queries])
     proposed, candidates = index.faiss.search(both.astype(np.float32), count)
     found = [_settle(index, both[i], proposed[i], candidates[i], wanted) for i in range(len(both))]
     rows, scores = np.stack([f[0] for f in found]), np.stack([f[1] for f in found])
-    m = len(asked)
+    m = len(queries)
     # Adding zero turns the -0.0 of a negated zero score into 0.0.
     return Neighbours(Found(rows[:m], scores[:m] + 0.0), Found(rows[m:], 0.0 - scores[m:]))
 

@@ -9,6 +9,7 @@ from torch import nn
 from influence.coverage import Coverage
 from influence.gradients.hooks import Measure
 from influence.gradients.weight_gradients import WeightGradients, weight_gradients
+from influence.model.evaluation import check_rescaling
 from influence.model.layers import LayerSettings, TrackedLayer
 from influence.model.trained import check_coverage, coverage_of, trained_parameters
 
@@ -36,9 +37,10 @@ def check_capture(
 
     Raises:
         ModelError: A tracked layer's gradient is another than its calls show or can't be split by example, or most of
-            what was trained isn't tracked.
+            what was trained isn't tracked, or the model's gradients are of other weights than were trained.
         TaskError, CaptureError: See `Hooks.run`.
     """
+    check_rescaling(model)
     trained = trained_parameters(model)
     key = (kind, trained, *((layer.name, layer.bias) for layer in layers))
     before = _compared.setdefault(model, {})

@@ -6,6 +6,8 @@ from contextlib import contextmanager
 
 from torch import nn
 
+from influence.errors import ModelError
+
 log = logging.getLogger(__name__)
 
 
@@ -30,6 +32,28 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
         )
     with untrained(training):
         yield
+
+
+def check_rescaling(model: nn.Module) -> None:
+    """Refuse a model that divides its own weights in evaluation mode, as RWKV does after its first six blocks.
+
+    Its outputs stay the same, but the gradients are those of other weights than were trained: those of later blocks are
+    2, 4, … times as long.
+
+    Raises:
+        ModelError: It does.
+    """
+    for module in model.modules():
+        if not hasattr(module, "layers_are_rescaled"):
+            continue
+        config = getattr(module, "config", None)
+        every, blocks = (int(getattr(config, name, 0) or 0) for name in ("rescale_every", "num_hidden_layers"))
+        if 0 < every < blocks:
+            raise ModelError(
+                f"{type(module).__name__} divides the weights of its blocks after the first {every} (of {blocks}) by "
+                "powers of 2 in evaluation mode, so that their gradients are not those of the weights that were "
+                "trained. Expected a model without this: set rescale_every: 0 in its config.json."
+            )
 
 
 @contextmanager

@@ -173,6 +173,14 @@ CAUSAL = {
             TOKENS, hidden_size=16, num_hidden_layers=1, state_size=4, num_heads=4, head_dim=8, n_groups=1, chunk_size=4
         ),
     ),
+    "RWKV": (
+        "RwkvConfig",
+        dict(TOKENS, hidden_size=16, attention_hidden_size=16, num_hidden_layers=2, rescale_every=0, context_length=64),
+    ),
+    "RWKV rescaled": (
+        "RwkvConfig",
+        dict(TOKENS, hidden_size=16, attention_hidden_size=16, num_hidden_layers=2, rescale_every=1, context_length=64),
+    ),
     "Jamba": (
         "JambaConfig",
         dict(

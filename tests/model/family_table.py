@@ -71,7 +71,9 @@ def examples(whole):
 
 def own_loss(model, one):
     """The loss of one text from the model's own logits."""
-    logits = model(input_ids=one.input_ids, attention_mask=one.attention_mask).logits
+    # RWKV writes its cache in place, which has no backward pass.
+    cache = {"use_cache": False} if model.config.model_type == "rwkv" else {}
+    logits = model(input_ids=one.input_ids, attention_mask=one.attention_mask, **cache).logits
     if logits.ndim == 3:
         logits, targets = logits[0, :-1], one.labels[0, 1:]
     else:

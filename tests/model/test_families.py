@@ -21,6 +21,7 @@ REFUSED_CAUSAL = {
     **dict.fromkeys(("Phi-MoE", "Llama 4"), "router was not called with one tensor"),
     **dict.fromkeys(("Mamba", "Jamba"), PAST),
     "XLNet LM": "trained with another loss",
+    "RWKV rescaled": r"divides the weights of its blocks after the first 1 \(of 2\).*rescale_every: 0",
     **dict.fromkeys(("T5", "BART"), "is an encoder-decoder"),
 }
 REFUSED_CLASSIFIERS = {
