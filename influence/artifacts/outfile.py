@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from influence.artifacts.digest import sha256
-from influence.artifacts.partial import PartialFile, disk_errors, remove_half_written, sync_folder
+from influence.artifacts.partial import PartialFile, check_replaceable, disk_errors, remove_half_written, sync_folder
 from influence.artifacts.place import check_local
 from influence.errors import QueryError
 
@@ -40,6 +40,7 @@ def check_outfile(
     Raises:
         QueryError: It is in a bucket or in no folder, is a folder, is one of the files that are read (by whatever
             links), or is there already.
+        StoreError: It is a device, a FIFO or a socket.
     """
     check_local(out, what)
     if not out.parent.is_dir():
@@ -49,6 +50,7 @@ def check_outfile(
         raise QueryError(f"{out} is what is read here ({own}), and nothing is written over that. Name another file.")
     if out.is_dir():
         raise QueryError(f"{out} is a folder. Name a file.")
+    check_replaceable(out)
     if not overwrite and not is_vacant(out, beside):
         raise QueryError(already(out))
 

@@ -9,6 +9,7 @@ import errno
 import hashlib
 import logging
 import os
+import re
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
@@ -18,10 +19,14 @@ from uuid import uuid4
 
 from influence.artifacts.path import ObjectPath
 from influence.artifacts.place import is_remote
+from influence.artifacts.regular import BROKEN_LINK, irregular
 from influence.artifacts.upload import Upload
 from influence.errors import Incomplete, StoreError
 
 SUFFIX = ".partial"
+OF_THE_SYSTEM = re.compile(r"/(dev/(?!shm/)|proc/|sys/)")
+LONGEST_STEM = 220
+"""Bytes of a name, of the 255 that a file system takes, to which process, attempt and suffix can be added."""
 
 log = logging.getLogger(__name__)
 
@@ -88,8 +93,9 @@ class _Renamed:
     """A file on a disk under a name of its own, until it is renamed."""
 
     def __init__(self, path: Path) -> None:
+        check_replaceable(path)
         self._path = path
-        self._partial = path.with_name(f"{path.name}.{os.getpid()}-{uuid4().hex[:8]}{SUFFIX}")
+        self._partial = path.with_name(f"{_stem(path.name)}.{os.getpid()}-{uuid4().hex[:8]}{SUFFIX}")
         self._file = self._partial.open("xb")
 
     @property
@@ -112,6 +118,30 @@ class _Renamed:
         with suppress(OSError):
             self._file.close()
         self._partial.unlink(missing_ok=True)
+
+
+def check_replaceable(path: Path) -> None:
+    """Refuse to put a file in the place of what is none: a renamed file takes the place even of a device.
+
+    Raises:
+        StoreError: A device, FIFO, socket or folder has this name, or a link leads to one; or it is a name of the
+            system's, such as /dev/stdout, whatever that leads to.
+    """
+    if not isinstance(path, os.PathLike):
+        return
+    kind = irregular(path)
+    if kind is None and OF_THE_SYSTEM.match(os.path.realpath(path.parent) + "/"):
+        kind = "among the devices and processes of the system"
+    if kind is not None and kind != BROKEN_LINK:
+        raise StoreError(
+            f"{path} is {kind}, and a finished file would take its place. Name a file; what is printed can be piped "
+            "or redirected."
+        )
+
+
+def _stem(name: str) -> str:
+    """Return what the names of a file's partial files begin with: its own, shortened where that leaves no room."""
+    return name if len(os.fsencode(name)) <= LONGEST_STEM else hashlib.sha256(os.fsencode(name)).hexdigest()
 
 
 def write_whole(path: Path, content: bytes) -> None:
@@ -168,7 +198,7 @@ def remove_partials(folder: Path) -> int:
 def remove_half_written(file: Path) -> None:
     """Remove what killed writers of a file left beside it, on a disk. Only for who may write it alone."""
     for path in file.parent.iterdir():
-        if path.name.startswith(f"{file.name}.") and path.name.endswith(SUFFIX) and path.is_file():
+        if path.name.startswith(f"{_stem(file.name)}.") and path.name.endswith(SUFFIX) and path.is_file():
             path.unlink(missing_ok=True)
 
 

@@ -4,6 +4,7 @@ To open a FIFO waits for somebody to write to it, to open a device can do anythi
 crafted by somebody else.
 """
 
+import errno
 import os
 import stat
 from pathlib import Path
@@ -18,6 +19,27 @@ KINDS = (
     (stat.S_ISBLK, "a device"),
     (stat.S_ISDIR, "a directory"),
 )
+
+
+BROKEN_LINK = "a link that leads nowhere"
+
+
+def irregular(path: str | Path) -> str | None:
+    """Return what stands at a path where that is no regular file; None where it is one, or nothing is there.
+
+    A link counts as what it leads to; one that leads nowhere, or in a circle, is named as that.
+    """
+    try:
+        mode = os.stat(path).st_mode
+    except FileNotFoundError:
+        return BROKEN_LINK if os.path.islink(path) else None
+    except NotADirectoryError:
+        return None
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            return "a circle of symbolic links"
+        raise
+    return None if stat.S_ISREG(mode) else _kind(mode)
 
 
 def check_regular(path: Path) -> None:
@@ -72,13 +94,17 @@ def unreadable(path: Path, error: OSError) -> StoreError:
     return StoreError(f"{path} can't be read: {error.strerror or error}.{whose} {do}; nothing of the run was changed.")
 
 
+def _kind(mode: int) -> str:
+    return next((name for test, name in KINDS if test(mode)), "something else")
+
+
 def _check_mode(path: Path, mode: int) -> None:
     if not stat.S_ISREG(mode):
-        kind = next((name for test, name in KINDS if test(mode)), "something else")
+        kind = _kind(mode)
         raise StoreError(
             f"{path} is {kind}; expected a regular file. It was not opened: no build of a run makes one. Remove it if "
             "you know where it comes from, and don't use a run that somebody else sent you like this."
         )
 
 
-__all__ = ["check_regular", "read_regular", "unreadable"]
+__all__ = ["BROKEN_LINK", "check_regular", "irregular", "read_regular", "unreadable"]

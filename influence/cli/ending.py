@@ -25,6 +25,8 @@ from influence.errors import InfluenceError
 
 DEFECT = 1
 BAD_INPUT = InfluenceError.exit_code
+OF_A_NAME = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR)
+"""Errors of the system that a path which somebody named is the reason of."""
 
 
 def ended(verb: Callable[..., None]) -> Callable[..., None]:
@@ -79,7 +81,7 @@ def _explained(error: Exception) -> int:
         where = f" under {error.filename}" if error.filename else ""
         tell(f"error: the disk{where} is full. Make room and run the same command again.", "red")
         return INCOMPLETE
-    if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+    if isinstance(error, OSError) and error.errno in OF_A_NAME:
         tell(f"error: {error.filename or 'a file'}: {error.strerror}.", "red")
         return BAD_INPUT
     if isinstance(error, UnicodeEncodeError) and error.reason == "surrogates not allowed":

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from index.strict_json import parse_json
+from index.strict_json import MAX_BYTES, parse_json
 from influence.errors import DataError, InfluenceError, QueryError
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ def from_messages(path: str, contrast: str | None) -> dict[str, Any]:
 
     file, name = _source(path, "--messages takes a JSON file with a chat, or - for stdin")
     try:
-        chat = parse_json("".join(line for _, line in raw_lines(file)))
+        chat = parse_json(_whole(raw_lines(file), name))
     except DataError as error:
         raise DataError(str(error).replace(STDIN, name)) from None
     except (ValueError, RecursionError) as error:
@@ -123,9 +123,20 @@ def count_queries(path: str) -> int | None:
         return sum(not line.isspace() for line in stream)
 
 
+def _whole(lines: Iterator[tuple[bytes, str]], name: str) -> str:
+    """Return a file's text. Of standard input, nobody knows beforehand how much there is."""
+    read, size = [], 0
+    for content, text in lines:
+        size += len(content)
+        if size > MAX_BYTES:
+            raise DataError(f"{name} has more than {MAX_BYTES:,} bytes, and holds one chat. Is it the right file?")
+        read.append(text)
+    return "".join(read)
+
+
 def _source(path: str, what: str) -> tuple[str, str]:
-    if path != "-" and Path(path).is_dir():
-        raise QueryError(f"{path} is a folder; {what}.")
+    if not path or (path != "-" and Path(path).is_dir()):
+        raise QueryError(f"{path} is a folder; {what}." if path else f"The name of a file is empty; {what}.")
     return (STDIN, "standard input") if path == "-" else (path, path)
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from influence.artifacts.partial import check_replaceable
 from influence.artifacts.place import check_local
 from influence.cli.options import RawCsvOption, RawOption, RunArgument, TrustOption, WhereOption, check_raw_csv
 from influence.cli.queries import count_queries, from_file, from_flags, from_messages
@@ -127,6 +128,8 @@ def _form(form: HitsForm | None, out: Path | None) -> HitsForm:
         check_local(out, "answers")
     if out is not None and not out.parent.is_dir():
         raise QueryError(f"The folder {out.parent} doesn't exist; make it, or write the answers somewhere else.")
+    if out is not None and not out.is_dir():
+        check_replaceable(out)
     if form is None and out is not None:
         suffix = out.suffix.lower().removeprefix(".")
         if suffix not in {*HitsForm} - {HitsForm.table}:

@@ -45,7 +45,9 @@ def messages_of(value: Any, column: str, where: str) -> list[dict[str, Any]]:
         DataError: It is no list of messages, or a weight can't be honoured.
     """
     if not isinstance(value, list) or not value:
-        raise DataError(f"{where}: {column!r} is {typed(value)}, expected a list of messages, one at least.")
+        text = isinstance(value, str) and value.lstrip().startswith(("[", "{"))
+        remedy = " It looks like JSON in a text: write the list itself." if text else ""
+        raise DataError(f"{where}: {column!r} is {typed(value)}, expected a list of messages, one at least.{remedy}")
     return [_turn(message, f"{where}: message {number} of {column!r}") for number, message in enumerate(value)]
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from influence.artifacts.place import check_name
+from influence.artifacts.regular import irregular
 from influence.data.arrow_sets import ArrowSet, is_saved, load_hub, load_saved
 from influence.data.cache import Stamp, cached_rows, check_stamp, stamp_of
 from influence.data.canonical import canonical_row, example_of
@@ -43,7 +44,7 @@ SUFFIXES: dict[str, FileFormat] = {
     ".pq": "parquet",
 }
 COMPRESSED = (".gz", ".bz2", ".xz", ".zst", ".lz4", ".zip", ".tar", ".tgz")
-HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
+HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 ROWS_PER_READ = 256
 
 
@@ -68,7 +69,7 @@ class DataSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    path: str
+    path: str = Field(min_length=1)
     format: Literal["auto", "jsonl", "csv", "tsv", "parquet", "saved", "hub"] = "auto"
     split: str = "train"
     name: str | None = None
@@ -280,6 +281,11 @@ def locate(settings: DataSettings) -> tuple[FileFormat | Native, tuple[str, ...]
         (local,) if os.path.isfile(local) else tuple(sorted(filter(os.path.isfile, glob.glob(local, recursive=True))))
     )
     if not files:
+        kind = irregular(local)
+        if kind is not None:
+            raise DataError(
+                f"{path} is {kind}. Rows are read several times, so they lie in files: write them to one, and name it."
+            )
         if given == "auto" and HUB_NAME.fullmatch(path) and Path(path).suffix.lower() not in SUFFIXES:
             return "hub", ()
         wanted = {"auto": "a file, a folder or a pattern of files", "saved": "a folder"}.get(given, f"a {given} file")

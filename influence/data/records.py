@@ -7,8 +7,8 @@ CSV row is filled up. For a corpus that is corruption, so nothing is inferred he
 
 import csv
 import json
-from collections.abc import Collection, Generator, Iterator
-from contextlib import closing
+from collections.abc import Collection, Generator, Iterator, Sequence
+from contextlib import closing, suppress
 from typing import Any, Literal
 
 from index.strict_json import parse_json
@@ -20,6 +20,8 @@ DELIMITERS: dict[FileFormat, str] = {"csv": ",", "tsv": "\t"}
 """What separates the cells of a row, in the formats that have cells."""
 
 LARGEST_CELL = 2**31 - 1
+LONGEST_LINE = 1 << 28
+"""Bytes of a line: a row of 256 MiB fits no model, and a device gives zeros without end."""
 BOM = b"\xef\xbb\xbf"
 OTHER_MARKS = (
     (b"\xff\xfe\x00\x00", "UTF-32"),
@@ -28,6 +30,21 @@ OTHER_MARKS = (
     (b"\xfe\xff", "UTF-16"),
 )
 """The byte order marks of other encodings than UTF-8."""
+SIGNATURES = (
+    (b"\x1f\x8b", "compressed by gzip", "unpack it (gunzip)"),
+    (b"BZh", "compressed by bzip2", "unpack it (bunzip2)"),
+    (b"\xfd7zXZ\x00", "compressed by xz", "unpack it (unxz)"),
+    (b"\x28\xb5\x2f\xfd", "compressed by zstd", "unpack it (unzstd)"),
+    (b"PK\x03\x04", "a zip archive or an Excel workbook", "unpack the archive, or save the sheet as CSV UTF-8"),
+    (b"\xd0\xcf\x11\xe0", "an old Office document (.xls)", "save the sheet as CSV UTF-8"),
+    (b"PAR1", "Parquet", "name it …parquet, or set data.format: parquet"),
+    (b"ARROW1", "an Arrow file", "write it as Parquet"),
+    (b"\x89HDF", "HDF5", "write it as Parquet"),
+    (b"SQLite format 3\0", "an SQLite database", "write the table as CSV or Parquet"),
+    (b"%PDF-", "a PDF", "take the text out of it"),
+    (b"version https://git-lfs", "a pointer of Git LFS, without the data", "fetch them (git lfs pull)"),
+)
+"""How files begin that are no text of rows, what they are, and what to do."""
 PARQUET_BATCH = 512
 
 Placed = tuple[str, dict[str, Any]]
@@ -46,7 +63,9 @@ def columns_of(file: str, file_format: FileFormat, named: Collection[str] = ()) 
         DataError: The file is empty or can't be read.
     """
     if file_format == "parquet":
-        return tuple(_parquet(file).schema_arrow.names)
+        names = _parquet(file).schema_arrow.names
+        _check_once(names, file, "the schema")
+        return tuple(names)
     if file_format in DELIMITERS:
         with closing(csv_rows(file, _lines(file), DELIMITERS[file_format])) as rows:
             for where, header in rows:
@@ -91,9 +110,15 @@ def raw_lines(file: str) -> Iterator[tuple[bytes, str]]:
     """
     try:
         with open(file, "rb") as stream:
-            for number, line in enumerate(stream, start=1):
+            for number, line in enumerate(iter(lambda: stream.readline(LONGEST_LINE + 1), b""), start=1):
                 if number == 1:
+                    _check_signature(line, file, "lines of text")
                     _check_encoding(line, file)
+                if len(line) > LONGEST_LINE:
+                    raise DataError(
+                        f"{file}, line {number} has more than {LONGEST_LINE:,} bytes. Expected a row a line; is it a "
+                        "file of text?"
+                    )
                 yield line, _decoded(line.removeprefix(BOM) if number == 1 else line, f"{file}, line {number}")
     except OSError as error:
         raise DataError(f"{file} can't be read: {error.strerror or error}.") from None
@@ -103,13 +128,23 @@ def _lines(file: str) -> Iterator[str]:
     return (text for _, text in raw_lines(file))
 
 
+def _check_signature(start: bytes, file: str, expected: str) -> None:
+    """Refuse a file that begins as one of another kind does, by the name of that kind."""
+    kind, remedy = next((found[1:] for found in SIGNATURES if start.startswith(found[0])), ("", ""))
+    if kind:
+        raise DataError(f"{file} is {kind}, expected {expected}: {remedy}.")
+
+
 def _check_encoding(line: bytes, file: str) -> None:
     """Refuse a file that begins as no UTF-8 does, by the name of its encoding."""
     mark, encoding = next((found for found in OTHER_MARKS if line.startswith(found[0])), (b"", ""))
     sign = f"byte order mark {mark.hex(' ').upper()}"
     if not encoding:
         even, odd = line[:64:2], line[1:64:2]
-        if len(line) >= 4 and (not even.strip(b"\0") or not odd.strip(b"\0")):
+        zeros = [not line[place:64:4].strip(b"\0") for place in range(4)]
+        if len(line) >= 8 and zeros in ([False, True, True, True], [True, True, True, False]):
+            encoding, sign = f"UTF-32{'BE' if zeros[0] else 'LE'}", "three of four bytes are 0"
+        elif len(line) >= 4 and any(line[:64]) and (not even.strip(b"\0") or not odd.strip(b"\0")):
             encoding, sign = "UTF-16BE" if not even.strip(b"\0") else "UTF-16LE", "every second byte is 0"
     if encoding:
         raise DataError(
@@ -173,6 +208,7 @@ def _bare_returns(line: str, file: str) -> str:
 def _check_delimiter(header: list[str], file_format: FileFormat, where: str) -> None:
     """Refuse a header of a single cell that another delimiter would cut into several."""
     others = {"\t": ("tabs", "set data.format: tsv"), ";": ("semicolons", "write it with commas")}
+    others["|"] = ("bars", "write it with commas")
     others[","] = ("commas", "set data.format: csv")
     for delimiter, (named, remedy) in others.items():
         if len(header) == 1 and delimiter != DELIMITERS[file_format] and delimiter in header[0]:
@@ -227,9 +263,7 @@ def csv_rows(file: str, lines: Iterator[str], delimiter: str = ",") -> Generator
 def _csv_records(file: str, delimiter: str) -> Iterator[Placed]:
     rows = csv_rows(file, _lines(file), delimiter)
     where, header = next(rows, (file, []))
-    twice = [name for name in header if header.count(name) > 1]
-    if twice:
-        raise DataError(f"{where}: the header has {twice[0]!r} twice. Columns found: {', '.join(map(repr, header))}.")
+    _check_once(header, where, "the header")
     for where, cells in rows:
         if len(cells) != len(header):
             raise DataError(
@@ -238,6 +272,15 @@ def _csv_records(file: str, delimiter: str) -> Iterator[Placed]:
             )
         # An empty cell is an empty text where a text is due, and nothing at all elsewhere; `canonical_row` decides.
         yield where, dict(zip(header, cells, strict=True))
+
+
+def _check_once(names: Sequence[str], where: str, what: str) -> None:
+    twice = [name for name in names if names.count(name) > 1]
+    if twice:
+        raise DataError(
+            f"{where}: {what} has {twice[0]!r} twice. Columns found: {', '.join(map(repr, names))}. Give each column a "
+            "name of its own."
+        )
 
 
 def parquet_schema(file: str) -> Any:
@@ -256,6 +299,10 @@ def _parquet(file: str) -> Any:
     try:
         return pq.ParquetFile(file, memory_map=True)
     except (pa.ArrowException, OSError) as error:
+        with suppress(OSError), open(file, "rb") as stream:
+            start = stream.read(64)
+            if not start.startswith(b"PAR1"):
+                _check_signature(start, file, "Parquet")
         raise DataError(f"{file} is not a Parquet file that can be read: {error}") from None
 
 

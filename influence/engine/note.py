@@ -76,6 +76,7 @@ class Note:
                 self._path.write_bytes(content)
             else:
                 # Never flushed to the disk: a note that a crash loses is a note of a build that is no more.
+                partial.unlink(missing_ok=True)
                 partial.write_bytes(content)
                 os.replace(partial, self._path)
         except (OSError, StoreError) as error:

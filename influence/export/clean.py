@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from influence.artifacts.digest import sha256
 from influence.artifacts.outfile import MARK, already, parts_folder
-from influence.artifacts.partial import disk_errors, sync_folder
+from influence.artifacts.partial import check_replaceable, disk_errors, sync_folder
 from influence.data.identity import joined_digest
 from influence.engine.progress import Report, Stage
 from influence.errors import QueryError
@@ -183,6 +183,9 @@ def _killed_late(out: Path, decisions: Path) -> bool:
 
 def _check_out(original: Original, wish: Wish, out: Path, decisions: Path, overwrite: bool) -> None:
     check_place(original, wish.tables, out, decisions)
+    for path in (out, decisions):
+        if not path.is_dir():
+            check_replaceable(path)
     there = next((path for path in (out, decisions) if path.exists()), None)
     if there is not None and not overwrite and not _killed_late(out, decisions):
         raise QueryError(already(there))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from influence.artifacts.digest import sha256
 from influence.artifacts.outfile import MARK, already, parts_folder, same_file
-from influence.artifacts.partial import disk_errors, sync_folder
+from influence.artifacts.partial import check_replaceable, disk_errors, sync_folder
 from influence.artifacts.place import check_local
 from influence.data.identity import joined_digest
 from influence.engine.progress import Report, Stage
@@ -115,6 +115,8 @@ def _check(cleaned: Path, decisions: Path, about: About, out: Path, overwrite: b
     check_local(out, "a data set")
     if not out.parent.is_dir():
         raise QueryError(f"The folder {out.parent} doesn't exist; make it, or write somewhere else.")
+    if not out.is_dir():
+        check_replaceable(out)
     if any(same_file(out, path) for path in (cleaned, decisions)):
         raise QueryError(f"{out} is what is undone, which is only read. Name another file with --out.")
     if not about.folder and out.suffix != cleaned.suffix:

@@ -25,6 +25,8 @@ from influence.model.trained import remember_trained
 
 PREFIX = "base_model.model."
 """What PEFT puts before the name that a weight has in the model underneath."""
+OF_OTHERS = ("XLORA",)
+"""PEFT's names for adapters made of others, which it looks for in folders and on the hub as its configuration says."""
 HEADS = (".score.weight", ".classifier.weight", ".classifier.out_proj.weight")
 """What transformers calls the last layer of a sequence classifier."""
 
@@ -70,11 +72,17 @@ def attach(base: Any, folder: Path, device: str) -> Any:
 
     Raises:
         MissingExtra: `peft` isn't installed.
-        ModelError: The adapters don't fit the model, learn a prompt, or the file lacks or exceeds their weights.
+        ModelError: The adapters don't fit the model, learn a prompt, name other adapters, or the file lacks or exceeds
+            their weights.
     """
     kind = str(read_json(folder / ADAPTER_CONFIG).get("peft_type"))
     if kind in PROMPTS:
         raise ModelError(f"{folder} holds {no_layers(kind)}")
+    if kind in OF_OTHERS:
+        raise ModelError(
+            f"{folder} mixes other adapters ({kind}), which its {ADAPTER_CONFIG} names, wherever they are. Expected "
+            "adapters whose weights lie in this folder: merge them into one (PEFT's add_weighted_adapter), and save it."
+        )
     try:
         import peft
     except ImportError as error:

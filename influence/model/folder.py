@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from index import strict_json
 from influence.artifacts.checksum import cached_sha256
 from influence.errors import ModelError
+from influence.regular import irregular
 
 CONFIG, ADAPTER_CONFIG = "config.json", "adapter_config.json"
 WEIGHTS, WEIGHTS_INDEX, ADAPTER_WEIGHTS = (
@@ -35,6 +36,8 @@ VOCABULARIES = (
     "*.tiktoken",
 )
 TOKENISER_FILES = (*VOCABULARIES, "merges.txt", "added_tokens.json", "special_tokens_map.json", "chat_template*")
+SUFFIXES = (".safetensors", ".json", ".txt", ".jinja", ".model", ".tiktoken", ".py")
+"""Of the files that a model or a tokeniser is made of."""
 HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 
 
@@ -51,17 +54,15 @@ def locate(path: str, revision: str | None, what: str = "model.path") -> Path:
     """
     folder = Path(path).expanduser()
     if folder.is_dir():
-        return folder
+        return _regular(folder)
     if folder.is_file():
         raise ModelError(f"{what} is the file {folder}; expected the folder that holds it, with its {CONFIG}.")
     if not HUB_NAME.fullmatch(path):
         raise ModelError(f"{what} is {path}: there is no such folder (and it can't be the name of a model on the hub).")
     patterns = ["*.safetensors", "*.json", "*.txt", "*.py", "*.jinja", *TOKENISER_FILES]
     try:
-        return Path(
-            huggingface_hub.snapshot_download(
-                path, revision=revision, allow_patterns=patterns, ignore_patterns=["*/*", "consolidated*"]
-            )
+        fetched = huggingface_hub.snapshot_download(
+            path, revision=revision, allow_patterns=patterns, ignore_patterns=["*/*", "consolidated*"]
         )
     except (OSError, ValueError) as error:
         version = f" at revision {revision!r}" if revision else ""
@@ -70,6 +71,19 @@ def locate(path: str, revision: str | None, what: str = "model.path") -> Path:
             f"that name{version}: {first_line(error)} Correct the path, or fetch the model where the hub can be "
             "reached."
         ) from error
+    return _regular(Path(fetched))
+
+
+def _regular(folder: Path) -> Path:
+    """Return a folder whose files are files: transformers passes over a broken link as if nothing were there."""
+    for path in folder.iterdir():
+        kind = irregular(path) if path.suffix in SUFFIXES else None
+        if kind is not None:
+            raise ModelError(
+                f"{path} is {kind}, expected a regular file. Copy the whole model again, with what links lead to "
+                "(cp -rL)."
+            )
+    return folder
 
 
 def is_adapter(folder: Path) -> bool:

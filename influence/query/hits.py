@@ -12,7 +12,7 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from influence.artifacts.partial import write_pieces
+from influence.artifacts.partial import check_replaceable, write_pieces
 from influence.control_characters import show_controls
 from influence.coverage import Coverage, shares
 from influence.errors import QueryError
@@ -281,6 +281,7 @@ def write(answers: Iterable[Hits], form: Format, path: Path, *, raw_csv: bool = 
         raise QueryError(f"{path} is a folder; name a file to write the answers to, such as {path / f'hits.{form}'}.")
     if not path.parent.is_dir():
         raise QueryError(f"The folder {path.parent} doesn't exist; make it, or write the answers somewhere else.")
+    check_replaceable(path)
     write_pieces(path, encoded(answers, form, raw_csv=raw_csv))
 
 

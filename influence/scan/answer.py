@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from influence.artifacts.digest import FORMAT_VERSION, seal, unseal
-from influence.artifacts.partial import remove_half_written, write_whole
+from influence.artifacts.partial import check_replaceable, remove_half_written, write_whole
 from influence.artifacts.place import check_local
 from influence.capture.spec import CaptureSpec
 from influence.config import RunConfig
@@ -148,6 +148,8 @@ def _check_folder(out: Path) -> None:
         raise QueryError(f"{out} can't be written: scores are kept as Parquet, so its name must end in {SUFFIX}.")
     if not out.parent.is_dir():
         raise QueryError(f"The folder {out.parent} doesn't exist; make it, or write the scores somewhere else.")
+    for path in (out, queries_file(out)):
+        check_replaceable(path)
 
 
 def _check_vacant(out: Path, scan: Scan, overwrite: bool) -> None:

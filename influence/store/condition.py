@@ -17,6 +17,7 @@ from influence.store.evaluation import Evaluation
 if TYPE_CHECKING:
     import duckdb
 
+EMPTY = "--where is empty. Write what must be true of a row, as in source = 'x' and tokens > 50."
 MAX_CHARACTERS = 1_000_000
 MOST_TEXTS = 48
 """Functions in a condition that make a text."""
@@ -74,7 +75,7 @@ def parse_condition(evaluation: Evaluation, condition: str) -> dict[str, Any]:
     import duckdb
 
     if not condition.strip():
-        raise QueryError("--where is empty. Write what must be true of a row, as in source = 'x' and tokens > 50.")
+        raise QueryError(EMPTY)
     if len(condition) > MAX_CHARACTERS:
         raise QueryError(f"--where has {len(condition):,} characters; a condition has at most {MAX_CHARACTERS:,}.")
     asked = "SELECT json_serialize_sql(?)"
@@ -88,6 +89,8 @@ def parse_condition(evaluation: Evaluation, condition: str) -> dict[str, Any]:
     except (RecursionError, TimeoutError):
         raise _too_deep(condition) from None
     if found["error"]:
+        if "max_expression_depth" in str(found.get("error_message")):
+            raise _too_deep(condition)
         if found.get("error_type") == "parser":
             raise QueryError(
                 f"--where {condition!r:.500} can't be read: {found['error_message']}. Write a condition as in SQL, "
@@ -101,7 +104,10 @@ def parse_condition(evaluation: Evaluation, condition: str) -> dict[str, Any]:
     clauses = ("where_clause", "having", "qualify", "sample", "modifiers", "group_expressions")
     if len(node["select_list"]) != 1 or any(node.get(clause) for clause in clauses):
         raise _refused(condition, "another clause")
-    return node["select_list"][0]
+    tree = node["select_list"][0]
+    if tree["class"] == "FUNCTION" and tree["function_name"] == "row" and not _arguments(tree):
+        raise QueryError(EMPTY)  # brackets around comments alone
+    return tree
 
 
 def check_condition(evaluation: Evaluation, tree: dict[str, Any], condition: str, schema: pa.Schema) -> tuple[str, ...]:

@@ -293,3 +293,41 @@ def test_a_setting_that_was_changed_by_hand_ends_with_2_and_its_name(cli, run_co
     ended = cli("query", run_copy, "--completion", "The river was", "-k", 1)
     assert ended.code == 2
     assert "seed is 1, and the run was built with 0" in ended.told
+
+
+@pytest.mark.parametrize("verb", ["query", "score", "issues", "export", "groups", "select"])
+def test_no_verb_puts_its_file_in_the_place_of_a_fifo_also_where_it_may_overwrite(cli, built, asked, tmp_path, verb):
+    out = tmp_path / ("out.jsonl" if verb in ("export", "query", "select") else "out.parquet")
+    os.mkfifo(out)
+    argv = {
+        "query": [*ASKED],
+        "score": ["--self", "--overwrite"],
+        "issues": ["--overwrite"],
+        "export": ["--drop", asked, "--overwrite"],
+        "groups": ["--queries", asked, "--by", "source", "--overwrite"],
+        "select": ["--target", asked, "--top", 3, "--overwrite"],
+    }[verb]
+    ended = cli(verb, built, *argv, "--out", out)
+    assert ended.code == 2
+    assert "is a FIFO" in ended.told
+    assert out.is_fifo()
+
+
+@pytest.mark.parametrize("length", [251, 300])
+def test_a_name_that_is_too_long_is_bad_input(cli, built, tmp_path, length):
+    ended = cli("query", built, *ASKED, "--out", tmp_path / f"{'n' * length}.json")
+    assert ended.code == 2
+    assert "File name too long" in ended.told
+
+
+def test_an_endless_chat_on_standard_input_is_refused(cli, built, monkeypatch, tmp_path):
+    monkeypatch.setattr("influence.cli.queries.MAX_BYTES", 1000)
+    (tmp_path / "chat.json").write_text("[\n" * 600)
+    ended = cli("query", built, "--messages", tmp_path / "chat.json")
+    assert ended.code == 2
+    assert "more than 1,000 bytes, and holds one chat" in ended.told
+
+
+def test_an_empty_name_of_a_file_is_said_to_be_empty(cli, built):
+    ended = cli("query", built, "--queries", "")
+    assert (ended.code, "The name of a file is empty" in ended.told) == (2, True)

@@ -1,10 +1,15 @@
 """What can be wrong with a data set, and that the message says what, where and what to do."""
 
+import gzip
+import os
+import re
+
 import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from influence.data import records
 from influence.data.columns import Columns
 from influence.data.dataset import DataSettings, open_rows
 from influence.data.example import Example
@@ -336,3 +341,53 @@ def test_a_query_without_an_id_is_named_by_its_content():
     assert Example.query("a", "b").id == Example.query("a", "b").id != Example.query("ab", "").id
     assert Example.query("a", "b", id="mine").id == "mine"
     assert Example.query("a", "b").row == -1
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("rows.jsonl", gzip.compress(b"{}"), "compressed by gzip, expected lines of text: unpack it"),
+        ("rows.csv", b"\x28\xb5\x2f\xfd\x04", "compressed by zstd"),
+        ("rows.csv", b"PK\x03\x04\x14\x00\x06\x00", "a zip archive or an Excel workbook.*save the sheet as CSV"),
+        ("rows.tsv", b"\xd0\xcf\x11\xe0\xa1\xb1", r"an old Office document \(\.xls\)"),
+        ("rows.jsonl", b"PAR1\x15\x04\x15", r"is Parquet, expected lines of text.*data\.format: parquet"),
+        ("rows.parquet", b"ARROW1\0\0" + b"\0" * 40, "an Arrow file, expected Parquet"),
+        ("rows.parquet", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "a pointer of Git LFS"),
+        ("rows.jsonl", '{"text": "a"}\n'.encode("utf-32-le"), "is UTF-32LE .*iconv -f UTF-32LE"),
+        ("rows.csv", "text|id\na|1\n", "separated by bars"),
+    ],
+)
+def test_a_file_whose_suffix_is_another_kinds_is_named_for_what_it_holds(textfile, name, content, said):
+    assert re.search(said, complaint(textfile(name, content)))
+
+
+def test_a_line_without_an_end_is_refused_before_it_fills_memory(textfile, monkeypatch):
+    monkeypatch.setattr(records, "LONGEST_LINE", 1000)
+    path = textfile("rows.jsonl", '{"text": "a"}\n' + "\0" * 5000)
+    assert f"{path}, line 2 has more than 1,000 bytes" in complaint(path)
+    assert "more than 1,000 bytes" in complaint(textfile("zeros.jsonl", b"\0" * 5000))
+
+
+@pytest.mark.parametrize("kind", ["a FIFO", "a link that leads nowhere", "a circle of symbolic links"])
+def test_what_is_no_file_is_said_to_be_it_and_not_to_be_missing(tmp_path, kind):
+    path = tmp_path / "rows.jsonl"
+    if kind == "a FIFO":
+        os.mkfifo(path)
+    else:
+        path.symlink_to(path if "circle" in kind else tmp_path / "gone")
+    assert f"{path} is {kind}. Rows are read several times" in complaint(path)
+
+
+def test_a_dash_is_no_data_set_of_the_hub():
+    assert "nothing at -" in complaint("-")
+
+
+def test_a_parquet_schema_with_a_name_twice_is_refused(tmp_path):
+    twice = pa.table([pa.array(["a"]), pa.array(["b"])], names=["text", "text"])
+    pq.write_table(twice, tmp_path / "rows.parquet")
+    assert "the schema has 'text' twice" in complaint(tmp_path / "rows.parquet")
+
+
+def test_messages_that_are_json_in_a_text_are_told_to_be_a_list(jsonl):
+    path = jsonl([{"messages": '[{"role": "user", "content": "a"}]'}])
+    assert "looks like JSON in a text: write the list itself" in complaint(path)

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -449,3 +450,27 @@ def test_the_tokenisers_digest_changes_with_its_chat_template_and_not_with_the_w
     assert tokeniser_digest(settings_for(llama)) == original
     (llama / "chat_template.jinja").write_text("{{ messages }}")
     assert tokeniser_digest(settings_for(llama)) != original
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "tokenizer_config.json", "chat_template.jinja", "config.json"])
+@pytest.mark.parametrize("kind", ["a FIFO", "a link that leads nowhere"])
+def test_a_file_of_a_model_that_is_none_is_named_and_not_passed_over(llama, name, kind):
+    (llama / name).unlink(missing_ok=True)
+    if kind == "a FIFO":
+        os.mkfifo(llama / name)
+    else:
+        (llama / name).symlink_to("../blobs/gone")
+    for use in (load_tokeniser, model_digest):
+        with pytest.raises(ModelError, match=rf"{name} is {kind}, expected a regular file.*cp -rL"):
+            use(settings_for(llama))
+    with pytest.raises(ModelError, match=f"{name} is {kind}"):
+        load(llama)
+
+
+def test_adapters_that_name_other_adapters_are_refused_before_one_is_looked_for(lora, monkeypatch):
+    reached = []
+    monkeypatch.setattr("socket.socket.connect", lambda *given: reached.append(given))
+    reconfigure(lora, "adapter_config.json", peft_type="XLORA", adapters={"one": "someone/adapter"}, hidden_size=24)
+    with pytest.raises(ModelError, match=r"mixes other adapters \(XLORA\).*merge them into one"):
+        load(lora)
+    assert reached == []

@@ -49,6 +49,9 @@ def test_only_the_columns_that_are_named_are_read(run, monkeypatch):
     ("condition", "told"),
     [
         ("", "--where is empty"),
+        ("-- only a comment", "--where is empty"),
+        ("()", "--where is empty"),
+        ("(" * 3000 + "true" + ")" * 3000, "nested too deeply to be read. Write a simpler"),
         ("tokens >", "can't be read: syntax error"),
         ("source = 'x", "can't be read: unterminated"),
         ("sauce = 'x'", r"no column 'sauce'. Columns: row \(number\), id \(text\).*single quotes"),

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import pytest
 
@@ -250,3 +251,43 @@ def test_two_attempts_at_one_shard_at_once_end_in_one_whole_shard(run, monkeypat
     run.write(1)
     run.write(2)
     Store(run.folder).verify()
+
+
+@pytest.mark.parametrize("kind", ["FIFO", "directory", "link to a FIFO"])
+def test_a_file_takes_the_place_of_no_fifo_or_device_nor_what_a_link_leads_to(tmp_path, kind):
+    out = tmp_path / "out.json"
+    if kind == "directory":
+        out.mkdir()
+    else:
+        os.mkfifo(tmp_path / "fifo" if kind.startswith("link") else out)
+    if kind.startswith("link"):
+        out.symlink_to(tmp_path / "fifo")
+    with pytest.raises(
+        StoreError, match=rf"out\.json is a {kind.split()[-1]}, and a finished file would take its place"
+    ):
+        partial.write_whole(out, b"{}")
+    assert not out.is_file()
+    assert not list(tmp_path.glob("*.partial"))
+
+
+@pytest.mark.parametrize("name", ["/dev/null", "/dev/stdout", "/dev/not there", "/proc/self/fd/1", "/dev/fd/1"])
+def test_no_file_is_put_among_the_devices_or_the_files_of_a_process(name):
+    with pytest.raises(StoreError, match="a finished file would take its place"):
+        partial.check_replaceable(Path(name))
+
+
+def test_a_file_takes_the_place_of_a_link_that_leads_nowhere(tmp_path):
+    (tmp_path / "out").symlink_to(tmp_path / "gone")
+    partial.write_whole(tmp_path / "out", b"x")
+    assert (tmp_path / "out").read_bytes() == b"x"
+    assert not (tmp_path / "gone").exists()
+
+
+def test_a_name_of_255_bytes_can_be_written_and_cleared_of_what_was_left_beside_it(tmp_path):
+    path = tmp_path / ("ü" * 125 + ".json")
+    killed = partial.PartialFile(path)
+    killed.write(b"half")
+    partial.remove_half_written(path)
+    assert list(tmp_path.iterdir()) == []
+    partial.write_whole(path, b"x")
+    assert path.read_bytes() == b"x"
