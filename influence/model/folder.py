@@ -17,8 +17,8 @@ from safetensors import SafetensorError, safe_open
 
 from index import strict_json
 from influence.artifacts.checksum import cached_sha256
+from influence.artifacts.regular import irregular
 from influence.errors import ModelError
-from influence.regular import irregular
 
 CONFIG, ADAPTER_CONFIG = "config.json", "adapter_config.json"
 WEIGHTS, WEIGHTS_INDEX, ADAPTER_WEIGHTS = (
