@@ -14,7 +14,7 @@ from scipy.stats import rankdata
 
 from index.neighbours import best
 from influence.data.example import Example
-from influence.engine.progress import Report, Stage
+from influence.engine.progress import Progress, Report
 from influence.errors import QueryError
 from influence.query.asked import Query, read_queries
 from influence.query.attribute import named
@@ -151,7 +151,7 @@ def compare(
     _check(first, second, queries, k)
     examples = named(list(read_queries(queries, first.query_form)))
     size = max(1, BATCH_BYTES // (8 * max(1, first.rows)))
-    stage = Stage("comparing", -(-len(examples) // size), progress)
+    stage = Progress("comparing", -(-len(examples) // size), progress)
     found: list[Agreement] = []
     for start in range(0, len(examples), size):
         batch = examples[start : start + size]

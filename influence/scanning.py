@@ -10,7 +10,7 @@ from influence.capture.opening import run_spec
 from influence.config import RunConfig
 from influence.data.columns import Columns
 from influence.data.example import Example
-from influence.engine.progress import Report, Stage
+from influence.engine.progress import Progress, Report
 from influence.query.asked import Query, QueryForm, read_queries
 from influence.query.attribute import named
 from influence.query.baseline import check_asked
@@ -122,7 +122,7 @@ class Scanning:
         check_scannable(self.recipe, itself=True)
         comparison = load_comparison(self.path, self.store.manifest, self.recipe.stored)
         found, blocks = np.empty(self.store.rows, dtype=np.float32), self.store.span(SELF_BLOCK, 0, None)
-        stage = Stage("self-influence", len(blocks), progress)
+        stage = Progress("self-influence", len(blocks), progress)
         for first in blocks:
             rows = np.arange(first, min(first + SELF_BLOCK, self.store.rows))
             found[rows] = self_scores(self.store, comparison, rows)

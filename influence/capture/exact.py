@@ -14,7 +14,7 @@ from influence.capture.queries import query_gradients
 from influence.capture.session import Session
 from influence.curvature.kfac import KroneckerCurvature, preconditioned
 from influence.data.example import Example, place_of
-from influence.engine.progress import Report, Stage
+from influence.engine.progress import Progress, Report
 from influence.gradients.capture import Capture
 from influence.gradients.inner_products import InnerProducts, LowRank, compress
 from influence.gradients.projection import Projection, ProjectionSettings
@@ -111,8 +111,8 @@ class ExactScorer:
                 stage.finished(rows=len(rows))
         return scores
 
-    def _stage(self, blocks: int) -> Stage:
-        return Stage("exact", blocks, self._report)
+    def _stage(self, blocks: int) -> Progress:
+        return Progress("exact", blocks, self._report)
 
     def _products(self, queries: Sequence[Example]) -> InnerProducts:
         gradients, _, _ = query_gradients(self._session, queries, self._whole)

@@ -19,7 +19,7 @@ from influence.capture.spec import CaptureSpec
 from influence.config import RunConfig
 from influence.data.tokenise import Part
 from influence.engine.dispatch import dispatcher
-from influence.engine.progress import Report, Stage
+from influence.engine.progress import Progress, Report
 from influence.errors import InfluenceError
 from influence.model.load import weight_count
 from influence.store.manifest import fingerprint_of
@@ -90,7 +90,7 @@ def model_pass(
     blocks = range(0, store.rows, ROWS)
     tasks = [PassTask(spec, folder, fingerprint, what, ask, first, min(store.rows, first + ROWS)) for first in blocks]
     missing = [task for task in tasks if not saved_for(task.file, fingerprint)]
-    stage = Stage(what, len(tasks), report, done=len(tasks) - len(missing))
+    stage = Progress(what, len(tasks), report, done=len(tasks) - len(missing))
     if missing:
         check_unchanged(config, store.run_dir, store.manifest)
         tokens = sum(task.stop - task.first for task in missing) * config.data.max_tokens

@@ -21,7 +21,7 @@ from influence.data.example import Example
 from influence.data.tokenise import Part
 from influence.data.truncation import Truncation
 from influence.engine.poison import Dead, died_of, run_surviving
-from influence.engine.progress import Stage
+from influence.engine.progress import Progress
 from influence.errors import CaptureError, InfluenceError
 from influence.recipes import Baseline
 from influence.store.codec import CodecSettings
@@ -93,7 +93,7 @@ def missing(run_dir: Path, manifest: Manifest) -> tuple[list[ShardRange], list[i
 
 
 def capture_missing(
-    client: Client, spec: CaptureSpec, run_dir: Path, manifest: Manifest, todo: Iterable[ShardRange], stage: Stage
+    client: Client, spec: CaptureSpec, run_dir: Path, manifest: Manifest, todo: Iterable[ShardRange], stage: Progress
 ) -> tuple[list[int], list[Quarantined]]:
     """Capture shards on the cluster and return their zero rows and their quarantined rows.
 

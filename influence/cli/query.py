@@ -113,9 +113,9 @@ def query(
 
 def _counted(answers: "Iterable[Hits]", total: int | None, report: "Report | None") -> "Iterator[Hits]":
     """Yield answers and report each; where nobody knows how many there will be, no total."""
-    from influence.engine.progress import Stage
+    from influence.engine.progress import Progress
 
-    stage = None if total is None else Stage("queries", total, report)
+    stage = None if total is None else Progress("queries", total, report)
     for answer in answers:
         yield answer
         if stage is not None:

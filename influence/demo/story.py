@@ -32,7 +32,7 @@ from influence.demo.facts import FACTS
 from influence.demo.page import write_page
 from influence.demo.questions import DEPTH, REAL, Answer, Question
 from influence.demo.train import TrainSettings, train, trained_on
-from influence.engine.progress import Report, Stage, Step
+from influence.engine.progress import Progress, Report, Step
 from influence.errors import ConfigError, FingerprintMismatch, Incomplete
 from influence.run import Run, build
 from influence.store.writer import lock_run
@@ -143,7 +143,7 @@ def questions(rows: Sequence[CorpusRow]) -> list[Question]:
 
 def ask(run: Run, rows: Sequence[CorpusRow], asked: Sequence[Question], progress: Report | None = None) -> list[Answer]:
     """Put every question to the run and to BM25."""
-    stage = Stage("questions", 2, progress)
+    stage = Progress("questions", 2, progress)
     k = min(DEPTH, len(rows))
     queries = [Example.query(question.prompt, question.completion, id=question.name) for question in asked]
     found = run.query_many(queries, k=k, progress=progress)

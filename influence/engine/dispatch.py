@@ -10,7 +10,7 @@ from distributed import Client
 
 from influence.config import RunConfig
 from influence.engine.cluster import connect
-from influence.engine.progress import Stage
+from influence.engine.progress import Progress
 from influence.engine.submit import run_tasks
 from influence.engine.threads import torch_threads
 from influence.engine.worker import install, sessions_here
@@ -29,7 +29,7 @@ class Named(Protocol):
         ...
 
 
-Dispatch = Callable[[Callable[[Any], Any], Sequence[Named], Stage], Iterator[Any]]
+Dispatch = Callable[[Callable[[Any], Any], Sequence[Named], Progress], Iterator[Any]]
 """Yields what a function makes of each of some tasks, in any order; the stage hears of each that is done."""
 
 
@@ -58,7 +58,7 @@ def dispatcher(config: RunConfig, run_dir: Path, seconds: float, tasks: int) -> 
         yield partial(_handed_over, client)
 
 
-def _done_here(threads: int, function: Callable[[Any], Any], given: Sequence[Named], stage: Stage) -> Iterator[Any]:
+def _done_here(threads: int, function: Callable[[Any], Any], given: Sequence[Named], stage: Progress) -> Iterator[Any]:
     for task in given:
         with torch_threads(threads):
             result = function(task)
@@ -66,7 +66,9 @@ def _done_here(threads: int, function: Callable[[Any], Any], given: Sequence[Nam
         yield result
 
 
-def _handed_over(client: Client, function: Callable[[Any], Any], given: Sequence[Named], stage: Stage) -> Iterator[Any]:
+def _handed_over(
+    client: Client, function: Callable[[Any], Any], given: Sequence[Named], stage: Progress
+) -> Iterator[Any]:
     for result in run_tasks(client, function, given, lambda task: task.name, stage):
         stage.finished()
         yield result

@@ -20,7 +20,7 @@ from weakref import WeakKeyDictionary
 
 from distributed import Client, Event
 
-from influence.engine.progress import Stage
+from influence.engine.progress import Progress
 from influence.engine.quarantine import without_failing_rows
 from influence.engine.submit import died, run_tasks
 from influence.errors import ClusterError
@@ -108,7 +108,7 @@ def run_surviving(
     attempt: Attempt[T, R],
     tasks: Iterable[T],
     most: Callable[[], int],
-    stage: Stage | None = None,
+    stage: Progress | None = None,
 ) -> Iterator[R]:
     """Yield each task's result as `run_tasks` does; a task whose workers die goes on without the rows that kill them.
 
@@ -146,7 +146,7 @@ def died_of(during: During) -> str:
     )
 
 
-def _without_deadly_rows(client: Client, attempt: Attempt[T, R], task: T, most: int, stage: Stage | None) -> R:
+def _without_deadly_rows(client: Client, attempt: Attempt[T, R], task: T, most: int, stage: Progress | None) -> R:
     """Do a task that the scheduler gave up, without the rows that kill their worker."""
     known = _found[client]
     dead: dict[int, During] = {n: known[row] for n, row in enumerate(task.numbers) if row in known}
@@ -190,7 +190,7 @@ def _without_deadly_rows(client: Client, attempt: Attempt[T, R], task: T, most: 
     return done
 
 
-def _made(client: Client, tried: Try[T, R], stage: Stage | None) -> R | Lost | None:
+def _made(client: Client, tried: Try[T, R], stage: Progress | None) -> R | Lost | None:
     """Make one try, with nothing else under way, and clear its marks."""
     if stage is not None:
         stage.tried_again()

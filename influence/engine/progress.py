@@ -8,7 +8,8 @@ from types import TracebackType
 from typing import Self
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bars
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,8 +45,8 @@ def silent(step: Step) -> None:
     """Report nothing."""
 
 
-class Stage:
-    """Counts one stage's finished tasks and reports them."""
+class Progress:
+    """Counts a stage's finished tasks and reports them."""
 
     def __init__(self, name: str, total: int, report: Report | None, done: int = 0) -> None:
         self.name, self.total, self.done = name, total, done
@@ -63,6 +64,12 @@ class Stage:
         """Count workers that are gone."""
         self.lost += count
         self._tell()
+
+    def passed(self, count: int) -> None:
+        """Count tasks whose artifacts are on disk already."""
+        if count:
+            self.done += count
+            self._tell()
 
     def finished(self, rows: int = 0, tokens: int = 0) -> None:
         """Count one more task."""
@@ -84,7 +91,7 @@ class ProgressBar:
 
     def __init__(self, console: Console | None = None) -> None:
         console = console or Console(file=sys.stderr)
-        self._bar = Progress(
+        self._bar = Bars(
             TextColumn("{task.description}"),
             BarColumn(),
             MofNCompleteColumn(),

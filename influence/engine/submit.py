@@ -19,7 +19,7 @@ from distributed import Client, Future, KilledWorker
 
 from influence.engine.closing import failures_told
 from influence.engine.cluster import list_workers
-from influence.engine.progress import Stage
+from influence.engine.progress import Progress
 from influence.engine.workforce import workforce_of
 from influence.errors import ClusterError, Incomplete
 
@@ -59,7 +59,7 @@ def run_tasks(
     function: Callable[[T], R],
     tasks: Iterable[T],
     name: Callable[[T], str],
-    stage: Stage | None = None,
+    stage: Progress | None = None,
     given_up: Callable[[T], None] | None = None,
 ) -> Iterator[R]:
     """Yield each task's result as it finishes, in any order.
@@ -142,7 +142,7 @@ class _Crew(Generic[T, R]):
     """
 
     def __init__(
-        self, client: Client, function: Callable[[T], R], tasks: Iterable[T], stage: Stage | None = None
+        self, client: Client, function: Callable[[T], R], tasks: Iterable[T], stage: Progress | None = None
     ) -> None:
         self._client, self._function, self._source, self._stage = client, function, iter(tasks), stage
         self._known: set[str] = set()

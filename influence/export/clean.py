@@ -19,7 +19,7 @@ from influence.artifacts.digest import sha256
 from influence.artifacts.outfile import MARK, already, parts_folder
 from influence.artifacts.partial import check_replaceable, disk_errors, sync_folder
 from influence.data.identity import joined_digest
-from influence.engine.progress import Report, Stage
+from influence.engine.progress import Progress, Report
 from influence.errors import QueryError
 from influence.export.clean_parquet import clean_parquet
 from influence.export.clean_saved import clean_saved, files_of
@@ -118,18 +118,18 @@ def _clean(
     fingerprint, data = run.manifest.rows_fingerprint, str(run.manifest.fingerprint_parts["data"])
     with DecisionWriter(folder / DECISIONS, fingerprint, _schema(original)) as decisions:
         if original.loaded is not None:
-            stage = Stage("export", files_of(original.loaded), progress)
+            stage = Progress("export", files_of(original.loaded), progress)
             given = original.loaded, original.label, verdicts, folder / CLEANED, decisions, stage
             found, beside = clean_saved(*given)
         else:
-            stage = Stage("export", len(original.files), progress)
+            stage = Progress("export", len(original.files), progress)
             found, beside = _clean_files(original, verdicts, folder / CLEANED, decisions, stage), {}
         decisions.finish(About(fingerprint, data, original.format, original.folder, found, beside))
     return found
 
 
 def _clean_files(
-    original: Original, verdicts: Verdicts, out: Path, decisions: DecisionWriter, stage: Stage
+    original: Original, verdicts: Verdicts, out: Path, decisions: DecisionWriter, stage: Progress
 ) -> tuple[CleanedFile, ...]:
     found = []
     for number, (file, name) in enumerate(zip(original.files, original.names, strict=True)):

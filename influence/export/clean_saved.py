@@ -16,7 +16,7 @@ from influence.artifacts.partial import PartialFile
 from influence.data.arrow_sets import INFO, STATE, ArrowSet
 from influence.data.cache import no_progress_bars
 from influence.data.identity import digest_of
-from influence.engine.progress import Stage
+from influence.engine.progress import Progress
 from influence.export.clean_columns import (
     BATCH,
     Gathered,
@@ -37,7 +37,7 @@ BESIDE = (INFO, STATE)
 
 
 def clean_saved(
-    loaded: ArrowSet, label: str | None, verdicts: Verdicts, out: Path, decisions: DecisionWriter, stage: Stage
+    loaded: ArrowSet, label: str | None, verdicts: Verdicts, out: Path, decisions: DecisionWriter, stage: Progress
 ) -> tuple[tuple[CleanedFile, ...], dict[str, str]]:
     """Write a data set without the rows that go, and with the labels that change.
 
@@ -77,7 +77,7 @@ def clean_saved(
     return tuple(found), told
 
 
-def restore_saved(cleaned: Path, originals: Originals, about: About, out: Path, stage: Stage) -> list[str]:
+def restore_saved(cleaned: Path, originals: Originals, about: About, out: Path, stage: Progress) -> list[str]:
     """Write a data set with every row and label that it had, as a saved folder.
 
     Returns:

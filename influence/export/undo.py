@@ -12,7 +12,7 @@ from influence.artifacts.outfile import MARK, already, parts_folder, same_file
 from influence.artifacts.partial import check_replaceable, disk_errors, sync_folder
 from influence.artifacts.place import check_local
 from influence.data.identity import joined_digest
-from influence.engine.progress import Report, Stage
+from influence.engine.progress import Progress, Report
 from influence.errors import DataError, DigestMismatch, QueryError
 from influence.export.clean_columns import Originals
 from influence.export.clean_parquet import restore_parquet
@@ -61,7 +61,7 @@ def undo_export(
         )
     _check(cleaned, decisions, about, out, overwrite)
     with parts_of(out) as folder, done_anew(folder), disk_errors(out.parent, out.name, decisions.stat().st_size):
-        stage = Stage("undo", len(about.files), progress)
+        stage = Progress("undo", len(about.files), progress)
         if about.format == "saved":
             found = restore_saved(cleaned, Originals(decisions), about, folder / RESTORED, stage)
         else:
@@ -71,7 +71,7 @@ def undo_export(
     return about
 
 
-def _restore_files(cleaned: Path, decisions: Path, about: About, out: Path, stage: Stage) -> list[str]:
+def _restore_files(cleaned: Path, decisions: Path, about: About, out: Path, stage: Progress) -> list[str]:
     """Write every file as it was, and return their digests: of their bytes, or of their values."""
     lines = None if about.of_columns else Decisions(decisions, ("offset", "written", "original"))
     originals = Originals(decisions) if about.of_columns else None

@@ -21,7 +21,7 @@ import torch
 from influence.artifacts.outfile import check_outfile, parts_folder, publish, remove_parts
 from influence.artifacts.tensors import load_tensors, save_tensors, saved_for
 from influence.engine.cluster import kept_cluster
-from influence.engine.progress import Report, Stage
+from influence.engine.progress import Progress, Report
 from influence.errors import MissingExtra, QueryError, StoreError
 from influence.issues.cases import Cases, gather
 from influence.issues.checks.datalab import MISSING
@@ -119,7 +119,7 @@ def examine(
         )
         wanted, skipped = _wanted(subject, checks)
         _check_settings(settings, wanted, skipped)
-        stage = Stage("checks", len(wanted), progress)
+        stage = Progress("checks", len(wanted), progress)
         findings = []
         for name in wanted:
             findings.append(_found(subject, name, settings))

@@ -17,7 +17,7 @@ from influence.artifacts.place import is_remote
 from influence.artifacts.tensors import save_tensors, saved_for
 from influence.config import RunConfig
 from influence.engine.dispatch import dispatcher
-from influence.engine.progress import Report, Stage
+from influence.engine.progress import Progress, Report
 from influence.errors import InfluenceError, QueryError
 from influence.neighbors.cells import PASSING, PHASES, CellTask, one_compares
 from influence.neighbors.files import read_near, save_near, save_zero_rows, zero_rows
@@ -87,7 +87,7 @@ def build_graph(config: RunConfig, store: Store, plan: GraphPlan, report: Report
 
 def _compare_all(config: RunConfig, plan: GraphPlan, report: Report | None) -> None:
     tasks = [RowsTask(plan, number, *plan.block(number)) for number in plan.missing]
-    stage = Stage("neighbours", len(plan.blocks), report, done=len(plan.blocks) - len(tasks))
+    stage = Progress("neighbours", len(plan.blocks), report, done=len(plan.blocks) - len(tasks))
     seconds = _seconds(plan, plan.rows * plan.asked * len(tasks))
     with dispatcher(config, plan.run_dir, seconds, len(tasks)) as dispatch:
         _exhaust(dispatch(compare_block, tasks, stage))
@@ -96,7 +96,7 @@ def _compare_all(config: RunConfig, plan: GraphPlan, report: Report | None) -> N
 def _compare_cells(config: RunConfig, plan: GraphPlan, report: Report | None) -> None:
     truth = range(0, plan.rows, TRUTH_ROWS)
     counts = {phase: len(range(0, plan.rows, rows_of(plan))) for phase, (_, rows_of) in PHASES.items()}
-    stage = Stage("neighbours", sum(counts.values()) + len(truth), report)
+    stage = Progress("neighbours", sum(counts.values()) + len(truth), report)
     seconds = _seconds(plan, plan.rows * (plan.compared or 0))
     with dispatcher(config, plan.run_dir, seconds, max(counts.values())) as dispatch:
         for phase, (function, rows_of) in PHASES.items():

@@ -22,7 +22,7 @@ from influence.artifacts.place import check_local
 from influence.capture.spec import CaptureSpec
 from influence.config import RunConfig
 from influence.data.example import Example
-from influence.engine.progress import Report, Stage
+from influence.engine.progress import Progress, Report
 from influence.errors import Incomplete, InfluenceError, QueryError, RunLocked
 from influence.recipes import Magnitudes, Recipe, rank_only_queries, sign_rule
 from influence.scan.blocks import compute
@@ -127,7 +127,7 @@ def answer(
                 scan.save_passing(mask)
             compute(config, scan, spec, queries, report)
             units = len(scan.batches) if scan.keep == "top" else len(scan.blocks)
-            write_answer(scan, queries, told, out, Stage("writing", units, report))
+            write_answer(scan, queries, told, out, Progress("writing", units, report))
         _clear(scan.folder)
     each: tuple[Magnitudes, ...] = tuple(record.magnitudes for record in query_records(out))
     return Answered(out, chosen, scan.queries, told["unit"], told["sign"], each)

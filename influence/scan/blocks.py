@@ -23,7 +23,7 @@ from influence.capture.spec import CaptureSpec
 from influence.config import RunConfig
 from influence.data.example import Example
 from influence.engine.dispatch import dispatcher
-from influence.engine.progress import Report, Stage
+from influence.engine.progress import Progress, Report
 from influence.errors import InfluenceError, QueryError
 from influence.recipes import Recipe
 from influence.scan.plan import Scan, coordinate_cost
@@ -90,7 +90,7 @@ def compute(
     scoring = [task for task in score_tasks(scan) if not _stands(scan, scan.scored_file(task.block, task.batch))]
     batches, tasks = len(scan.batches) if scan.queries else 0, len(scan.blocks) * len(scan.batches)
     if not asking and not scoring:
-        Stage("scores", tasks, report, done=tasks)
+        Progress("scores", tasks, report, done=tasks)
         return
     if len(scoring) < tasks or len(asking) < batches:
         log.info("%d of %d parts stand already.", tasks - len(scoring) + batches - len(asking), tasks + batches)
@@ -102,8 +102,10 @@ def compute(
     most = max(len(asking), len(scoring))
     with dispatcher(config, scan.run_dir, seconds, most) as dispatch, comparison_held():
         if batches:
-            _exhaust(dispatch(capture_queries, asking, Stage("queries", batches, report, done=batches - len(asking))))
-        _exhaust(dispatch(score_block, scoring, Stage("scores", tasks, report, done=tasks - len(scoring))))
+            _exhaust(
+                dispatch(capture_queries, asking, Progress("queries", batches, report, done=batches - len(asking)))
+            )
+        _exhaust(dispatch(score_block, scoring, Progress("scores", tasks, report, done=tasks - len(scoring))))
 
 
 def scoring_seconds(scan: Scan, manifest: Manifest, tasks: int) -> float:

@@ -11,7 +11,7 @@ import numpy as np
 from influence.artifacts.tensors import load_tensors, saved_for
 from influence.config import RunConfig
 from influence.engine.dispatch import dispatcher
-from influence.engine.progress import Report, Stage
+from influence.engine.progress import Progress, Report
 from influence.recipes import Recipe
 from influence.scan.answer import Question, planned
 from influence.scan.blocks import comparison_held, score_block, score_tasks, scoring_seconds
@@ -37,7 +37,7 @@ def self_influence(
     scan, _ = planned(config.model_copy(update={"recipe": recipe}), store, Question(None), out, store.rows)
     tasks = list(score_tasks(scan))
     missing = [task for task in tasks if not saved_for(scan.scored_file(task.block, task.batch), scan.fingerprint)]
-    stage = Stage("self-influence", len(tasks), report, done=len(tasks) - len(missing))
+    stage = Progress("self-influence", len(tasks), report, done=len(tasks) - len(missing))
     if missing:
         seconds = scoring_seconds(scan, store.manifest, len(missing))
         with dispatcher(config, store.run_dir, seconds, len(missing)) as dispatch, comparison_held():

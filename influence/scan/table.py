@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 from influence.artifacts.partial import PartialFile, disk_errors, sync_folder, write_whole
 from influence.artifacts.tensors import load_tensors, open_tensors
 from influence.data.example import Example
-from influence.engine.progress import Stage
+from influence.engine.progress import Progress
 from influence.recipes import Magnitudes, magnitudes
 from influence.scan.plan import Scan
 from influence.scan.shortlist import Shortlist
@@ -58,7 +58,7 @@ def schema_of(scan: Scan, told: dict[str, str]) -> pa.Schema:
     return pa.schema(COLUMNS.get(scan.keep, [*ROW, scores]), metadata=told)
 
 
-def write_answer(scan: Scan, queries: Sequence[Example], told: dict[str, str], out: Path, stage: Stage) -> None:
+def write_answer(scan: Scan, queries: Sequence[Example], told: dict[str, str], out: Path, stage: Progress) -> None:
     """Write the answer from the parts, all of which stand; what is at `out` is replaced at the end.
 
     Raises:
@@ -92,7 +92,7 @@ def answer_bytes(scan: Scan, rows: int) -> int:
 
 
 def _tables(
-    scan: Scan, store: Store, queries: Sequence[Example], schema: pa.Schema, stage: Stage
+    scan: Scan, store: Store, queries: Sequence[Example], schema: pa.Schema, stage: Progress
 ) -> Iterator[pa.Table]:
     if scan.keep == "top":
         for batch in range(len(scan.batches)):

@@ -31,7 +31,7 @@ from index.questions import questions
 from index.recall import measure_recall, truth_depth
 from index.settings import IndexSettings
 from index.train import sample_rows, train
-from influence.engine.progress import Stage
+from influence.engine.progress import Progress
 from influence.engine.submit import run_tasks
 from influence.engine.threads import torch_threads
 from influence.errors import InfluenceError
@@ -103,7 +103,7 @@ def build_approximate(
     recipe: Recipe,
     settings: IndexSettings,
     threads: int,
-    stage: Stage,
+    stage: Progress,
 ) -> None:
     """Make what is missing of the index.
 
@@ -160,7 +160,7 @@ def build_approximate(
         end_climb(folder)
 
 
-def _make(run: Callable[..., Iterator[Any]], base: IndexTask, count: int, stage: Stage) -> None:
+def _make(run: Callable[..., Iterator[Any]], base: IndexTask, count: int, stage: Progress) -> None:
     """Train, fill those of `count` parts that are missing, and merge."""
     # Another kind's, or an older plan's: no record may vouch for what is about to be replaced.
     _forget(base.folder)
@@ -176,7 +176,7 @@ def _tasks(base: IndexTask, what: str, numbers: Iterable[int], count: int) -> li
     return [replace(base, what=f"{what} {number} of {count}", number=number) for number in numbers]
 
 
-def _passed(stage: Stage, count: int) -> None:
+def _passed(stage: Progress, count: int) -> None:
     """Count tasks whose work stands already."""
     for _ in range(count):
         stage.finished()

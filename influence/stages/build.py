@@ -20,7 +20,7 @@ from influence.data.identity import DataIdentity
 from influence.engine.cluster import connect
 from influence.engine.note import Note
 from influence.engine.poison import run_surviving
-from influence.engine.progress import Report, Stage
+from influence.engine.progress import Progress, Report
 from influence.engine.run_lock import held
 from influence.engine.threads import torch_threads
 from influence.engine.worker import install
@@ -99,7 +99,7 @@ def _capture(config: RunConfig, run_dir: Path, rows: Rows, settled: dict[str, Pa
         and not _index_work(config, run_dir, manifest)
     ):
         manifest = write_configuration(config, run_dir, manifest).quarantine(run_dir, ())
-        Stage("capture", len(manifest.shards), report, done=len(manifest.shards))
+        Progress("capture", len(manifest.shards), report, done=len(manifest.shards))
         capture_stage.report_zero_rows(zeros, manifest.rows, stored.baseline)
         return manifest
     most = len(manifest.shards) if manifest else most_shards(len(rows), config.store)
@@ -126,7 +126,7 @@ def _capture(config: RunConfig, run_dir: Path, rows: Rows, settled: dict[str, Pa
             _sum_curvature(client, stored, run_dir, manifest, report)
         if _index_work(config, run_dir, manifest):
             _decompose(stored, config, run_dir, manifest)
-            stage = Stage("index", index_tasks(manifest, config.index), report)
+            stage = Progress("index", index_tasks(manifest, config.index), report)
             threads = config.cluster.threads_per_worker
             build_approximate(client, run_dir, manifest, stored, config.index, threads, stage)
     return manifest
@@ -143,7 +143,7 @@ def _keep_texts(
         manifest = lexical_stage.write_manifest(config, run_dir, len(rows), settled, meta)
     todo, zeros = capture_stage.missing(run_dir, manifest)
     manifest = write_configuration(config, run_dir, manifest)
-    stage = Stage("capture", len(manifest.shards), report, done=len(manifest.shards) - len(todo))
+    stage = Progress("capture", len(manifest.shards), report, done=len(manifest.shards) - len(todo))
     zeros = sorted(zeros + lexical_stage.write_texts(config, run_dir, manifest, rows, todo, stage))
     capture_stage.report_zero_rows(zeros, manifest.rows, config.recipe.baseline)
     return manifest
@@ -155,7 +155,7 @@ def _capture_shards(
     done = len(manifest.shards) - len(todo)
     if done:
         log.info("%d of %d shards stand already.", done, len(manifest.shards))
-    stage = Stage("capture", len(manifest.shards), report, done=done)
+    stage = Progress("capture", len(manifest.shards), report, done=done)
     if not todo:
         return [], []
     factors = factor_files(run_dir, manifest, config.recipe)
@@ -174,7 +174,7 @@ def _spec(config: RunConfig, run_dir: Path, manifest: Manifest, factors: tuple[F
 def _fit_factors(client: Client, config: RunConfig, run_dir: Path, manifest: Manifest, report: Report | None) -> None:
     if factor_stage.factors_stand(run_dir, manifest, config.recipe):
         return
-    stage = Stage("factors", factor_stage.factor_steps(run_dir, manifest, config.recipe), report)
+    stage = Progress("factors", factor_stage.factor_steps(run_dir, manifest, config.recipe), report)
     spec = _spec(config, run_dir, manifest)
     factor_stage.fit_factors(client, spec, run_dir, manifest, config.recipe, stage)
 
@@ -182,7 +182,7 @@ def _fit_factors(client: Client, config: RunConfig, run_dir: Path, manifest: Man
 def _sum_curvature(client: Client, recipe: Recipe, run_dir: Path, manifest: Manifest, report: Report | None) -> None:
     total = len(curvature_stage.plan_partials(run_dir, manifest, recipe))
     todo = curvature_stage.missing_partials(run_dir, manifest, recipe)
-    curvature_stage.sum_missing(client, todo, Stage("curvature", total, report, done=total - len(todo)))
+    curvature_stage.sum_missing(client, todo, Progress("curvature", total, report, done=total - len(todo)))
 
 
 def _curvature_work(recipe: Recipe, run_dir: Path, manifest: Manifest) -> bool:
@@ -212,7 +212,7 @@ def _finish(recipe: Recipe, config: RunConfig, run_dir: Path, manifest: Manifest
     if recipe.baseline != "bm25" and index_stage.index_plan(config.index, manifest).factory is not None:
         return
     stands = index_stage.index_stands(run_dir, manifest, recipe, config.index)
-    stage = Stage("index", 1, report, done=int(stands))
+    stage = Progress("index", 1, report, done=int(stands))
     if not stands:
         if recipe.baseline == "bm25":
             with filled(run_dir / index_stage.FOLDER) as folder:

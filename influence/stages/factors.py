@@ -23,7 +23,7 @@ from influence.curvature.damping import Damping
 from influence.curvature.ekfac import EigenvalueSums
 from influence.curvature.kfac import Eigenbasis, KroneckerCurvature, kfac_eigenvalues
 from influence.engine.poison import run_surviving
-from influence.engine.progress import Stage
+from influence.engine.progress import Progress
 from influence.engine.submit import run_tasks
 from influence.recipes import Recipe
 from influence.stages.decomposition import MergeTask, Pass, run_merge
@@ -61,7 +61,7 @@ def factors_stand(run_dir: Path, manifest: Manifest, recipe: Recipe) -> bool:
 
 
 def fit_factors(
-    client: Client, spec: CaptureSpec, run_dir: Path, manifest: Manifest, recipe: Recipe, stage: Stage
+    client: Client, spec: CaptureSpec, run_dir: Path, manifest: Manifest, recipe: Recipe, stage: Progress
 ) -> None:
     """Fit what is missing of each checkpoint: covariances and their eigenbasis, then, for EK-FAC, its eigenvalues.
 
@@ -93,7 +93,7 @@ def _fit_pass(
     modules: Sequence[tuple[ModuleWidths, ...]],
     held: FactorFiles,
     kind: Pass,
-    stage: Stage,
+    stage: Progress,
 ) -> bool:
     """Make what is missing of one pass: the groups' sums, then what they are merged to. Returns whether any was."""
     groups = _tasks(spec, sampled, held, kind)
@@ -163,7 +163,7 @@ def _groups(manifest: Manifest, recipe: Recipe) -> list[np.ndarray]:
     return np.array_split(sample, factor_groups(len(sample), of_one(manifest.modules, len(recipe.checkpoints) or 1)))
 
 
-def _run(client: Client, tasks: Sequence[FactorTask], stage: Stage) -> None:
+def _run(client: Client, tasks: Sequence[FactorTask], stage: Progress) -> None:
     todo = [task for task in tasks if not saved_for(task.path, task.factors.fingerprint)]
     for _ in tasks[len(todo) :]:
         stage.finished()

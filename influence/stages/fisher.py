@@ -18,7 +18,7 @@ from influence.artifacts.tensors import load_tensors, remove_tensors, save_tenso
 from influence.capture.cut import fisher_blocks, group_shards
 from influence.curvature.projected_fisher import FisherSums, ProjectedFisher
 from influence.curvature.spectrum import Spectrum
-from influence.engine.progress import Stage
+from influence.engine.progress import Progress
 from influence.engine.submit import run_tasks
 from influence.engine.threads import torch_threads
 from influence.errors import InfluenceError
@@ -104,7 +104,7 @@ def missing_partials(run_dir: Path, manifest: Manifest, recipe: Recipe) -> list[
     return [task for task in plan_partials(run_dir, manifest, recipe) if not saved_for(task.path, task.fingerprint)]
 
 
-def sum_missing(client: Client, todo: Sequence[PartialTask], stage: Stage) -> None:
+def sum_missing(client: Client, todo: Sequence[PartialTask], stage: Progress) -> None:
     """Compute partial sums on the cluster."""
     for _ in run_tasks(client, run_partial, todo, lambda task: task.name, stage):
         stage.finished()

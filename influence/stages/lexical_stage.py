@@ -17,7 +17,7 @@ from influence.capture.cut import plan_shards, rows_per_shard
 from influence.config import RunConfig
 from influence.data.dataset import Rows
 from influence.data.tokenise import readable
-from influence.engine.progress import Stage
+from influence.engine.progress import Progress
 from influence.errors import DataError
 from influence.model.load import load_tokeniser
 from influence.store.codec import NORM_BYTES
@@ -63,7 +63,7 @@ def write_manifest(
 
 
 def write_texts(
-    config: RunConfig, run_dir: Path, manifest: Manifest, rows: Rows, todo: Sequence[ShardRange], stage: Stage
+    config: RunConfig, run_dir: Path, manifest: Manifest, rows: Rows, todo: Sequence[ShardRange], stage: Progress
 ) -> list[int]:
     """Write the shards that are missing and return their zero rows, ascending.
 

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 from influence.artifacts.tensors import open_tensors, save_tensors, saved_for
-from influence.engine.progress import Report, Stage
+from influence.engine.progress import Progress, Report
 from influence.store.manifest import fingerprint_of
 from influence.text_dedup.shingles import shingled, spread
 
@@ -141,7 +141,7 @@ def sign_texts(
     starts = range(0, rows, per_part)
     paths = [folder / f"texts-{number:05d}.safetensors" for number in range(len(starts))]
     missing = [number for number, path in enumerate(paths) if not saved_for(path, made_of)]
-    stage = Stage("texts", len(paths), progress, len(paths) - len(missing))
+    stage = Progress("texts", len(paths), progress, len(paths) - len(missing))
     for number in missing:
         start, stop = starts[number], min(rows, starts[number] + per_part)
         save_tensors(paths[number], _signed(_blocks(read, start, stop), bands), made_of)

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from influence.artifacts.tensors import load_tensors, save_tensors, saved_for
-from influence.engine.progress import Report, Stage
+from influence.engine.progress import Progress, Report
 from influence.text_dedup.minhash import Bands, SignedTexts, as_tensors
 
 WINDOW = 16
@@ -80,7 +80,7 @@ def near_pairs(texts: SignedTexts, similar: Similar, folder: Path, made_of: str,
     paths = [folder / f"pairs-{number:02d}.safetensors" for number in range(len(groups))]
     known = f"{made_of}-{similar.jaccard!r}-{similar.words}"
     standing = next((number for number, path in enumerate(paths) if not saved_for(path, known)), len(paths))
-    stage = Stage("copies", len(paths), progress, standing)
+    stage = Progress("copies", len(paths), progress, standing)
     found = [_loaded(path, known) for path in paths[:standing]]
     for path, first in zip(paths[standing:], groups[standing:], strict=True):
         new = []
@@ -100,7 +100,7 @@ def cross_pairs(texts: SignedTexts, others: SignedTexts, similar: Similar, progr
     """
     asked = _compared(texts)
     theirs = _compared(others)
-    stage, found = Stage("leaks", similar.bands.count, progress), list[Pairs]()
+    stage, found = Progress("leaks", similar.bands.count, progress), list[Pairs]()
     for band in range(similar.bands.count):
         keys, mine = others.keys(band)[theirs], texts.keys(band)[asked]
         order = np.lexsort((others.digests[theirs], keys))
