@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
 from influence.axes import PerExample
+from influence.data.batch_fields import with_fields
 from influence.errors import TaskError
 from influence.model.forward_path import forward_path
 from influence.model.heads import unsupported_head
@@ -166,8 +167,8 @@ def task_for(kind: Literal["causal_lm", "sequence_classification"], settings: Ta
 class CausalLM:
     """Next-token prediction with any transformers causal language model.
 
-    Batches have `input_ids`, `attention_mask` and `labels`, each [N, S]; the token at s is predicted from s−1 and
-    scored where its label isn't −100.
+    Batches have `input_ids`, `attention_mask` and `labels`, each [N, S], as attributes or keys, padded on the right;
+    the token at s is predicted from s−1 and scored where its label isn't −100.
     """
 
     def __init__(self, settings: TaskSettings = TaskSettings()) -> None:
@@ -178,20 +179,21 @@ class CausalLM:
         total = -self.measurement(model, batch)
         if self.settings.reduction == "sum":
             return total
-        return total / _scored(batch).to(total.device)
+        return total / _scored(self._read(batch)).to(total.device)
 
     def sampled_loss(self, model: Any, batch: Any, generator: torch.Generator) -> PerExample:
         """Return `example_loss` with each scored token replaced by one drawn from the model, [N].
 
         The tokens before it stay the data's: labels are drawn, not texts.
         """
-        uniforms = drawn_with(batch, batch.labels[:, 1:].shape, generator)
+        fields = self._read(batch)
+        uniforms = drawn_with(fields, fields.labels[:, 1:].shape, generator)
         total = -self.token_log_likelihood(model, batch, uniforms).sum(dim=1)
-        return total if self.settings.reduction == "sum" else total / _scored(batch).to(total.device)
+        return total if self.settings.reduction == "sum" else total / _scored(fields).to(total.device)
 
     def averaged_tokens(self, batch: Any) -> Tensor | None:
         """Return how many tokens each example's loss is the mean of, [N]; None where it is their sum."""
-        return None if self.settings.reduction == "sum" else _scored(batch)
+        return None if self.settings.reduction == "sum" else _scored(self._read(batch))
 
     def measurement(self, model: Any, batch: Any) -> PerExample:
         """Return log p(scored tokens | the tokens before), [N], in nats, always summed."""
@@ -206,11 +208,15 @@ class CausalLM:
 
         It stands for d loss / d log-odds, so where the settings make the loss a mean it is divided by the tokens again.
         """
+        fields = self._read(batch)
         with torch.no_grad():
             behind = torch.sigmoid(-self.token_log_likelihood(model, batch, odds=True))
-        count = _scored(batch).to(behind.device)
-        mean = (behind * (batch.labels[:, 1:] != -100).to(behind.device)).sum(dim=1) / count
+        count = _scored(fields).to(behind.device)
+        mean = (behind * (fields.labels[:, 1:] != -100).to(behind.device)).sum(dim=1) / count
         return mean if self.settings.reduction == "sum" else mean / count
+
+    def _read(self, batch: Any) -> Any:
+        return with_fields(batch, type(self).__name__, ("labels",), right_padded=True)
 
     def token_log_likelihood(
         self, model: Any, batch: Any, uniforms: Tensor | None = None, *, odds: bool = False
@@ -224,6 +230,7 @@ class CausalLM:
                 cumulative distribution reaches there, a draw from the model.
             odds: Return log p/(1−p) instead.
         """
+        batch = self._read(batch)
         targets = batch.labels[:, 1:]
         if targets.shape[1] == 0:
             raise TaskError(
@@ -253,7 +260,11 @@ class SequenceClassification:
     def __init__(self) -> None:
         self._checked = PerState(_check_classifier)
 
+    def _read(self, batch: Any, *required: str) -> Any:
+        return with_fields(batch, type(self).__name__, required, right_padded=False)
+
     def _logits(self, model: Any, batch: Any) -> Tensor:
+        batch = self._read(batch)
         self._checked(model, batch)
         logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
         if logits.ndim != 2 or logits.shape[1] < 2:
@@ -262,11 +273,13 @@ class SequenceClassification:
 
     def example_loss(self, model: Any, batch: Any) -> PerExample:
         """Return −log p(label | text), [N], in nats."""
-        return nn.functional.cross_entropy(wide(self._logits(model, batch)), _label(batch), reduction="none")
+        label = self._read(batch, "label").label
+        return nn.functional.cross_entropy(wide(self._logits(model, batch)), label, reduction="none")
 
     def log_odds(self, model: Any, batch: Any) -> PerExample:
         """Return log p/(1−p) of the label, [N]."""
-        return log_odds(self._logits(model, batch), _label(batch))
+        label = self._read(batch, "label").label
+        return log_odds(self._logits(model, batch), label)
 
     def residual(self, model: Any, batch: Any) -> PerExample:
         """Return 1−p of the label, [N], detached."""
@@ -276,7 +289,7 @@ class SequenceClassification:
     def sampled_loss(self, model: Any, batch: Any, generator: torch.Generator) -> PerExample:
         """Return −log p of labels drawn from the model, [N], in nats."""
         logits = wide(self._logits(model, batch))
-        uniforms = drawn_with(batch, (len(logits), 1), generator).squeeze(1).to(logits.device)
+        uniforms = drawn_with(self._read(batch), (len(logits), 1), generator).squeeze(1).to(logits.device)
         drawn = reached(torch.softmax(logits.detach(), dim=1), uniforms)
         return nn.functional.cross_entropy(logits, drawn, reduction="none")
 
@@ -299,12 +312,6 @@ def _check_classifier(model: Any, batch: Any) -> None:
         # Short, so that what stands next to the text is near every token; some models need the last token, too.
         short = torch.cat([ids[:, :2], ids[:, 2:][:, -1:]], dim=1)
         check_padding(model, short, lambda ids, mask: model(input_ids=ids, attention_mask=mask).logits)
-
-
-def _label(batch: Any) -> Tensor:
-    if batch.label is None:
-        raise TaskError("A classifier's examples need labels: the batch has none.")
-    return batch.label
 
 
 def _scored(batch: Any) -> Tensor:

@@ -163,7 +163,7 @@ def test_a_classifiers_log_odds_and_residual_are_those_of_its_logits(tiny_model,
     p = torch.exp(-task.example_loss(model, ragged_batch))
     torch.testing.assert_close(task.log_odds(model, ragged_batch), (p / (1 - p)).log(), rtol=1e-9, atol=1e-12)
     torch.testing.assert_close(task.residual(model, ragged_batch), (1 - p).detach(), rtol=1e-9, atol=1e-12)
-    with pytest.raises(TaskError, match="need labels"):
+    with pytest.raises(TaskError, match=r"needs input_ids, label: the batch .* has no label"):
         task.log_odds(model, replace(ragged_batch, label=None))
 
 
@@ -171,10 +171,44 @@ def test_one_token_examples_and_missing_labels_are_refused(tiny_model, ragged_ba
     one = replace(ragged_batch, input_ids=ragged_batch.input_ids[:, :1], labels=ragged_batch.labels[:, :1])
     with pytest.raises(TaskError, match="nothing to predict"):
         CausalLM().example_loss(tiny_model("llama"), one)
-    with pytest.raises(TaskError, match="need labels"):
+    with pytest.raises(TaskError, match=r"needs input_ids, label: the batch .* has no label"):
         SequenceClassification().example_loss(tiny_model("bert"), replace(ragged_batch, label=None))
 
 
 def test_a_kind_of_model_has_its_task():
     assert isinstance(task_for("causal_lm"), CausalLM)
     assert isinstance(task_for("sequence_classification"), SequenceClassification)
+
+
+def changed(batch, **fields):
+    """A batch of a user's own, with other fields."""
+    names = ("input_ids", "attention_mask", "labels", "label")
+    return {**{name: getattr(batch, name) for name in names}, **fields}
+
+
+def test_batches_may_be_mappings(tiny_model, ragged_batch):
+    for family, task in (("llama", CausalLM()), ("bert", SequenceClassification())):
+        model = tiny_model(family)
+        with torch.no_grad():
+            plain = task.example_loss(model, ragged_batch)
+            assert torch.equal(task.example_loss(model, changed(ragged_batch)), plain)
+            assert torch.equal(task.residual(model, changed(ragged_batch)), task.residual(model, ragged_batch))
+
+
+def test_fields_of_a_batch_that_would_be_ignored_are_refused(tiny_model, ragged_batch):
+    ids, mask = ragged_batch.input_ids, ragged_batch.attention_mask
+    positions = torch.arange(ids.shape[1]).expand_as(ids)
+    refused = {
+        "padded on the left or has holes": {"attention_mask": mask.flip(1)},
+        "has position_ids": {"position_ids": positions + 1},
+        "has token_type_ids": {"token_type_ids": mask},
+        "has inputs_embeds": {"inputs_embeds": torch.ones(4, 5, 3)},
+        "attention_mask is": {"attention_mask": mask[:, None, None]},
+    }
+    for reason, fields in refused.items():
+        with pytest.raises(TaskError, match=reason):
+            CausalLM().example_loss(tiny_model("gpt2"), changed(ragged_batch, **fields))
+    with pytest.raises(TaskError, match="has token_type_ids, which SequenceClassification does not hand"):
+        SequenceClassification().example_loss(tiny_model("bert"), changed(ragged_batch, token_type_ids=mask))
+    usual = {"position_ids": positions, "token_type_ids": torch.zeros_like(ids)}
+    CausalLM().example_loss(tiny_model("gpt2"), changed(ragged_batch, **usual))

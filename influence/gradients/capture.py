@@ -8,6 +8,7 @@ Sources: Goodfellow 2015, "Efficient per-example gradient computations"; Choe et
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,6 +21,26 @@ from influence.gradients.linear import project_output_grads, sum_over_positions
 from influence.gradients.projection import Projection, Sides
 from influence.gradients.trak_projection import TrakProjection
 from influence.model.layers import TrackedLayer
+
+
+@dataclass
+class Terms:
+    """The terms (R_o g_s)(R_i a_s)ᵀ that one layer's columns of a batch are the sum of.
+
+    Attributes:
+        length: Σ |R_o g_s| |R_i a_s| over examples and positions: what the sum's rounding is measured in, because terms
+            may cancel.
+        dtype: The narrowest dtype that a gradient or an input came in.
+    """
+
+    length: float = 0.0
+    dtype: torch.dtype = torch.float64
+
+    def add(self, grads: Tensor, inputs: Tensor) -> None:
+        """Count the terms of R_o g [N, S, Q] and R_i a [N, S, P]."""
+        norms = [torch.linalg.vector_norm(factor.double(), dim=2) for factor in (grads, inputs)]
+        self.length += float((norms[0] * norms[1]).sum())
+        self.dtype = min(self.dtype, grads.dtype, inputs.dtype, key=lambda dtype: torch.finfo(dtype).bits)
 
 
 class Capture(Hooks):
@@ -63,6 +84,19 @@ class Capture(Hooks):
     def width(self) -> int:
         """Numbers an example while it is captured: D, or those of its whole gradient where that is projected after."""
         return self._columns
+
+    def weighed(self, measure: Measure, batch: Any) -> tuple[ND, PerExample, dict[str, Terms]]:
+        """Return what a call does, and the terms that every layer's columns are the sum of, by the layer's name."""
+        with self._turn:
+            terms = [Terms() for _ in self._sinks]
+            for sink, counted in zip(self._sinks, terms, strict=True):
+                sink.terms = counted
+            try:
+                rows, values = self(measure, batch)
+            finally:
+                for sink in self._sinks:
+                    sink.terms = None
+        return rows, values, {sink.name: counted for sink, counted in zip(self._sinks, terms, strict=True)}
 
     def __call__(self, measure: Measure, batch: Any, *, raw: bool = False) -> tuple[ND, PerExample]:
         """Return the gradient of every example's measured value, projected.
@@ -116,6 +150,8 @@ class _Rows:
     def __init__(self, layer: TrackedLayer, columns: ModuleColumns, sides: Sides, division: Division | None) -> None:
         self.made: Tensor | None = None
         self.raw = False
+        self.terms: Terms | None = None
+        self.name = layer.name
         self._layer = layer
         self._columns = columns
         self._sides = sides
@@ -135,6 +171,8 @@ class _Rows:
             product = self._division.product(grads, kept, left, right, dtype)
         else:
             projected = project_output_grads(grads, self._side("outputs", device, grads.dtype))
+            if self.terms is not None:
+                self.terms.add(projected, kept)
             product = sum_over_positions(projected, kept, dtype)
         self.made[:, self._columns.start : self._columns.stop] += product.flatten(1).to(self.made.device)
 

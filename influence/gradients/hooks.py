@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from influence.axes import NSI, PerExample
+from influence.data.batch_fields import batch_field
 from influence.errors import CaptureError, TaskError
 from influence.gradients.conv import project_patches
 from influence.gradients.graph_start import checkpoints_activations, require_grad
@@ -75,7 +76,8 @@ class Hooks:
         self._trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         for parameter in self._trained:
             parameter.requires_grad_(False)
-        self._handles = [tap.layer.module.register_forward_hook(tap.forward) for tap in self._taps]
+        # First in line: another hook may change what the layer returned, and g belongs to what its weight made.
+        self._handles = [tap.layer.module.register_forward_hook(tap.forward, prepend=True) for tap in self._taps]
         checkpoints = checkpoints_activations(self.model)
         for tap in self._taps:
             tap.checkpoints = checkpoints
@@ -141,13 +143,13 @@ class Hooks:
             tap.finish()
         return values.detach()
 
-    def learn(self, measure: Measure, batch: Any) -> None:
+    def learn(self, measure: Measure, batch: Any) -> PerExample:
         """Run a batch past the sinks, to learn how its examples lie in each layer and which uses reach the values."""
         with self._turn:
             for tap in self._taps:
                 tap.quiet = True
             try:
-                self._run(measure, batch, None)
+                return self._run(measure, batch, None)
             finally:
                 for tap in self._taps:
                     tap.quiet = False
@@ -253,7 +255,7 @@ def layer_inputs(layer: TrackedLayer, inputs: Tensor, output: Tensor, side: Tens
 
 def _positions(batch: Any, examples: int) -> int | None:
     """Return S where a batch has `input_ids`, [N, S]."""
-    tokens = getattr(batch, "input_ids", None)
+    tokens = batch_field(batch, "input_ids")
     return tokens.shape[1] if isinstance(tokens, Tensor) and tokens.ndim == 2 and len(tokens) == examples else None
 
 

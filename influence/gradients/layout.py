@@ -78,6 +78,8 @@ class Known:
     Attributes:
         layout: How examples lie; None until a batch of several examples has run.
         settled: Whether no other layout is possible.
+        squares: By the first two axes of outputs [K, K, …] how K examples lie there, which the layout of other shapes
+            need not tell: a model may move the axis of its examples.
         shares: First-axis entries an example that were seen where the layout is flat.
         tries: Batches of several examples that left other layouts possible.
         reached: Whether every use of it reached the values when it last ran; None before that.
@@ -85,9 +87,28 @@ class Known:
 
     layout: Layout | None = None
     settled: bool = False
+    squares: dict[tuple[int, ...], Layout] = field(default_factory=dict)
     shares: set[int] = field(default_factory=set)
     tries: int = 0
     reached: bool | None = None
+
+    def of(self, shape: Sequence[int], examples: int) -> Layout | None:
+        """Return how the examples lie in an output of this shape; None where that isn't known."""
+        if self.layout in (Layout.FLAT, Layout.FLAT_SECOND) and shape[0] == examples:
+            return Layout.FIRST  # One position an example: all three are the same.
+        return self.squares.get(tuple(shape[:2]), self.layout)
+
+    def tells(self, shape: Sequence[int], examples: int, positions: int | None, *, image: bool) -> bool:
+        """Whether how several examples lie in an output of this shape is known, and not to be looked for."""
+        if not self.settled:
+            return self.layout is None and self.tries >= TRIES
+        if is_square(shape, examples, image=image):
+            return tuple(shape[:2]) in self.squares
+        layout = self.of(shape, examples)
+        if layout in (Layout.FLAT, Layout.FLAT_SECOND) and positions is None:
+            # Without `input_ids` another number of rows an example may mean that examples are of several lengths.
+            return shape[0] // examples in self.shares
+        return layout in fitting_layouts(shape, examples, positions, image=image)
 
 
 _known: WeakKeyDictionary[nn.Module, Known] = WeakKeyDictionary()
@@ -117,12 +138,12 @@ class Evidence:
         self.shape: tuple[int, ...] | None = None
         self.seen = False
         self.left: list[Layout] | None = None
-        self._positions, self._image = positions, image
+        self._positions, self.image = positions, image
 
     def add(self, grad: Tensor, inside: Tensor) -> None:
         """Look at the gradient of the values of the examples `inside`, bool [N]."""
         self.shape = tuple(grad.shape)
-        fitting = fitting_layouts(self.shape, len(inside), self._positions, image=self._image)
+        fitting = fitting_layouts(self.shape, len(inside), self._positions, image=self.image)
         self.left = fitting if self.left is None else [layout for layout in self.left if layout in fitting]
         if not bool(grad.any()) or not bool(torch.isfinite(grad).all()):
             return
@@ -138,6 +159,11 @@ def fitting_layouts(shape: Sequence[int], examples: int, positions: int | None, 
         # Rows of a language model that aren't all of its positions were gathered, as a router's experts do.
         found = [layout for layout in found if layout in (Layout.FIRST, Layout.SECOND)]
     return found
+
+
+def is_square(shape: Sequence[int], examples: int, *, image: bool) -> bool:
+    """Whether both of the first two axes of [K, K, …] could hold the examples."""
+    return all(layout.fits(shape, examples, image=image) for layout in (Layout.FIRST, Layout.SECOND))
 
 
 def halves(examples: int) -> Iterator[Tensor]:
@@ -180,6 +206,11 @@ def settle(evidence: Sequence[tuple[str, nn.Module, Evidence]], examples: int) -
         entry.tries += 1
         if found.left:
             assert found.shape is not None, "layouts are left where a shape was seen"
-            entry.layout = found.left[0]
-            entry.settled = len(found.left) == 1 and (found.seen or entry.tries >= TRIES)
+            sure = len(found.left) == 1 and (found.seen or entry.tries >= TRIES)
+            square = is_square(found.shape, examples, image=found.image)
+            if sure and square:
+                entry.squares[tuple(found.shape[:2])] = found.left[0]
+            if entry.settled and (square or not sure):
+                continue
+            entry.layout, entry.settled = found.left[0], sure
             entry.shares.add(found.shape[0] // examples)

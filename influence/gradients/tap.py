@@ -49,26 +49,17 @@ class Tap:
         self._sink = sink
         self._known: Known = known(layer.module)
         self._due = 0
-        self._rows = 0
+        self._shape: tuple[int, ...] | None = None
         self._recorded = False
         self._unrecorded = False
 
     @property
     def unsettled(self) -> bool:
-        """Whether the layout should be looked for: it isn't known, and the layer had few chances to show it.
-
-        A flat layer of a batch without `input_ids` is looked at anew where an example has another number of rows.
-        """
-        seen = self._known
-        if not seen.settled:
-            return seen.layout is not None or seen.tries < TRIES
-        flat = seen.layout in (Layout.FLAT, Layout.FLAT_SECOND)
-        return (
-            flat
-            and self.positions is None
-            and bool(self._rows)
-            and self._rows // (self.examples or 1) not in seen.shares
-        )
+        """Whether the layout of the output that it returned last should be looked for."""
+        if self._shape is None or self.examples is None:
+            return not self._known.settled and self._known.tries < TRIES
+        image = self.layer.kind == "conv2d"
+        return not self._known.tells(self._shape, self.examples, self.positions, image=image)
 
     @property
     def uses_unknown(self) -> bool:
@@ -78,7 +69,7 @@ class Tap:
     def start(self) -> None:
         """Begin a batch."""
         self.examples = None
-        self._due = self._rows = 0
+        self._due, self._shape = 0, None
         self._recorded = self._unrecorded = False
 
     def check(self) -> None:
@@ -115,7 +106,7 @@ class Tap:
                 f"{self.layer.name} was not called with one tensor, so its gradient can't be captured: exclude it."
             )
         self._recorded = True
-        self._rows = len(output) if output.ndim else 0
+        self._shape = tuple(output.shape)
         kept = None
         if self.look is None and not self.quiet:
             with torch.no_grad():
@@ -152,7 +143,7 @@ class Tap:
             return Layout.FIRST if len(grad) == 1 else Layout.FLAT
         image, seen = self.layer.kind == "conv2d", self._known
         fitting = fitting_layouts(grad.shape, self.examples, self.positions, image=image)
-        layout = seen.layout
+        layout = seen.of(grad.shape, self.examples)
         if layout is None and len(fitting) == 1 and grad.ndim > 2:
             layout = fitting[0]
         if layout not in fitting:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from influence.errors import ModelError
-from influence.gradients.capture import Capture
+from influence.gradients.capture import Capture, Terms
 from influence.gradients.hooks import Measure
 from influence.gradients.projection import Projection, ProjectionSettings
 from influence.model.layers import TrackedLayer, globs_for
@@ -24,9 +24,11 @@ SKETCH = ProjectionSettings(p=8, q=8)
 """64 numbers a layer: as many random projections of its gradient."""
 CHUNK = 2**24
 """Numbers of a weight gradient that are projected at once."""
-LIMITS = {torch.float64: 1e-6, torch.float32: 0.02, torch.float16: 0.1, torch.bfloat16: 0.3}
-"""The relative error from which on a layer is refused, by dtype; a use that the hooks miss errs by about 1. It leaves
-room for what rounding does where a sum over positions cancels."""
+LIMITS = {torch.float64: 1e-6, torch.float32: 2e-5, torch.float16: 3e-3, torch.bfloat16: 0.02}
+"""The error from which on a layer is refused, by the dtype of its gradients, in units of the terms that are summed
+(`Terms.length`): what rounding does where a sum over examples and positions cancels is of their size, not the sum's."""
+SAME = {torch.float64: 1e-9, torch.float32: 1e-4}
+"""How far two passes over one batch may be apart, relative; 2e-2 in narrower dtypes."""
 
 
 @dataclass(frozen=True)
@@ -35,25 +37,25 @@ class WeightGradients:
 
     Attributes:
         errors: By layer name |ours − autograd's| / |autograd's|, of the sum over examples; 0 where both are zero.
+        refused: Layers whose error is beyond rounding.
         unseen: Layers whose module contributed nothing although autograd found a gradient.
         reached: Names of the parameters that got a gradient.
         shared: Layers whose weight other modules have as well, with those modules' names.
     """
 
     errors: Mapping[str, float]
+    refused: tuple[str, ...]
     unseen: frozenset[str]
     reached: frozenset[str]
     shared: Mapping[str, tuple[str, ...]]
 
-    def check(self, dtype: torch.dtype) -> None:
+    def check(self) -> None:
         """Refuse layers whose gradient the hooks don't see or see wrongly.
 
         Raises:
             ModelError: There are some; all are named, with the reason where it is known and globs that leave them out.
         """
-        limit = LIMITS.get(dtype, max(LIMITS.values()))
-        # What isn't finite is some row's fault, and is refused with the row's name elsewhere.
-        bad = [name for name, error in self.errors.items() if error > limit]
+        bad = self.refused
         if bad:
             alike: dict[str, list[str]] = {}
             for name in bad:
@@ -102,19 +104,20 @@ def weight_gradients(
         projection: Two-sided; what is compared. 8 × 8 numbers a layer unless given.
 
     Raises:
-        ModelError: The output of a tracked layer can't be split by example.
+        ModelError: The output of a tracked layer can't be split by example, or two passes give other values.
         TaskError, CaptureError: See `Hooks.run`.
     """
     projection = projection or Projection(SKETCH)
     sums = _Sums(layers, projection)
     with Capture(model, layers, projection) as capture:
         # Layouts are found by backward passes of their own, which must not reach the weights.
-        capture.learn(measure, batch)
+        before = capture.learn(measure, batch)
         with _collected(model, sums, trained) as reached:
             capture.looks = False
-            rows = _captured(capture, measure, batch)
+            rows, values, terms = _captured(capture, measure, batch)
         modules = capture.modules
-    errors, unseen = {}, set()
+    _check_repeatable(model, before, values)
+    errors, unseen, refused = {}, set(), []
     for module in modules:
         ours, theirs = rows[:, module.start : module.stop], sums.total[module.name].flatten()
         total = ours.to(theirs).sum(dim=0)
@@ -122,14 +125,43 @@ def weight_gradients(
         # Where examples cancel, rounding is of the size of their own lengths.
         length = max(float(torch.linalg.vector_norm(theirs)), float(torch.linalg.vector_norm(ours)))
         errors[module.name] = difference / length if length else difference
+        # What isn't finite is some row's fault, and is refused with the row's name elsewhere.
+        if difference > _limit(terms[module.name], model) * max(length, terms[module.name].length):
+            refused.append(module.name)
         if not bool(ours.any()) and bool(theirs.any()):
             unseen.add(module.name)
-    return WeightGradients(errors, frozenset(unseen), frozenset(reached), _shared(model, layers))
+    return WeightGradients(errors, tuple(refused), frozenset(unseen), frozenset(reached), _shared(model, layers))
 
 
-def _captured(capture: Capture, measure: Measure, batch: Any) -> Tensor:
+def _limit(terms: Terms, model: nn.Module) -> float:
+    wide = terms.dtype == torch.float32
+    if wide and next(model.parameters()).is_cuda and torch.backends.cuda.matmul.allow_tf32:
+        return LIMITS[torch.float16]
+    return LIMITS.get(terms.dtype, max(LIMITS.values()))
+
+
+def _check_repeatable(model: nn.Module, before: Tensor, values: Tensor) -> None:
+    """Refuse a model or a task that is random in evaluation mode.
+
+    Raises:
+        ModelError: Two passes over the same batch gave other values.
+    """
+    near = SAME.get(min(values.dtype, next(model.parameters()).dtype, key=lambda dtype: torch.finfo(dtype).bits), 2e-2)
+    apart = (values - before).abs()
+    worst = int(torch.argmax(apart.nan_to_num(0)))
+    if float(apart[worst]) > near * max(1e-6, float(before[worst].abs())):
+        raise ModelError(
+            f"{type(model).__name__} is random in evaluation mode: two passes over the same batch gave example {worst} "
+            f"the values {float(before[worst]):.6g} and {float(values[worst]):.6g}, so gradients would be noise. A "
+            "dropout may be left on (F.dropout without training=self.training), noise may be added, or the task may "
+            "draw labels or switch the model into training mode. Switch it off, or draw from a generator with a fixed "
+            "seed."
+        )
+
+
+def _captured(capture: Capture, measure: Measure, batch: Any) -> tuple[Tensor, Tensor, dict[str, Terms]]:
     try:
-        return capture(measure, batch)[0]
+        return capture.weighed(measure, batch)
     except RuntimeError as error:
         if "modified by an inplace operation" not in str(error):
             raise

@@ -2,8 +2,8 @@
 
 A tracked layer contributes one block of columns to every row. By default these are all linear layers and
 two-dimensional convolutions except the unembedding; embeddings and the unembedding are as wide as the vocabulary and
-are tracked only where a glob names them. Of a model with PEFT adapters the adapters' own layers are tracked, because
-only they were trained.
+are tracked only where a glob names them. Of a model with PEFT adapters the adapters' own layers are tracked, and of one
+that is partly frozen those that require gradients, because only they were trained.
 """
 
 import logging
@@ -14,9 +14,12 @@ from fnmatch import fnmatchcase
 from math import prod
 from typing import Literal
 
+import torch
 from pydantic import BaseModel, ConfigDict
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
+from torch.nn.parameter import UninitializedParameter
 from transformers.pytorch_utils import Conv1D
 
 from influence.errors import ModelError
@@ -85,9 +88,10 @@ def tracked_layers(model: nn.Module, settings: LayerSettings = DEFAULT) -> tuple
     A module that is used under two names is listed once, under its first.
 
     Raises:
-        ModelError: No layer matches, a glob of `include` names no layer, a grouped convolution was chosen, or the
-            model has adapters without layers.
+        ModelError: No layer matches, a glob of `include` names no layer, a layer was chosen whose gradient can't be
+            split, hooks on the model would see nothing, or it has adapters without layers.
     """
+    _check_modules(model)
     for kind in adapter_kinds(model):
         if kind in PROMPTS:
             raise ModelError(f"{type(model).__name__} has {no_layers(kind)}")
@@ -112,9 +116,11 @@ def tracked_layers(model: nn.Module, settings: LayerSettings = DEFAULT) -> tuple
             "model.layers.include, with model.layers.allow_partial."
         )
     if not chosen:
+        frozen = _frozen(model, modules, kinds)
+        why = f"Of its layers {len(frozen)} are frozen and tracked only where a glob names them. " if frozen else ""
         raise ModelError(
             f"No layer of {type(model).__name__} matches include {list(settings.include)} without exclude "
-            f"{list(settings.exclude)}. {_examples(kinds)}"
+            f"{list(settings.exclude)}. {why}{_examples(kinds)}"
         )
     return tuple(_describe(name, modules[name], kinds[name], settings.bias) for name in chosen)
 
@@ -160,6 +166,11 @@ def _describe(name: str, module: nn.Module, kind: LayerKind, with_bias: bool) ->
             )
         inputs, outputs = module.in_channels * prod(module.kernel_size), module.out_channels
     elif isinstance(module, nn.Embedding):
+        if module.scale_grad_by_freq:
+            raise ModelError(
+                f"{name} is an embedding with scale_grad_by_freq: a token's gradient depends on how often the batch "
+                f"has it, so an example has none of its own. Leave it out: add {name!r} to model.layers.exclude."
+            )
         inputs, outputs = module.num_embeddings, module.embedding_dim
     elif isinstance(module, Conv1D):
         inputs, outputs = module.weight.shape
@@ -170,7 +181,7 @@ def _describe(name: str, module: nn.Module, kind: LayerKind, with_bias: bool) ->
 
 
 def _on_request(model: nn.Module, modules: dict[str, nn.Module], kinds: dict[str, LayerKind]) -> set[str]:
-    """The names that `"*"` alone doesn't choose: embeddings, the unembedding, and whatever adapters leave frozen."""
+    """The names that `"*"` alone doesn't choose: embeddings, the unembedding, and frozen layers beside trained ones."""
     last = unembedding(model)
     # PEFT's wrappers say in `adapter_layer_names` which of their children are the trained ones.
     adapters = [
@@ -179,13 +190,51 @@ def _on_request(model: nn.Module, modules: dict[str, nn.Module], kinds: dict[str
         for child in getattr(module, "adapter_layer_names", ())
         if child in module._modules
     ]
+    frozen = _frozen(model, modules, kinds)
     return {
         name
         for name, kind in kinds.items()
         if kind == "embedding"
         or modules[name] is last
+        or name in frozen
         or (adapters and not any(name.startswith(adapter) for adapter in adapters))
     }
+
+
+def _frozen(model: nn.Module, modules: dict[str, nn.Module], kinds: dict[str, LayerKind]) -> set[str]:
+    """The layers whose weight does not require a gradient, of a model in which something does.
+
+    A model of which nothing does was frozen for gradients to be taken, as `load_model` does: all of it counts.
+    """
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        return set()
+    return {name for name in kinds if not modules[name].weight.requires_grad}
+
+
+def _check_modules(model: nn.Module) -> None:
+    """Refuse modules on which hooks or weights mean something else than they say.
+
+    Raises:
+        ModelError: One is compiled, scripted, lazy, or normalises by its batch in evaluation mode; it is named.
+    """
+    for name, module in model.named_modules():
+        named = f"{name or 'The model'} ({type(module).__name__})"
+        if hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None:
+            raise ModelError(
+                f"{named} is compiled (torch.compile), and hooks on compiled layers may see nothing. Give the module "
+                "as it was before: model._orig_mod of what torch.compile returned, or one that .compile() was not "
+                "called on."
+            )
+        if isinstance(module, torch.jit.ScriptModule):
+            raise ModelError(f"{named} is TorchScript, whose layers can't be hooked. Give the Python module it is of.")
+        if any(isinstance(weight, UninitializedParameter) for weight in module._parameters.values()):
+            raise ModelError(f"{named} is lazy and has no weights yet. Run the model once on a batch.")
+        if isinstance(module, _BatchNorm) and module.running_mean is None:
+            raise ModelError(
+                f"{named} has no running statistics (track_running_stats=False), so in evaluation mode, too, it "
+                "normalises an example by the others of its batch, and an example has no gradient of its own. Train "
+                "with running statistics, or with a norm that looks at one example (LayerNorm, GroupNorm)."
+            )
 
 
 def _check_globs(

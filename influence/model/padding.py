@@ -2,7 +2,7 @@
 
 Rows are captured in batches filled up with padding, which an attention mask hides. A model that mixes positions
 otherwise (FNet's Fourier transform, ConvBERT's convolutions) reads the padding all the same, so that a row would depend
-on the rows beside it.
+on the rows beside it. Logits that move say so, beyond rounding, and so does a gradient that reaches the padding.
 """
 
 from collections.abc import Callable
@@ -32,13 +32,41 @@ def check_padding(model: Any, ids: Tensor, logits: Callable[[Tensor, Tensor], Te
     """
     token = getattr(getattr(model, "config", None), "pad_token_id", None) or 0
     mask = torch.ones_like(ids)
+    filled_ids = nn.functional.pad(ids, (0, FILLED), value=token)
+    filled_mask = nn.functional.pad(mask, (0, FILLED))
     with torch.no_grad():
         alone = logits(ids, mask)
-        filled = logits(nn.functional.pad(ids, (0, FILLED), value=token), nn.functional.pad(mask, (0, FILLED)))
+        filled = logits(filled_ids, filled_mask)
     near = NEAR.get(alone.dtype, 5e-2)
-    if float((alone - filled).abs().max()) > near * max(1e-6, float(alone.float().abs().max())):
+    moved = float((alone - filled).abs().max()) > near * max(1e-6, float(alone.float().abs().max()))
+    if moved or _reaches(model, ids.shape[1], lambda: logits(filled_ids, filled_mask)):
         raise TaskError(
             f"{type(model).__name__} reads padding though its attention mask hides it: a text followed by {FILLED} "
             "tokens of padding has other logits than alone, so a row would depend on the rows in its batch. Such "
             "models aren't supported."
         )
+
+
+def _reaches(model: Any, tokens: int, logits: Callable[[], Tensor]) -> bool:
+    """Whether logits have a gradient at an embedding behind the first tokens: exact in every dtype, as zeros are."""
+    found: list[Tensor] = []
+
+    def keep(module: nn.Module, args: Any, output: Tensor) -> Tensor:
+        if output.ndim != 3 or len(output) != 1 or output.shape[1] <= tokens:
+            return output
+        output = output.detach().requires_grad_()
+        found.append(output)
+        return output
+
+    tables = [module for module in model.modules() if isinstance(module, nn.Embedding)]
+    handles = [table.register_forward_hook(keep) for table in tables]
+    try:
+        with torch.enable_grad():
+            values = logits()
+            # The sum of a normalised head's outputs may be constant.
+            weighted = (values * torch.arange(1, 1 + values.shape[-1]).to(values)).sum()
+            grads = torch.autograd.grad(weighted, found, allow_unused=True) if found else ()
+    finally:
+        for handle in handles:
+            handle.remove()
+    return any(grad is not None and bool(grad[:, tokens:].any()) for grad in grads)

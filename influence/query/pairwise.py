@@ -18,6 +18,7 @@ from influence.curvature.ekfac import EigenvalueFit
 from influence.curvature.kfac import Eigenbasis, KroneckerCurvature, decompose, kfac_eigenvalues, preconditioned
 from influence.curvature.projected_fisher import FisherSums, ProjectedFisher, blocks_of
 from influence.curvature.whitening import fold_for
+from influence.data.batch_fields import batch_field
 from influence.errors import CaptureError, RecipeError
 from influence.gradients.adam import denominators
 from influence.gradients.capture import Capture
@@ -26,6 +27,7 @@ from influence.gradients.hooks import Measure
 from influence.gradients.inner_products import InnerProducts
 from influence.gradients.optimiser import read_second_moments
 from influence.gradients.projection import Projection, ProjectionSettings
+from influence.gradients.weight_gradients import weight_gradients
 from influence.model.checkpoints import Checkpoints
 from influence.model.evaluation import evaluation_mode
 from influence.model.layers import LayerSettings, TrackedLayer, tracked_layers
@@ -106,7 +108,7 @@ def pairwise(
         )
     asked = _Asked(model, task, tracked_layers(model, layers), recipe)
     with evaluation_mode(model), Checkpoints(model, checkpoints) as loaded:
-        train = asked.checked(train, layers)
+        train, queries = asked.checked(train, queries, layers)
         asked.moments = _moments(recipe, model, second_moments, len(loaded))
         weights = recipe.checkpoint_weights(len(loaded))
         if len(loaded) > 1 or recipe.projection.folds or recipe.curvature.whole:
@@ -148,14 +150,17 @@ class _Asked:
         self.model, self.task, self.layers, self.recipe = model, task, layers, recipe
         self.moments: Sequence[SecondMoments | None] = ()
 
-    def checked(self, train: Iterable[Any], settings: LayerSettings) -> Iterable[Any]:
-        """Check on the first training batch that the hooks see what was trained, and return all batches."""
-        batches = iter(train)
-        first = list(islice(batches, 1))
+    def checked(
+        self, train: Iterable[Any], queries: Iterable[Any], settings: LayerSettings
+    ) -> tuple[Iterable[Any], Iterable[Any]]:
+        """Check on the first batches that the hooks see what was trained, and return all batches."""
+        first, train = _first_of(train)
         if first:
-            kind = (type(self.task), self.recipe.measurement)
-            check_capture(self.model, self.layers, settings, self._loss, first[0], kind)
-        return train if isinstance(train, Sequence) else chain(first, batches)
+            check_capture(self.model, self.layers, settings, self._loss, first[0])
+        asked, queries = _first_of(queries)
+        if asked:
+            weight_gradients(self.model, self.layers, self._measure, asked[0]).check()
+        return train, queries
 
     def _loss(self, model: Any, batch: Any) -> Tensor:
         return row_loss(self.task, model, batch, self.recipe.measurement)
@@ -200,7 +205,7 @@ class _Asked:
         settings = self.recipe.factors
         with CovarianceFit(self.model, self.layers, settings) as fit:
             for number, batch in enumerate(train):
-                fit.add(self._fisher(number), batch, getattr(batch, "attention_mask", None))
+                fit.add(self._fisher(number), batch, batch_field(batch, "attention_mask"))
         return decompose(fit.sums, _dtype(self.model))
 
     def curvature(self, train: Iterable[Any]) -> KroneckerCurvature:
@@ -244,6 +249,13 @@ class _Asked:
         factors = self.recipe.factors
         seed = factors.label_seed(number)
         return lambda model, batch: fisher_loss(self.task, factors.labels, model, batch, seed)
+
+
+def _first_of(batches: Iterable[Any]) -> tuple[list[Any], Iterable[Any]]:
+    """Return the first batch, in a list that is empty where there is none, and all batches."""
+    rest = iter(batches)
+    first = list(islice(rest, 1))
+    return first, batches if isinstance(batches, Sequence) else chain(first, rest)
 
 
 def _check_used(recipe: Recipe, second_moments: Any, decode: Any) -> None:

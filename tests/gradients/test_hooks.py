@@ -141,7 +141,7 @@ def test_begin_is_told_the_values_between_the_passes():
 def test_no_weight_gradient_is_computed_and_the_model_is_left_as_it_was_found():
     model, x = network(3, 4, 2), torch.ones(5, 3, dtype=torch.float64)
     model[2].weight.requires_grad_(False)
-    layers = tracked_layers(model)
+    layers = tracked_layers(model, LayerSettings(include=("*", "2")))
     with Hooks(model, layers, [Recorder(), Recorder()]) as hooks:
         assert not any(parameter.requires_grad for parameter in model.parameters())
         hooks.run(summed, x)

@@ -175,3 +175,36 @@ def test_a_layer_without_gradients_is_no_obstacle():
             found, _ = capture(Scores().example_loss, tokens(4, 5))
     assert (found[:, : 4 * 5] == 0).all()
     assert (found[:, 4 * 5 :] != 0).any()
+
+
+def together(model, batches):
+    """Scores over several batches, and those of one backward pass an example."""
+    settings = LayerSettings(exclude=("table",))
+    found = pairwise(
+        model, Scores(), batches, batches, recipes.recipe("graddot", projection={"kind": "none"}), settings
+    )
+    alone = [
+        SimpleNamespace(input_ids=one.input_ids[n : n + 1], label=one.label[n : n + 1])
+        for one in batches
+        for n in range(len(one.label))
+    ]
+    layers = tracked_layers(model, settings)
+    rows = one_backward_per_example(model, layers, WHOLE, Scores().example_loss, alone)
+    return found, rows @ rows.T
+
+
+@pytest.mark.parametrize("order", ["flat", "flat, sequence first"])
+@pytest.mark.parametrize("sizes", [[(4, 5), (3, 1), (2, 2)], [(4, 1), (3, 5), (1, 7)]])
+def test_flat_layers_of_one_position_an_example_are_right(order, sizes):
+    found, expected = together(Encoder(ORDERS[order]), [tokens(*size) for size in sizes])
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("sizes", [[(6, 5), (6, 6), (6, 5), (6, 6)], [(6, 6), (6, 5), (3, 6)]])
+def test_a_model_that_moves_the_axis_of_its_examples_by_the_length_is_right(sizes):
+    def turned(x):
+        return x.transpose(0, 1) if 6 in x.shape[1:2] else x
+
+    moving = (turned, lambda y, t: y.transpose(0, 1) if t.shape[1] == 6 else y)
+    found, expected = together(Encoder(moving), [tokens(*size) for size in sizes])
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)

@@ -102,7 +102,7 @@ REFUSED = {
         nn.Identity,
         None,
         {"scale_grad_by_freq": True},
-        "table differs by",
+        "table is an embedding with scale_grad_by_freq",
     ),
 }
 
@@ -112,7 +112,9 @@ def test_a_layer_whose_weight_gradient_is_not_that_of_its_calls_is_refused_by_na
     middle, forward, table, reason = REFUSED[kind]
     model = Network(middle, forward, **table)
     settings = LayerSettings(include=("*", "table") if table else ("*",))
-    with pytest.raises(ModelError, match=rf"(?s){reason}.*model\.layers\.exclude: \['(middle|table)"):
+    with pytest.raises(
+        ModelError, match=rf"(?s){reason}.*(model\.layers\.exclude: \['middle|add 'table' to model\.layers\.exclude)"
+    ):
         scored(model, settings)
     # What is left out by name isn't looked at.
     scored(model, LayerSettings(exclude=("middle", "middle.*", "table")))
@@ -255,3 +257,115 @@ def test_training_mode_is_left_for_the_call_and_a_warning_says_so(caplog):
     assert torch.equal(again, plain)
     assert "is in training mode" in caplog.text
     assert [model.training, model.middle[0].training, model.middle[1].training] == [True, False, True]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("share", ["a scaled subclass", "a second use past it"])
+def test_a_small_part_that_the_calls_do_not_show_is_refused_in_every_dtype(dtype, share):
+    missing = {torch.float32: 0.01, torch.bfloat16: 0.2, torch.float16: 0.05}[dtype]
+
+    class Scaled(nn.Linear):
+        def forward(self, x):
+            return (1 + missing) * super().forward(x)
+
+    if share == "a scaled subclass":
+        model = Network(lambda: Scaled(4, 4))
+    else:
+        model = Network(lambda: nn.Linear(4, 4), lambda middle, x: middle(x) + missing * past(middle, x))
+    with pytest.raises(ModelError, match="middle differs by"):
+        scored(model.to(dtype))
+    scored(Network(lambda: nn.Linear(4, 4)).to(dtype))
+
+
+def test_what_another_forward_hook_makes_of_a_layers_output_is_part_of_the_model():
+    model = Network(lambda: nn.Linear(4, 4))
+    model.middle.register_forward_hook(lambda module, args, output: 3 * output)
+    torch.testing.assert_close(scored(model), expected(model), rtol=1e-9, atol=1e-12)
+
+
+def test_a_task_or_forward_pass_that_changed_since_the_last_call_is_looked_at_again():
+    model = Network(lambda: nn.Linear(4, 4))
+    scored(model)
+    model._forward = past
+    with pytest.raises(ModelError, match="reads the weight of middle without calling it"):
+        scored(model)
+
+
+def test_a_measurement_of_queries_that_reads_a_weight_past_its_layer_is_refused():
+    class Past(Scores):
+        def measurement(self, model, batch):
+            called, model._forward = model._forward, past
+            try:
+                return -self.example_loss(model, batch)
+            finally:
+                model._forward = called
+
+    with pytest.raises(ModelError, match="reads the weight of middle without calling it"):
+        pairwise(Network(lambda: nn.Linear(4, 4)), Past(), [batch()], iter([batch()]), WHOLE)
+
+
+class InTraining(Scores):
+    def example_loss(self, model, batch):
+        model.train()
+        return super().example_loss(model, batch)
+
+
+RANDOM = {
+    "a dropout that nothing switches off": (lambda middle, x: nn.functional.dropout(middle(x), 0.5), Scores),
+    "noise": (lambda middle, x: middle(x) + 0.1 * torch.randn_like(x), Scores),
+    "a task that trains": (lambda middle, x: nn.functional.dropout(middle(x), training=middle.training), InTraining),
+}
+
+
+@pytest.mark.parametrize("kind", RANDOM)
+def test_a_model_or_task_that_is_random_in_evaluation_mode_is_refused(kind):
+    forward, task = RANDOM[kind]
+    with pytest.raises(ModelError, match="is random in evaluation mode: two passes over the same batch gave"):
+        pairwise(Network(lambda: nn.Linear(4, 4), forward), task(), [batch()], [batch()], WHOLE)
+
+
+class ByBatch(nn.Module):
+    """A norm of the whole batch before the layers, where no gradient of a layer's output shows it."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm, self.layer = nn.BatchNorm1d(4, track_running_stats=False), nn.Linear(4, 4)
+
+    def forward(self, x):
+        return self.layer(self.norm(x.flatten(0, 1)).view_as(x))
+
+
+def compiled():
+    model = Network(lambda: nn.Linear(4, 4))
+    model.compile(backend="eager")
+    return model
+
+
+UNHOOKED = {
+    "compiled": (lambda: torch.compile(Network(lambda: nn.Linear(4, 4)), backend="eager"), r"model\._orig_mod"),
+    "compiled in place": (compiled, "is compiled"),
+    "traced": (lambda: torch.jit.trace(Network(lambda: nn.Linear(4, 4)), batch().input_ids), "is TorchScript"),
+    "without weights yet": (lambda: Network(lambda: nn.LazyLinear(4)), r"middle \(LazyLinear\) is lazy"),
+    "normalised by the batch": (lambda: Network(ByBatch), r"middle\.norm \(BatchNorm1d\) has no running statistics"),
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", UNHOOKED)
+def test_a_model_on_which_hooks_would_see_nothing_or_another_batch_is_refused(kind):
+    build, reason = UNHOOKED[kind]
+    with pytest.raises(ModelError, match=reason):
+        scored(build())
+
+
+def test_frozen_layers_beside_trained_ones_are_tracked_only_where_a_glob_names_them():
+    model = Network(lambda: nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)))
+    model.middle[0].requires_grad_(False)
+    trained = LayerSettings(include=("middle.1", "out"))
+    torch.testing.assert_close(scored(model), scored(model, trained), rtol=0, atol=0)
+    both = LayerSettings(include=("*", "middle.0"))
+    torch.testing.assert_close(scored(model, both), expected(model, both), rtol=1e-9, atol=1e-12)
+    model.requires_grad_(False)
+    model.table.requires_grad_(True)
+    with pytest.raises(ModelError, match="Of its layers 3 are frozen and tracked only where a glob names them"):
+        scored(model)

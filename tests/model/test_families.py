@@ -4,11 +4,13 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 import transformers
 
 from influence.errors import InfluenceError
+from influence.task import SequenceClassification
 from tests.model.families import ADAPTERS, CAUSAL, CLASSIFIERS
-from tests.model.family_table import adapted, causal_model, classifier, error_of
+from tests.model.family_table import adapted, batch, causal_model, classifier, error_of
 
 EXPERTS = r"Only 1?\d|Only 2\d\.\d % of .* trained weights are tracked.*experts|input_linear"
 PAST = "reads the weight of .* without calling it"
@@ -37,7 +39,6 @@ REFUSED_ADAPTERS = {
     "prompt tuning": "has prompt tuning",
     "prefix tuning": "has prefix tuning",
     "p-tuning": "has p-tuning",
-    "adaption prompt": SPLIT,
 }
 del REFUSED_ADAPTERS["LoRA trainable tokens"]
 ROUNDED = ("GPT-J", "GPT-Neo", "BLOOM", "MPT", "Gemma 2", "Mamba 2", "XGLM", "Qwen3-Next", "Longformer")
@@ -63,6 +64,11 @@ def test_a_language_model_has_autograds_rows_or_is_refused(name):
 @pytest.mark.parametrize("name", CLASSIFIERS)
 def test_a_classifier_has_autograds_rows_or_is_refused(name):
     held(classifier, name, REFUSED_CLASSIFIERS)
+
+
+def test_a_classifier_that_reads_padding_is_refused_where_the_dtypes_rounding_hides_it():
+    with pytest.raises(InfluenceError, match="reads padding though its attention mask hides it"):
+        SequenceClassification().example_loss(classifier("ConvBERT").to(torch.bfloat16), batch())
 
 
 @pytest.mark.parametrize("name", ADAPTERS)

@@ -342,3 +342,13 @@ def test_a_singular_fisher_without_damping_is_refused_by_module_name(tiny_model,
 def test_an_unknown_recipe_or_part_names_the_allowed_ones(name, parts, message):
     with pytest.raises(RecipeError, match=message):
         recipes.recipe(name, **parts)
+
+
+@pytest.mark.parametrize("name", ["kfac", "ekfac", "whitened"])
+def test_padding_is_left_out_of_the_factors_whether_a_batch_is_an_object_or_a_mapping(tiny_model, ragged_batch, name):
+    names = ("input_ids", "attention_mask", "labels")
+    mapping, model = {name: getattr(ragged_batch, name) for name in names}, tiny_model("llama")
+    recipe = recipes.recipe(name, **CURVED[name])
+    torch.testing.assert_close(
+        scores(model, mapping, recipe), scores(model, ragged_batch, recipe), rtol=1e-12, atol=1e-15
+    )
