@@ -1,4 +1,4 @@
-"""`influence build`: make a run, or what is missing of it."""
+"""`influence build`: build a run, or resume it."""
 
 from typing import Annotated
 
@@ -14,14 +14,14 @@ def build(
     out: Annotated[
         str,
         typer.Option(
-            metavar="RUN", help="The run directory, or s3://bucket/folder. One that holds this run is completed."
+            metavar="RUN", help="The run directory, or s3://bucket/folder. A directory with this run is resumed."
         ),
     ],
     cluster: ClusterOption = None,
     workers: WorkersOption = None,
     changes: SetOption = None,
 ) -> None:
-    """Capture the gradients of every row, and build what queries need. Resumes by itself: run it again."""
+    """Capture the gradients of every row and build curvature and index. Run the same command again to resume."""
     overrides = [*(changes or []), *cluster_settings(cluster, workers)]
     from influence.artifacts.place import run_path
     from influence.engine.progress import ProgressBar
@@ -34,4 +34,4 @@ def build(
     tell(f"{place} is complete: {run.rows:,} rows{of}, {run.recipe.summary}.", "green")
     classifies = run.config.model.kind == "sequence_classification"
     asked = '--text "…" --label …' if classifies else '--prompt "…" --completion "…"'
-    tell(f"Ask it: influence query {place} {asked}")
+    tell(f"Query it: influence query {place} {asked}")

@@ -13,14 +13,13 @@ ClusterOption: TypeAlias = Annotated[
     typer.Option(
         "--cluster",
         metavar=f"{'|'.join(NAMES)}|tls://HOST:PORT",
-        help="Processes of this machine (cuda: one a GPU), jobs of a batch queue, or a running Dask scheduler.",
+        help="Where workers run: processes of this machine (cuda: one per GPU), jobs of a batch queue, or a Dask "
+        "scheduler.",
     ),
 ]
 WorkersOption: TypeAlias = Annotated[
     int | None,
-    typer.Option(
-        "--workers", min=0, help="Worker processes to start, here or in the queue's jobs; 0: this process computes."
-    ),
+    typer.Option("--workers", min=0, help="Number of worker processes to start. 0: compute in this process."),
 ]
 
 
@@ -40,7 +39,8 @@ def cluster_settings(cluster: str | None, workers: int | None) -> list[str]:
             )
         if workers is not None:
             raise ConfigError(
-                f"--workers {workers} starts worker processes, but {cluster} brings its own: leave one of them out."
+                f"--workers {workers} starts worker processes, but {cluster} has its own workers: remove one "
+                "of the two options."
             )
         settings = ["cluster.kind=address", f"cluster.address={cluster}"]
     return settings if workers is None else [*settings, "cluster.adapt=null", f"cluster.workers={workers}"]

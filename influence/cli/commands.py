@@ -1,4 +1,4 @@
-"""The verbs of `influence`, and nothing else. No verb's imports are paid before it is called."""
+"""The verbs of `influence`, and nothing else. The imports of a verb run only when it is called."""
 
 from importlib.metadata import version
 from typing import Annotated
@@ -25,7 +25,8 @@ from influence.cli.ending import ended
 app = typer.Typer(
     name="influence",
     help="Which training examples made the model say this?",
-    epilog="Exit codes: 0 done, 2 usage or bad input, 3 a gate failed, 4 incomplete (the same command goes on).",
+    epilog="Exit codes: 0 done, 2 usage or bad input, 3 a gate failed, 4 incomplete (run the same command again to "
+    "resume).",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,

@@ -25,13 +25,13 @@ def compare(
     queries: Annotated[
         str, typer.Option(metavar="FILE|-", help="JSON Lines with a query a line, from a file or stdin.")
     ],
-    k: Annotated[int, typer.Option("-k", min=1, help="Rows of the lists of best rows that are compared.")] = 10,
+    k: Annotated[int, typer.Option("-k", min=1, help="Length of the lists of best rows that are compared.")] = 10,
     raw: RawOption = False,
-    device: Annotated[Device, typer.Option(help="Where queries are computed.")] = Device.auto,
+    device: Annotated[Device, typer.Option(help="Device that computes the queries.")] = Device.auto,
     form: FormOption = Form.table,
     trust: TrustOption = False,
 ) -> None:
-    """Say how two checkpoints or recipes disagree: rank correlation, shared best rows, rows that rose and fell."""
+    """Compare two checkpoints or recipes: rank correlation, shared best rows, rows that rose and fell."""
     import influence.run
     from influence.compare import compare as compare_runs
     from influence.engine.progress import ProgressBar

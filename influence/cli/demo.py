@@ -1,4 +1,4 @@
-"""`influence demo`: from nothing to a traced fact, on text and a model that are made on the spot."""
+"""`influence demo`: build a corpus, train a small model, and trace planted facts to their training rows."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -23,18 +23,21 @@ SHOWN = 5
 def demo(
     context: typer.Context,
     out: Annotated[
-        Path | None, typer.Option("--out", help="A folder for corpus, model, run and page; reused. Unset: runs/demo.")
+        Path | None,
+        typer.Option(
+            "--out", help="Folder of corpus, model, run and page. Existing results are reused. Default: runs/demo."
+        ),
     ] = None,
 ) -> None:
-    """Train a small model on Python's own documentation and some planted facts, and ask where it has them from."""
+    """Train a small model on Python's documentation and planted facts, and find the rows that taught it the facts."""
     if context.invoked_subcommand is not None:
         if out is not None:
             verb = context.invoked_subcommand
-            raise QueryError(f"--out {out} stands before {verb}, which has its own: put it after.")
+            raise QueryError(f"--out {out} is before {verb}, which has an --out of its own: put it after {verb}.")
         return
     out = out or DEFAULT_OUT
     check_local(out, "the demo")
-    tell("Reading a corpus, training a model on it, capturing its gradients: under four minutes on two cores.")
+    tell("Reading a corpus, training a model, building a run: under four minutes on two cores.")
     from influence.demo import story
     from influence.engine.progress import ProgressBar
 
@@ -44,7 +47,7 @@ def demo(
         _show(answer)
     _sum_up(found)
     asked = found.planted[0].question
-    tell(f'Ask more: influence query {found.run} --prompt "{asked.prompt}" --completion "{asked.completion}"')
+    tell(f'Query it: influence query {found.run} --prompt "{asked.prompt}" --completion "{asked.completion}"')
 
 
 class Announced:
@@ -55,7 +58,7 @@ class Announced:
         self.begun: set[str] = set()
 
     def __call__(self, step: "Step") -> None:
-        """Take notice of a step."""
+        """Handle one step."""
         if step.stage not in self.begun and not told().is_terminal:
             tell(f"{step.stage}: {step.total:,} step" + ("" if step.total == 1 else "s"))
         self.begun.add(step.stage)
@@ -86,9 +89,9 @@ def _sum_up(found: "Story") -> None:
     whole = Text.assemble(
         (f"\nrecall@{DEPTH} over {len(found.planted)} planted facts: ", "bold"),
         (f"{found.recall:.0%}", "bold green"),
-        f"   BM25, words alone: {found.bm25:.0%}   random rows: {found.random:.1%}",
+        f"   BM25 (words only): {found.bm25:.0%}   random rows: {found.random:.1%}",
     )
     parts = ", ".join(f"{part} {seconds:.0f} s" for part, seconds in found.seconds.items())
     hits = found.answers[0].hits
-    foot = Text(f"{found.rows:,} rows; {parts}.\n{hits.recipe}.\nThe page with every answer: {found.page}")
+    foot = Text(f"{found.rows:,} rows; {parts}.\n{hits.recipe}.\nPage with all answers: {found.page}")
     show(whole, traced_table(found.planted), foot)

@@ -1,4 +1,4 @@
-"""`influence demo dirty` and `influence demo classifier`: what `docs/data-quality.md` works on.
+"""`influence demo dirty` and `influence demo classifier`: the data of `docs/data-quality.md`.
 
 A labelled data set with known faults, and a classifier that is trained on it.
 """
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 
 def dirty(
-    out: Annotated[Path, typer.Option("--out", help="A folder for its files; those that are there are replaced.")],
-    seed: Annotated[int, typer.Option(min=0, help="Of what is planted where.")] = 0,
+    out: Annotated[Path, typer.Option("--out", help="Folder of the files. Existing files are replaced.")],
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the faults.")] = 0,
 ) -> None:
     """Write a labelled data set with known faults: wrong labels, copies, poison, a leak. See docs/data-quality.md."""
     check_local(out, "the data set")
@@ -39,19 +39,21 @@ def dirty(
 
 
 def classifier(
-    data: Annotated[Path, typer.Option("--data", help="Texts and labels to train on, such as dirty/train.jsonl.")],
-    out: Annotated[Path, typer.Option("--out", help="The checkpoint folder; kept where it is that of these data.")],
+    data: Annotated[Path, typer.Option("--data", help="Texts and labels to train on, for example dirty/train.jsonl.")],
+    out: Annotated[
+        Path, typer.Option("--out", help="The checkpoint folder. A checkpoint of the same data and settings is reused.")
+    ],
     evaluation: Annotated[
         list[Path] | None,
-        typer.Option("--eval", metavar="FILE", help="Texts and labels to judge the classifier by. Repeatable."),
+        typer.Option("--eval", metavar="FILE", help="Texts and labels to evaluate on. Repeatable."),
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of the training.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the training.")] = 0,
     epochs: Annotated[
-        int | None, typer.Option(min=1, help="Passes over the data. Unset: 4, before it learns wrong labels by heart.")
+        int | None, typer.Option(min=1, help="Passes over the data. Default: 4, before wrong labels are memorised.")
     ] = None,
     form: FormOption = Form.table,
 ) -> None:
-    """Train a small classifier from scratch on a file of texts and labels, and say how often it is right."""
+    """Train a small classifier from scratch on texts and labels, and print its accuracy."""
     check_local(out, "the classifier")
     from influence.demo.classifier import ClassifierSettings, accuracy, classifier_data, train_classifier
     from influence.engine.progress import ProgressBar
@@ -59,7 +61,7 @@ def classifier(
     with ProgressBar(told()) as bar:
         settings = ClassifierSettings(seed=seed) if epochs is None else ClassifierSettings(seed=seed, epochs=epochs)
         trained = train_classifier(classifier_data(data), out, settings, Announced(bar))
-    tell(f"The classifier: {out}" if trained else f"{out} is the classifier of these data and settings already.")
+    tell(f"The classifier: {out}" if trained else f"{out} already has the classifier of these data and settings.")
     files = [str(path) for path in evaluation or ()]
     found = accuracy(out, [classifier_data(path) for path in files], classifier_data(data)) if files else []
     if form is Form.json:
@@ -70,7 +72,7 @@ def classifier(
 
 
 def _table(found: "Mapping[str, Accuracy]") -> "Table":
-    """Return how often the classifier gives each file's rows the labels they have there."""
+    """Return the classifier's accuracy on each file."""
     from influence.cli.tables import grid
 
     table = grid("file", "rows", "given their label", "also trained on", "given their label, without these")

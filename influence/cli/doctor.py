@@ -1,4 +1,4 @@
-"""`influence doctor`: does the capture work here, on this model and these rows?"""
+"""`influence doctor`: check that capture works in this environment, on this model and these rows."""
 
 import json
 from dataclasses import asdict
@@ -18,17 +18,15 @@ if TYPE_CHECKING:
 
 def doctor(
     run: Annotated[
-        str | None, typer.Argument(metavar="[RUN]", help="A run directory, whose settings are examined.")
+        str | None, typer.Argument(metavar="[RUN]", help="A run directory, to check a finished run.")
     ] = None,
-    config: Annotated[Path | None, typer.Option("--config", "-c", help="Or the run file of a run to come.")] = None,
-    row: Annotated[
-        int | None, typer.Option(min=0, help="The row, counted from 0, that is shown as the model sees it.")
-    ] = None,
+    config: Annotated[Path | None, typer.Option("--config", "-c", help="A run file, to check before a build.")] = None,
+    row: Annotated[int | None, typer.Option(min=0, help="Show this row (counted from 0) as the model sees it.")] = None,
     changes: SetOption = None,
     form: FormOption = Form.table,
     trust: TrustOption = False,
 ) -> None:
-    """Check environment, model and ten rows, and show one as scored: what is measured, what is allowed, what to do."""
+    """Check environment, model and ten rows; print each measurement and its limit, and a row with its scored tokens."""
     if (run is None) == (config is None):
         both = "Neither a run nor a run file is" if run is None else "Both a run and a run file are"
         raise ConfigError(f"{both} given: influence doctor RUN, or influence doctor -c run.yaml.")
@@ -44,10 +42,10 @@ def doctor(
     )
     checks: list[Check] = []
     try:
-        with told().status("Examining …") as status:
+        with told().status("Checking …") as status:
             for check in found:
                 checks.append(check)
-                status.update(f"Examining … {check.name} done")
+                status.update(f"Checking … {check.name} done")
     finally:
         _print(checks, form)
     failed = [check.name for check in checks if check.verdict == "fail"]

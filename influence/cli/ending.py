@@ -39,7 +39,7 @@ def ended(verb: Callable[..., None]) -> Callable[..., None]:
                 with at_work():
                     code = _code_of(verb, args, kwargs)
             except KeyboardInterrupt:
-                tell("Interrupted. Run the same command again: it goes on from what stands.", "red")
+                tell("Interrupted. Run the same command again to resume.", "red")
                 code = INCOMPLETE
         if code == 0 and any(getattr(given, "invoked_subcommand", None) for given in kwargs.values()):
             return  # A group's own call, with typer's context: the verb itself is still to come.
@@ -79,7 +79,7 @@ def _explained(error: Exception) -> int:
         return BAD_INPUT
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         where = f" under {error.filename}" if error.filename else ""
-        tell(f"error: the disk{where} is full. Make room and run the same command again.", "red")
+        tell(f"error: the disk{where} is full. Free some space and run the same command again.", "red")
         return INCOMPLETE
     if isinstance(error, OSError) and error.errno in OF_A_NAME:
         tell(f"error: {error.filename or 'a file'}: {error.strerror}.", "red")

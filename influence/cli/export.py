@@ -1,4 +1,4 @@
-"""`influence export`: the training data without the rows that were named, and back again."""
+"""`influence export`: write the training data without flagged rows, or undo that."""
 
 import json
 from pathlib import Path
@@ -20,7 +20,8 @@ def export(
     out: Annotated[
         Path,
         typer.Option(
-            "--out", help="The cleaned file, in the data's format; a folder of several or of a saved data set."
+            "--out",
+            help="The cleaned file, in the data's format. A folder if the data are several files or a saved data set.",
         ),
     ],
     run: Annotated[
@@ -28,37 +29,41 @@ def export(
     ] = None,
     drop: Annotated[
         list[Path] | None,
-        typer.Option("--drop", metavar="FILE", help="A table of `influence issues`: drop what it says to. Repeatable."),
+        typer.Option(
+            "--drop",
+            metavar="FILE",
+            help="A table of `influence issues`: drop the rows whose action is drop. Repeatable.",
+        ),
     ] = None,
     drop_issues: Annotated[
         str | None,
         typer.Option(
             metavar="A,B,…",
-            help="Drop instead what these checks flagged, whatever they suggest. `none`: nothing, to relabel only.",
+            help="Drop the rows that these checks flagged, whatever their action. `none`: drop nothing.",
         ),
     ] = None,
     where: WhereOption = None,
-    relabel: Annotated[bool, typer.Option("--relabel", help="Change labels where the tables suggest it.")] = False,
+    relabel: Annotated[bool, typer.Option("--relabel", help="Replace labels by the suggested labels.")] = False,
     undo: Annotated[
         Path | None,
-        typer.Option(metavar="CLEANED", help="Instead: write the data as they were before this export, to --out."),
+        typer.Option(metavar="CLEANED", help="Restore the original of this export to --out."),
     ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the files that are there.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace existing files.")] = False,
     form: FormOption = Form.table,
     trust: TrustOption = False,
 ) -> None:
-    """Write the training data without the rows that were named; all others keep their bytes, and it can be undone.
+    """Write the training data without flagged rows. All other rows keep their bytes; --undo restores the original.
 
     What was done to which row, and why, is in OUT.decisions.parquet beside it. With --where only rows that meet the
     condition are dropped or relabelled. The input is only read.
     """
     if undo is not None:
         if run or drop or drop_issues or where or relabel:
-            raise QueryError(f"--undo {undo} needs --out and nothing else: what was done is in its decisions.")
+            raise QueryError(f"--undo {undo} needs --out and no other option: the decisions file has the rest.")
         _undo(undo, out, overwrite, form)
         return
     if run is None or not drop:
-        what = "the run" if run is None else "a table of issues (--drop FILE); nothing goes that nobody named"
+        what = "the run" if run is None else "a table of issues (--drop FILE): only rows that a table flags are dropped"
         raise QueryError(f"Name {what}: influence export RUN --drop issues.parquet --out clean.jsonl.")
     import influence.run
     from influence.engine.progress import ProgressBar
@@ -71,12 +76,12 @@ def export(
         put_text((json.dumps(_as_dict(done), ensure_ascii=False) + "\n").encode(errors="backslashreplace"))
     else:
         show(_table(done))
-    tell(f"{done.kept:,} of {done.rows:,} rows: {done.out}. What was done to the others: {done.decisions}")
+    tell(f"{done.kept:,} of {done.rows:,} rows: {done.out}. Decisions on the other rows: {done.decisions}")
     if not done.dropped and not done.relabelled:
         met = "that meets --where" if where else "of the run"
-        tell(f"warning: nothing was changed: the tables name no row {met} for what was asked.", "yellow")
+        tell(f"warning: nothing was changed: the tables flag no row {met} for these options.", "yellow")
     if done.unexamined:
-        tell(f"The last {done.unexamined:,} rows are beyond the run's data.limit: nobody examined them, and they stay.")
+        tell(f"The last {done.unexamined:,} rows are beyond the run's data.limit: they were not examined and are kept.")
 
 
 def _undo(cleaned: Path, out: Path, overwrite: bool, form: Form) -> None:
@@ -85,7 +90,7 @@ def _undo(cleaned: Path, out: Path, overwrite: bool, form: Form) -> None:
 
     with ProgressBar(told()) as bar:
         about = undo_export(cleaned, out, overwrite=overwrite, progress=bar)
-    same = "every row's values as they were" if about.of_columns else f"the bytes as they were, {about.data}"
+    same = "the original values of every row" if about.of_columns else f"the original bytes, {about.data}"
     rows = sum(file.rows for file in about.files)
     if form is Form.json:
         found = {"rows": rows, "run": about.run, "data": about.data, "out": str(out)}
@@ -103,7 +108,7 @@ def _table(done: "Exported") -> "Table":
     from influence.cli.streams import plain
     from influence.cli.tables import grid
 
-    table = grid("what became of them", "flagged by", "rows")
+    table = grid("result", "flagged by", "rows")
     table.add_row("kept", "", f"{done.kept - sum(done.relabelled.values()):,}")
     for action, counts in (("dropped", done.dropped), ("kept, relabelled", done.relabelled)):
         for reason, count in sorted(counts.items(), key=lambda held: -held[1]):

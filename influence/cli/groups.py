@@ -1,4 +1,4 @@
-"""`influence groups`: what each source, label or other group of rows does to each set of queries."""
+"""`influence groups`: the influence of each source, label or other group of rows on each set of queries."""
 
 import sys
 from enum import StrEnum
@@ -28,32 +28,41 @@ class GroupsForm(StrEnum):
 def groups(
     run: RunArgument,
     queries: Annotated[
-        str, typer.Option("--queries", metavar="FILE", help="Examples that influence is on, like the training data.")
+        str,
+        typer.Option(
+            "--queries", metavar="FILE", help="Examples whose outputs are measured, in the format of the training data."
+        ),
     ],
     by: Annotated[
         str, typer.Option("--by", metavar="COLUMN", help="source, label, uri, or another column of the training data.")
     ] = "source",
     sets: Annotated[
         str | None,
-        typer.Option("--sets", metavar="COLUMN", help="Part the queries by a column of their file; else they are one."),
+        typer.Option(
+            "--sets",
+            metavar="COLUMN",
+            help="Column of the queries' file that divides them into sets. Default: one set.",
+        ),
     ] = None,
-    replicates: Annotated[int, typer.Option(help="Replicates of the bootstrap that intervals come from.")] = 1000,
-    seed: Annotated[int, typer.Option(min=0, help="Of the bootstrap.")] = 0,
+    replicates: Annotated[int, typer.Option(help="Bootstrap replicates for the intervals.")] = 1000,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the bootstrap.")] = 0,
     form: Annotated[
         GroupsForm | None,
-        typer.Option("--format", help="A table unless asked otherwise; with --out, as the file's suffix says."),
+        typer.Option("--format", help="Output format. Default: table; with --out, the format of the suffix."),
     ] = None,
-    out: Annotated[Path | None, typer.Option("--out", help="Write the table to a file; then a scan can go on.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Write the table to a file. Then an interrupted scan can be resumed.")
+    ] = None,
     figure: Annotated[
-        Path | None, typer.Option("--figure", metavar="FILE.svg|.html", help="Draw sums and means as bars, too.")
+        Path | None, typer.Option("--figure", metavar="FILE.svg|.html", help="Also draw sums and means as bars.")
     ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that are there.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace existing files.")] = False,
     raw_csv: RawCsvOption = False,
     cluster: ClusterOption = None,
     workers: WorkersOption = None,
     trust: TrustOption = False,
 ) -> None:
-    """Sum up the influence of each group of rows on each set of queries, with bootstrap intervals."""
+    """Print the summed and mean influence of each group of rows on each set of queries, with bootstrap intervals."""
     chosen = _form(form, out)
     check_raw_csv(raw_csv, chosen.value)
     overrides = cluster_settings(cluster, workers)

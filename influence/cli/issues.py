@@ -1,4 +1,4 @@
-"""`influence issues`: every row examined, into a table that says which ones hurt, and why."""
+"""`influence issues`: check every row and write a table of the faults found."""
 
 import json
 from pathlib import Path
@@ -16,24 +16,36 @@ if TYPE_CHECKING:
 
 def issues(
     run: RunArgument,
-    out: Annotated[Path, typer.Option("--out", help="The table, ….parquet. Until it stands, its parts are beside it.")],
+    out: Annotated[
+        Path,
+        typer.Option(
+            "--out", help="The table (.parquet). Partial results are in a folder beside it until it is complete."
+        ),
+    ],
     evaluation: Annotated[
         str | None,
-        typer.Option("--eval", metavar="FILE", help="Examples the model should get right, like the training data."),
+        typer.Option(
+            "--eval",
+            metavar="FILE",
+            help="Examples that the model should get right, in the format of the training data.",
+        ),
     ] = None,
     target: Annotated[
         str | None,
         typer.Option(
             metavar="TEXT|FILE",
-            help="An unwanted output: what a language model says, a classifier's label; or a file like --eval's.",
+            help="An unwanted output: a completion, a classifier's label, or a file in the format of --eval.",
         ),
     ] = None,
     prompt: Annotated[
-        str | None, typer.Option(help="With a --target TEXT: what the model was given; a classifier's text.")
+        str | None, typer.Option(help="With --target TEXT: the prompt, or the classifier's text.")
     ] = None,
     checks: Annotated[
         str | None,
-        typer.Option(metavar="A,B,…", help="Only these checks; unset, all that apply. `all,A` adds one that is asked."),
+        typer.Option(
+            metavar="A,B,…",
+            help="Only these checks. Default: all that apply. `all,A` adds a check that is off by default.",
+        ),
     ] = None,
     settings: Annotated[
         list[str] | None,
@@ -41,9 +53,11 @@ def issues(
     ] = None,
     graph: Annotated[
         Path | None,
-        typer.Option(metavar="FILE.npz", help="Keep every row's nearest rows too, as cleanlab's Datalab takes them."),
+        typer.Option(
+            metavar="FILE.npz", help="Also write every row's nearest rows, in the format of cleanlab's Datalab."
+        ),
     ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the files that are there.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace existing files.")] = False,
     form: FormOption = Form.table,
     cluster: ClusterOption = None,
     workers: WorkersOption = None,
@@ -77,7 +91,7 @@ def issues(
         from influence.cli.diagnosis_tables import issues_tables
 
         show(*issues_tables(found))
-    tell(f"A line for each of {found.rows:,} rows: {found.out}")
+    tell(f"One line for each of {found.rows:,} rows: {found.out}")
     if graph is not None:
         tell(f"{found.neighbours} As a CSR matrix of distances: {graph}")
 

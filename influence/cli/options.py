@@ -11,7 +11,7 @@ from influence.errors import QueryError
 ConfigOption: TypeAlias = Annotated[Path, typer.Option("--config", "-c", help="The run file (YAML); see configs/.")]
 SetOption: TypeAlias = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Change a setting, as in data.max_tokens=256. Repeatable."),
+    typer.Option("--set", metavar="KEY=VALUE", help="Change a setting, for example data.max_tokens=256. Repeatable."),
 ]
 # Text: a `Path` would turn s3://bucket into s3:/bucket.
 RunArgument: TypeAlias = Annotated[
@@ -22,15 +22,16 @@ TrustOption: TypeAlias = Annotated[
     bool,
     typer.Option(
         "--trust-run",
-        help="Do all that the configuration of a run that you didn't build asks for: run code of its model, fetch from "
-        "a hub, use its cluster.",
+        help="Trust a run that you did not build: allow its configuration to run code of its model, download from a "
+        "hub, and use its cluster.",
     ),
 ]
 WhereOption: TypeAlias = Annotated[
     str | None,
     typer.Option(
         metavar="CONDITION",
-        help="Only rows that meet it, as in \"source = 'x' and tokens > 50\": SQL over row, id, source, uri, label, "
+        help="Only rows that meet a condition, for example \"source = 'x' and tokens > 50\": SQL over row, id, "
+        "source, uri, label, "
         "tokens, loss, norm, text.",
     ),
 ]
@@ -38,7 +39,8 @@ WhereOption: TypeAlias = Annotated[
 RawCsvOption: TypeAlias = Annotated[
     bool,
     typer.Option(
-        "--raw-csv", help="In CSV, texts as they are: none with an apostrophe in front that a spreadsheet might run."
+        "--raw-csv",
+        help="In CSV, write texts unchanged, without the apostrophe before formulas that a spreadsheet could run.",
     ),
 ]
 
@@ -50,7 +52,7 @@ def check_raw_csv(raw_csv: bool, form: str) -> None:
         QueryError: The form isn't csv.
     """
     if raw_csv and form != "csv":
-        raise QueryError(f"--raw-csv is about CSV, and the form is {form}: leave it out, or add --format csv.")
+        raise QueryError(f"--raw-csv applies to CSV, and the format is {form}: remove it, or add --format csv.")
 
 
 class Form(StrEnum):
@@ -60,16 +62,14 @@ class Form(StrEnum):
     json = "json"
 
 
-FormOption: TypeAlias = Annotated[
-    Form, typer.Option("--format", help="A table, also into a pipe, unless json is asked.")
-]
+FormOption: TypeAlias = Annotated[Form, typer.Option("--format", help="Output format, also into a pipe.")]
 
 RawOption: TypeAlias = Annotated[
     bool,
     typer.Option(
         "--raw",
-        help="Ask about prompts and completions as they stand. Without it they are turns of a user and the assistant "
-        "where the run's rows are chats.",
+        help="Use prompts and completions as bare texts. Without it, in a run of chats, they are turns of a user and "
+        "the assistant.",
     ),
 ]
 """Whether prompts and completions go past the chat template."""

@@ -1,4 +1,4 @@
-"""`influence plan`: what a build would take. Starts none and writes nothing."""
+"""`influence plan`: estimate a build. Starts none and writes nothing."""
 
 import json
 from dataclasses import asdict
@@ -19,10 +19,10 @@ def plan(
     cluster: ClusterOption = None,
     workers: WorkersOption = None,
     changes: SetOption = None,
-    queries: Annotated[int, typer.Option(min=1, help="Say what so many queries in one call take, too.")] = 100,
+    queries: Annotated[int, typer.Option(min=1, help="Also estimate a call with this number of queries.")] = 100,
     form: FormOption = Form.table,
 ) -> None:
-    """Say what a build would take, rows, columns, bytes and hours, and then a query, from a short measurement."""
+    """Estimate rows, columns, bytes, memory and hours of a build, and the time of a query, from a short measurement."""
     from influence.cli.tables import plan_tables
     from influence.run import plan as plan_run
 

@@ -24,16 +24,13 @@ def from_flags(
     """
     if text is not None:
         if prompt is not None or completion is not None or contrast is not None:
-            raise QueryError("--text is the whole query: leave out --prompt, --completion and --contrast, or --text.")
+            raise QueryError("--text is the whole query: remove --prompt, --completion and --contrast, or --text.")
         asked = {"text": text} if label is None else {"text": text, "label": label}
     elif label is not None:
         raise QueryError("--label is the class of a --text: give that too.")
     elif completion is None:
         what = "--prompt is given without --completion" if prompt is not None else "No query is given"
-        raise QueryError(
-            f"{what}. Ask with --prompt and --completion (what the model said), with --text, with --messages CHAT, or "
-            "with --queries FILE."
-        )
+        raise QueryError(f"{what}. Give --prompt and --completion, --text, --messages CHAT, or --queries FILE.")
     else:
         asked = {"prompt": prompt or "", "completion": completion}
         if contrast is not None:
@@ -144,5 +141,5 @@ def _check(query: Mapping[str, Any]) -> None:
     for key in ("completion", "contrast", "text"):
         if query.get(key) == "":
             raise QueryError(
-                f"The {key} is empty, so nothing is predicted and nothing can be asked. Give what was said."
+                f"The {key} is empty, so nothing is predicted and nothing can be measured. Give the text of the output."
             )

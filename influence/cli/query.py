@@ -1,4 +1,4 @@
-"""`influence query`: which rows made the model say this?"""
+"""`influence query`: the training rows behind one output."""
 
 import sys
 from collections.abc import Iterable, Iterator
@@ -36,44 +36,53 @@ class HitsForm(StrEnum):
 
 def query(
     run: RunArgument,
-    prompt: Annotated[str | None, typer.Option(help="What the model was given.")] = None,
-    completion: Annotated[str | None, typer.Option(help="What it said: the part that is asked about.")] = None,
-    text: Annotated[str | None, typer.Option(help="Ask about a whole text instead; a classifier's text.")] = None,
-    label: Annotated[str | None, typer.Option(help="With --text, for a classifier: the class it gave.")] = None,
+    prompt: Annotated[str | None, typer.Option(help="The text before the completion.")] = None,
+    completion: Annotated[str | None, typer.Option(help="The output that is measured.")] = None,
+    text: Annotated[str | None, typer.Option(help="A whole text to measure, or a classifier's text.")] = None,
+    label: Annotated[
+        str | None, typer.Option(help="With --text, for a classifier: the class that is measured.")
+    ] = None,
     queries: Annotated[
-        str | None, typer.Option(metavar="FILE|-", help="JSON Lines with a query a line, from a file or stdin.")
+        str | None, typer.Option(metavar="FILE|-", help="JSON Lines, one query per line; - reads standard input.")
     ] = None,
     contrast: Annotated[
-        str | None, typer.Option(help="What it might have said instead: ask what made it say the one, not the other.")
+        str | None, typer.Option(help="Another output: measure the difference of the two log-probabilities.")
     ] = None,
     messages: Annotated[
         str | None,
         typer.Option(
             metavar="FILE|-",
-            help="Ask about a chat: JSON with its messages, or an object with messages and tools; a file or stdin.",
+            help="A chat as JSON: a list of messages, or an object with messages and tools; - reads standard input.",
         ),
     ] = None,
     raw: RawOption = False,
-    k: Annotated[int | None, typer.Option("-k", min=1, help="Rows on each side; 10 unless there are fewer.")] = None,
+    k: Annotated[
+        int | None,
+        typer.Option("-k", min=1, help="Number of rows on each side. Default: 10, or all if there are fewer."),
+    ] = None,
     exact: Annotated[
         bool | None,
         typer.Option(
-            "--exact/--no-exact", help="Score the index's proposals again from whole gradients; as the recipe says."
+            "--exact/--no-exact",
+            help="Re-rank the index's candidates with exact scores. Default: as set in the recipe.",
         ),
     ] = None,
     candidates: Annotated[
-        int | None, typer.Option(min=1, help="With exact scores: the proposals of each side; as the recipe says.")
+        int | None,
+        typer.Option(
+            min=1, help="With exact scores: number of candidates of each side. Default: as set in the recipe."
+        ),
     ] = None,
     where: WhereOption = None,
     form: Annotated[
         HitsForm | None,
-        typer.Option("--format", help="A table unless asked otherwise; with --out, as the file's suffix says."),
+        typer.Option("--format", help="Output format. Default: table; with --out, the format of the suffix."),
     ] = None,
     out: Annotated[Path | None, typer.Option("--out", help="Write the answers to a file.")] = None,
     raw_csv: RawCsvOption = False,
     trust: TrustOption = False,
 ) -> None:
-    """Show the rows that promote a completion most, and those that oppose it most."""
+    """Print the rows that promote an output most and the rows that oppose it most."""
     chosen = _form(form, out)
     check_raw_csv(raw_csv, chosen.value)
     flags = (prompt, completion, text, label)
@@ -82,7 +91,7 @@ def query(
             "Both --queries and --prompt, --completion, --contrast, --text, --label or --messages are given: keep one."
         )
     if messages is not None and any(flag is not None for flag in flags):
-        raise QueryError("--messages is the whole query: leave out --prompt, --completion, --text and --label.")
+        raise QueryError("--messages is the whole query: remove --prompt, --completion, --text and --label.")
     asked: Query | None = None
     if messages is not None:
         asked = from_messages(messages, contrast)
@@ -95,7 +104,7 @@ def query(
     if label is not None and asked is not None:
         # A label that was given is meant, also where the model has no use for one: then it is refused.
         asked = as_example(asked)
-    tell("Asking the model …", "dim")
+    tell("Computing …", "dim")
     with influence.run.open(run, trust=trust) as opened:
         if asked is not None:
             with ProgressBar(told()) as bar:
@@ -127,7 +136,7 @@ def _form(form: HitsForm | None, out: Path | None) -> HitsForm:
     if out is not None:
         check_local(out, "answers")
     if out is not None and not out.parent.is_dir():
-        raise QueryError(f"The folder {out.parent} doesn't exist; make it, or write the answers somewhere else.")
+        raise QueryError(f"The folder {out.parent} does not exist. Create it, or choose another path.")
     if out is not None and not out.is_dir():
         check_replaceable(out)
     if form is None and out is not None:

@@ -1,4 +1,4 @@
-"""`influence score`: every row, for every query or for itself, into a Parquet file."""
+"""`influence score`: score every row for every query, or each row for itself, into a Parquet file."""
 
 from enum import StrEnum
 from pathlib import Path
@@ -25,37 +25,47 @@ class Kept(StrEnum):
 
 def score(
     run: RunArgument,
-    out: Annotated[Path, typer.Option("--out", help="The file, ….parquet. Until it stands, its parts are beside it.")],
+    out: Annotated[
+        Path,
+        typer.Option(
+            "--out", help="The file (.parquet). Partial results are in a folder beside it until it is complete."
+        ),
+    ],
     queries: Annotated[
-        str | None, typer.Option(metavar="FILE|-", help="JSON Lines with a query a line, from a file or stdin.")
+        str | None, typer.Option(metavar="FILE|-", help="JSON Lines, one query per line; - reads standard input.")
     ] = None,
-    itself: Annotated[bool, typer.Option("--self", help="Score each row for itself instead: self-influence.")] = False,
+    itself: Annotated[
+        bool, typer.Option("--self", help="Score each row for itself (self-influence) instead of queries.")
+    ] = False,
     keep: Annotated[
         Kept | None,
         typer.Option(
-            help="All scores, a line a row (the default); the top rows of each query; or of all rows their mean, sum, "
-            "min, max and share of positive scores over the queries."
+            help="all: every score, one line per row (default). top: the best rows of each query. rows: each "
+            "row's mean, sum, "
+            "min, max and share of positive scores over all queries."
         ),
     ] = None,
-    k: Annotated[int | None, typer.Option("-k", min=1, help=f"With --keep top: rows on each side, {USUAL_K}.")] = None,
+    k: Annotated[
+        int | None, typer.Option("-k", min=1, help=f"With --keep top: number of rows on each side. Default: {USUAL_K}.")
+    ] = None,
     raw: RawOption = False,
     where: WhereOption = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file that is there.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing file.")] = False,
     cluster: ClusterOption = None,
     workers: WorkersOption = None,
     trust: TrustOption = False,
 ) -> None:
-    """Score every stored row. Memory stays the same for any number of rows and queries; run it again to resume."""
+    """Score every stored row, in memory that does not depend on their number. Run the same command again to resume."""
     if (queries is None) != itself:
         raise QueryError(
             "Both --queries and --self are given: keep one."
             if itself
-            else "Say what is asked: --queries FILE, or --self for each row's influence on itself."
+            else "Nothing to score for: give --queries FILE, or --self for each row's influence on itself."
         )
     if itself and keep is not None:
-        raise QueryError(f"--keep {keep} is about queries, and --self keeps one score a row: leave it out.")
+        raise QueryError(f"--keep {keep} applies to queries, and --self has one score per row: remove it.")
     if k is not None and keep is not Kept.top:
-        raise QueryError(f"-k {k} is about --keep top: add that, or leave -k out.")
+        raise QueryError(f"-k {k} applies to --keep top: add that, or remove -k.")
     overrides = cluster_settings(cluster, workers)
     import influence.run
     from influence.engine.progress import ProgressBar

@@ -1,4 +1,4 @@
-"""`influence select`: the rows to train on for a target, into a JSON Lines file (LESS)."""
+"""`influence select`: select rows to train on for a target (LESS), into a JSON Lines file."""
 
 import json
 from pathlib import Path
@@ -17,37 +17,46 @@ if TYPE_CHECKING:
 def select(
     run: RunArgument,
     target: Annotated[
-        str, typer.Option("--target", metavar="FILE", help="Examples the model should get good at; no test set.")
+        str, typer.Option("--target", metavar="FILE", help="Examples of the target task. Do not use a test set.")
     ],
-    top: Annotated[str, typer.Option("--top", metavar="SHARE|ROWS", help="How many rows: 5% of all, or 500.")],
-    out: Annotated[Path, typer.Option("--out", help="The chosen rows, ….jsonl. Until it stands, its parts beside it.")],
+    top: Annotated[
+        str, typer.Option("--top", metavar="SHARE|ROWS", help="How many rows: a share (5%) or a number (500).")
+    ],
+    out: Annotated[
+        Path,
+        typer.Option(
+            "--out", help="The selected rows (.jsonl). Partial results are in a folder beside it until it is complete."
+        ),
+    ],
     per_group_cap: Annotated[
         str | None,
         typer.Option(
-            "--per-group-cap", metavar="SHARE|ROWS", help="The most that one group may have of the chosen rows."
+            "--per-group-cap", metavar="SHARE|ROWS", help="Largest share or number of selected rows from one group."
         ),
     ] = None,
     by: Annotated[
-        str, typer.Option("--by", metavar="COLUMN", help="What groups rows: source, label, uri, another column.")
+        str, typer.Option("--by", metavar="COLUMN", help="Column that groups rows: source, label, uri, or another.")
     ] = "source",
     sets: Annotated[
         str | None,
         typer.Option(
-            "--sets", metavar="COLUMN", help="Part the target by a column of its file; the best set's mean counts."
+            "--sets",
+            metavar="COLUMN",
+            help="Column of the target's file that divides it into sets. The mean of the best set counts.",
         ),
     ] = None,
-    dedup: Annotated[bool, typer.Option("--dedup", help="Leave out near-copies of better rows.")] = False,
-    words: Annotated[bool, typer.Option("--bm25/--no-bm25", help="Compare with BM25's choice of as many rows.")] = True,
+    dedup: Annotated[bool, typer.Option("--dedup", help="Skip near-copies of better rows.")] = False,
+    words: Annotated[bool, typer.Option("--bm25/--no-bm25", help="Compare with as many rows selected by BM25.")] = True,
     figure: Annotated[
-        Path | None, typer.Option("--figure", metavar="FILE.svg|.html", help="Draw score against length, too.")
+        Path | None, typer.Option("--figure", metavar="FILE.svg|.html", help="Also draw score against length.")
     ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that are there.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace existing files.")] = False,
     form: FormOption = Form.table,
     cluster: ClusterOption = None,
     workers: WorkersOption = None,
     trust: TrustOption = False,
 ) -> None:
-    """Choose the rows that promote a target most; with several sets in it, the one a row promotes most counts."""
+    """Select the rows that promote a target most. With several sets, the set that a row promotes most counts."""
     overrides = cluster_settings(cluster, workers)
     import influence.run
     from influence.engine.progress import ProgressBar

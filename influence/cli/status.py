@@ -1,4 +1,4 @@
-"""`influence status`: how far a run is."""
+"""`influence status`: progress and properties of a run."""
 
 import json
 import sys
@@ -11,20 +11,20 @@ from influence.cli.options import Form, FormOption, RunArgument
 from influence.cli.streams import put_text, show, tell, told
 
 INTERVAL = 2.0
-"""Seconds between two looks at a run that is watched."""
+"""Seconds between two refreshes of a watched run."""
 
 
 def status(
     run: RunArgument,
     watch: Annotated[
-        bool, typer.Option("--watch", help="Look again every two seconds until the run is complete.")
+        bool, typer.Option("--watch", help="Refresh every two seconds until the run is complete.")
     ] = False,
     curvature: Annotated[
-        bool, typer.Option("--spectra", help="Show each module's eigenvalues and what lies under the damping instead.")
+        bool, typer.Option("--spectra", help="Print each layer's eigenvalues and the share below the damping.")
     ] = False,
     form: FormOption = Form.table,
 ) -> None:
-    """Say how much of a run stands, finished or not."""
+    """Print the progress and the properties of a run."""
     from influence.stages.status import status as look
 
     if curvature:
@@ -56,7 +56,7 @@ def _spectra(run: str, form: Form) -> None:
 
 
 def _watch(run: str, form: Form) -> None:
-    """Look again and again until the run is complete."""
+    """Refresh until the run is complete."""
     from influence.stages.status import status as look
 
     found = _begun(run)
@@ -72,7 +72,7 @@ def _watch(run: str, form: Form) -> None:
 
 
 def _begun(run: str) -> dict[str, Any]:
-    """Look at a run that is watched, waiting for a build that has only begun."""
+    """Read the status of a watched run; wait for a build that has just started."""
     from influence.artifacts.place import run_path
     from influence.errors import Incomplete
     from influence.stages.status import status as look

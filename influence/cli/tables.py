@@ -91,7 +91,7 @@ def _under_way(note: Mapping[str, Any] | None) -> dict[str, str]:
     if note["seconds_left"] is not None:
         said.append(f"{timedelta(seconds=round(note['seconds_left']))} left in this stage")
     if note["retried"]:
-        said.append(f"{_counted(note['retried'], 'task')} tried again")
+        said.append(f"{_counted(note['retried'], 'task')} retried")
     if note["workers_lost"]:
         said.append(f"{_counted(note['workers_lost'], 'worker')} lost")
     return {"building": "; ".join(said)}
@@ -142,14 +142,14 @@ def plan_tables(plan: "Plan", hours: Mapping[int, float], queries: int) -> list[
                 "index": plan.index,
                 "on disk": f"{size(needs.disk)}: rows {size(needs.disk_rows)}, "
                 f"factors {size(needs.disk_factors)}, curvature {size(needs.disk_curvature)}, "
-                f"index {size(needs.disk_index)}; the rows' texts come on top",
+                f"index {size(needs.disk_index)}; plus the rows' texts",
             }
         ),
         _memory(needs, texts=not probed.modules),
         times,
         *([_queries(plan.query, queries)] if plan.query else []),
         Text(
-            f"Reckoned from {plan.measuring:.1f} s of measurement of the stages, on this machine's workers or on one "
+            f"Estimated from {plan.measuring:.1f} s of measurement of the stages, on this machine's workers or on one "
             "of a cluster's. No run was started.",
             "dim",
         ),
@@ -158,12 +158,12 @@ def plan_tables(plan: "Plan", hours: Mapping[int, float], queries: int) -> list[
 
 def _queries(cost: "QueryCost", queries: int) -> Table:
     """Return what queries in one call would take."""
-    table = grid("queries in one call", "time", "memory", "of what")
-    rows = f"the whole gradients of {cost.candidates:,} rows each" if cost.candidates else "the index alone decides"
+    table = grid("queries in one call", "time", "memory", "content")
+    rows = f"the whole gradients of {cost.candidates:,} rows each" if cost.candidates else "index only, no exact scores"
     held = f"gradients of {cost.together:,} at once"
     for count in sorted({1, queries}):
         seconds, memory = duration(cost.seconds(count) / 3600), size(cost.memory(count))
-        what = f"{rows}; {cost.opening:.0f} s to open" if count == 1 else f"{held}; a batch's activations come on top"
+        what = f"{rows}; {cost.opening:.0f} s to open" if count == 1 else f"{held}; plus a batch's activations"
         table.add_row(f"{count:,}", seconds, memory, what)
     return table
 
@@ -177,15 +177,15 @@ def _work(plan: "Plan") -> str:
 
 def _memory(needs: "Estimate", *, texts: bool) -> Table:
     """Return what each stage holds; of a run of texts in the one process that makes it."""
-    table = grid("stage", "memory", "of what")
+    table = grid("stage", "memory", "content")
     if texts:
-        table.add_row("capture", size(needs.memory_capture), "a shard's texts; Python comes on top")
+        table.add_row("capture", size(needs.memory_capture), "a shard's texts; plus Python")
         table.add_row("index", size(needs.memory_index), "the words of all texts; a query maps the index")
         return table
     table.add_row(
         "capture",
         size(needs.memory_model + needs.memory_capture),
-        "each worker: model and two shards; Python, torch and a batch's activations come on top",
+        "each worker: model and two shards; plus Python, torch and a batch's activations",
     )
     if needs.memory_factors:
         table.add_row("factors", size(needs.memory_model + needs.memory_factors), "each worker, and the coordinator")

@@ -155,7 +155,7 @@ def test_a_full_disk_ends_with_4_leaves_nothing_half_written_and_is_resumed(cli,
     ended = cli(*command)
     assert ended.code == 4, ended.err
     assert "is full" in ended.told
-    assert "Make room and run the same command again" in ended.told
+    assert "run the same command again" in ended.told
     assert "Traceback" not in ended.err
     # This cluster's threads outlive the build: one may still be about to find the disk full.
     until(lambda: clean(folder))
@@ -205,5 +205,5 @@ def test_cluster_flags_become_settings():
     assert cluster_settings("slurm", None) == ["cluster.kind=slurm", "cluster.address=null", "cluster.tls=null"]
     with pytest.raises(ConfigError, match=r"'slum': expected local, cuda, slurm, .*, or a scheduler's address"):
         cluster_settings("slum", None)
-    with pytest.raises(ConfigError, match="brings its own: leave one of them out"):
+    with pytest.raises(ConfigError, match=r"--workers 3 .* tcp://here:8786"):
         cluster_settings("tcp://here:8786", 3)

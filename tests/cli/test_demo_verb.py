@@ -65,10 +65,10 @@ def test_a_demo_shows_both_sides_of_every_answer_and_what_was_traced(cli, told, 
     assert shown.count("Promoting") == shown.count("Opposing") == shown.count("Scores in nats") == 3
     assert SIGN_RULE in shown
     assert "planted text of planted/" in shown
-    assert "recall@10 over 2 planted facts: 70% BM25, words alone: 40% random rows: 0.2%" in shown
+    assert "recall@10 over 2 planted facts: 70% BM25 (words only): 40% random rows: 0.2%" in shown
     assert f"{FACTS[0].name} 4 of 5 3 yes" in shown
     assert f"{FACTS[1].name} 3 of 5 1 no" in shown
-    assert f"The page with every answer: {tmp_path / 'answers.html'}" in shown
+    assert f"Page with all answers: {tmp_path / 'answers.html'}" in shown
     assert "training: 7" in ended.told
     assert f"influence query {tmp_path / 'run'}" in ended.told
 

@@ -38,7 +38,7 @@ def test_what_became_of_the_rows_is_printed_and_undoing_gives_the_file_back(cli,
     back = out.with_name("back.jsonl")
     undone = cli("export", "--undo", out, "--out", back)
     assert (undone.code, undone.out) == (0, "")
-    assert "40 rows, the bytes as they were" in undone.told
+    assert "40 rows, the original bytes" in undone.told
     assert back.read_bytes() == corpus_file.read_bytes()
 
 
@@ -64,7 +64,7 @@ def test_rows_that_don_t_meet_the_condition_are_left_alone(cli, built, table, ou
 def test_a_condition_that_no_row_meets_changes_nothing_and_says_so(cli, built, table, out, corpus_file):
     ended = cli("export", built, "--drop", table, "--where", "source = 'nowhere'", "--out", out)
     assert ended.code == 0
-    assert "warning: nothing was changed: the tables name no row that meets --where" in ended.told
+    assert "warning: nothing was changed: the tables flag no row that meets --where" in ended.told
     assert out.read_bytes() == corpus_file.read_bytes()
 
 
@@ -82,8 +82,8 @@ def test_the_verb_and_its_twin_in_python_write_the_same(cli, built, run, table, 
     ("words", "said"),
     [
         (["--drop", "TABLE"], "Name the run: influence export RUN --drop issues.parquet"),
-        (["RUN"], "nothing goes that nobody named"),
-        (["RUN", "--undo", "TABLE"], "needs --out and nothing else"),
+        (["RUN"], "a table of issues (--drop FILE)"),
+        (["RUN", "--undo", "TABLE"], "needs --out and no other option"),
         (["RUN", "--drop", "TABLE", "--where", "colour = 'red'"], "there is no column 'colour'"),
         (
             ["RUN", "--drop", "TABLE", "--drop-issues", "leek"],
@@ -168,5 +168,5 @@ def test_a_run_of_a_saved_data_set_is_exported_as_one_and_undone(cli, run_file, 
     assert refused.code == 2
     assert "has no column of labels" in refused.told
     undone = cli("export", "--undo", out, "--out", back)
-    assert "12 rows, every row's values as they were" in undone.told
+    assert "12 rows, the original values of every row" in undone.told
     assert datasets.load_from_disk(str(back)).to_list() == rows

@@ -77,7 +77,7 @@ def test_ctrl_c_during_an_import_in_the_middle_of_the_work_waits_until_the_modul
     (tmp_path / "loaded.py").write_text(LOADED)
     done = run(IN_THE_MIDDLE, folder=tmp_path)
     assert done.returncode == 4, done.stderr
-    assert "it goes on from what stands" in done.stderr
+    assert "Run the same command again to resume" in done.stderr
     assert "Traceback" not in done.stderr
     assert (tmp_path / "whole").exists()
     assert not (tmp_path / "after").exists()
@@ -89,5 +89,5 @@ def test_ctrl_c_after_the_last_word_changes_nothing(tmp_path, when):
     done = run(AT_THE_END.replace("WHEN", repr(when)), *argv, folder=tmp_path)
     assert done.returncode == 2
     assert done.stderr.splitlines() == [
-        "error: Say what is asked: --queries FILE, or --self for each row's influence on itself."
+        "error: Nothing to score for: give --queries FILE, or --self for each row's influence on itself."
     ]

@@ -115,7 +115,7 @@ def test_parquet_is_not_written_to_a_terminal(cli, built, terminal):
         (["--completion", "a", "-k", "41"], "k is 41, but"),
         (["--completion", "\udcff\udcfe"], "half of a surrogate pair"),
         (["--completion", "a"], "has no scored token"),
-        (["--completion", "The river", "--out", "nowhere/hits.json"], "The folder nowhere doesn't exist"),
+        (["--completion", "The river", "--out", "nowhere/hits.json"], "The folder nowhere does not exist"),
         (["--completion", "word " * 2000], "positions"),
     ],
 )
@@ -271,7 +271,7 @@ def test_a_row_with_columns_that_say_nothing_to_a_query_is_asked_and_they_are_na
 def test_a_csv_runs_nothing_in_a_spreadsheet_unless_its_texts_are_asked_for_raw(cli, built):
     ended = cli("query", built, *ASKED, "-k", 1, "--raw-csv")
     assert (ended.code, ended.out) == (2, "")
-    assert "--raw-csv is about CSV, and the form is table" in ended.told
+    assert "--raw-csv applies to CSV, and the format is table" in ended.told
 
 
 def test_a_run_that_somebody_else_changed_is_asked_here_and_says_what_it_wanted(cli, run_copy):

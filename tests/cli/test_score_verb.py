@@ -57,10 +57,10 @@ def test_self_scores_each_row_for_itself(cli, built, tmp_path):
 @pytest.mark.parametrize(
     ("flags", "told"),
     [
-        ([], "Say what is asked: --queries FILE, or --self"),
+        ([], "give --queries FILE, or --self"),
         (["--self", "--queries", "Q"], "Both --queries and --self"),
-        (["--self", "--keep", "top"], "--keep top is about queries"),
-        (["--queries", "Q", "-k", "3"], "-k 3 is about --keep top"),
+        (["--self", "--keep", "top"], "--keep top applies to queries"),
+        (["--queries", "Q", "-k", "3"], "-k 3 applies to --keep top"),
         (["--queries", "Q", "--keep", "best"], "'best' is not one of"),
         (["--queries", "Q", "--where", "tokens >"], "can't be read: syntax error"),
         (["--queries", "Q", "--where", "sauce = 1"], "no column 'sauce'. Columns: row (number), id (text)"),
