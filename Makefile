@@ -36,6 +36,7 @@ check: $(DEV_STAMP) docs
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
+	$(BIN)/python scripts/house.py --check
 	$(BIN)/pyright
 
 docs: $(DEV_STAMP)

@@ -91,7 +91,7 @@ def write(folder: Path, tree: Path, only: str) -> None:
     sys.path.insert(0, str(tree))
     write_material(work)
     record: Record = {part: {} for part in PARTS}
-    call = _command_line(tree)
+    call = command_line(tree)
     chosen = [name for name in BUILDS if re.search(only, name)]
     for name in chosen:
         print(f"build {name}", file=sys.stderr)
@@ -108,7 +108,7 @@ def write(folder: Path, tree: Path, only: str) -> None:
     print(f"{folder / 'record.json'}: {', '.join(f'{len(record[part])} {part}' for part in PARTS)}")
 
 
-def _command_line(tree: Path) -> Callable[..., str]:
+def command_line(tree: Path) -> Callable[..., str]:
     """Return a function that runs a verb in this process and returns what it printed."""
     script = tomllib.loads((tree / "pyproject.toml").read_text())["project"]["scripts"]["influence"]
     module, _, name = script.partition(":")

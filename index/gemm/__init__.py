@@ -6,6 +6,7 @@ fused multiply-add a term, in one float32 sum. So equal rows get equal products 
 give the same bytes on every machine.
 """
 
-from index.gemm.packed import LANES, Packed, packed, product
+from index.gemm.lanes import LANES
+from index.gemm.packed import Packed, packed, product
 
 __all__ = ["LANES", "Packed", "packed", "product"]

@@ -68,7 +68,7 @@ def _in_float32() -> Callable[..., None]:
 
     from index.gemm import vectors
     from index.gemm.compiled import compiled
-    from index.gemm.packed import LANES
+    from index.gemm.lanes import LANES
     from index.gemm.vectors import add_dots, add_lanes, zeros
 
     several = 4

@@ -15,7 +15,7 @@ from numba import types
 
 from index.gemm import vectors
 from index.gemm.compiled import WIDE, compiled
-from index.gemm.packed import LANES
+from index.gemm.lanes import LANES
 from index.gemm.vectors import add_outer, load_tile, store_tile, zeros
 
 TILE = (12, 2) if WIDE else (6, 1)

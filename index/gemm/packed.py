@@ -5,9 +5,6 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-LANES = 16
-"""Numbers of a processor's vector, or of several shorter ones."""
-
 
 @dataclass(frozen=True)
 class Packed:

@@ -13,7 +13,7 @@ from numba import types
 from numba.core.cgutils import get_or_insert_function
 from numba.extending import intrinsic, models, register_model
 
-from index.gemm.packed import LANES
+from index.gemm.lanes import LANES
 
 INT, FLOAT = ir.IntType(32), ir.FloatType()
 VECTOR = ir.VectorType(FLOAT, LANES)
