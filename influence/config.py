@@ -52,6 +52,8 @@ class RunConfig(BaseModel):
             return recipe(value)
         if not isinstance(value, Mapping) or value.get("name", "custom") == "custom":
             return value
+        if not isinstance(value["name"], str):
+            raise RecipeError(f"name is {value['name']!r}; expected the name of a recipe, such as logra.")
         parts = dict(value)
         for short, part, key in (("damping", "curvature", "damping"), ("seed", "projection", "seed")):
             if short in parts and key in (parts.get(part) or {}):
@@ -138,10 +140,11 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     """
     path = Path(path) if isinstance(path, str) else path
     try:
-        size = path.stat().st_size
-        if size > MAX_BYTES:
-            raise ConfigError(f"{path} has {size:,} bytes; a run file has at most {MAX_BYTES:,}.")
-        source = path.read_text(encoding="utf-8")
+        with path.open("rb") as file:
+            content = file.read(MAX_BYTES + 1)  # of a pipe or a device nobody knows how much it holds
+        if len(content) > MAX_BYTES:
+            raise ConfigError(f"{path} has more than {MAX_BYTES:,} bytes, the most that a run file may have.")
+        source = content.decode("utf-8")
     except FileNotFoundError:
         raise ConfigError(f"There is no run file {path}. Copy one from configs/ and edit it.") from None
     except (OSError, UnicodeDecodeError) as error:
@@ -169,9 +172,16 @@ def parse_config(
     changed = {_override(merged, override) for override in overrides}
     merged = absolute_paths(merged, Path.cwd(), only=changed)
     try:
-        return RunConfig.model_validate(merged)
+        config = RunConfig.model_validate(merged)
+        _check_truths(merged, config, ())
+        return config
     except RecipeError as error:
         raise ConfigError(f"{_place(origin, ('recipe',), lines, changed)}: recipe: {error}") from None
+    except _Truth as error:
+        place = _place(origin, error.steps, lines, changed)
+        raise ConfigError(
+            f"{place}: {'.'.join(map(str, error.steps))}: Input should be a number (found {error.value})."
+        ) from None
     except InfluenceError as error:
         raise ConfigError(f"{origin}: {error}") from None
     except ValidationError as error:
@@ -199,6 +209,26 @@ def settings_of(config: RunConfig) -> dict[str, Any]:
     found = config.model_dump(mode="json")
     found["data"]["columns"] = config.data.columns.model_dump(mode="json", exclude_unset=True)
     return found
+
+
+class _Truth(Exception):
+    """A number that was given as true or false, which pydantic takes for 1 and 0."""
+
+    def __init__(self, steps: tuple[Any, ...], value: bool) -> None:
+        self.steps, self.value = steps, value
+
+
+def _check_truths(written: Any, read: Any, steps: tuple[Any, ...]) -> None:
+    if isinstance(written, bool):
+        if isinstance(read, int | float) and not isinstance(read, bool):
+            raise _Truth(steps, written)
+    elif isinstance(written, Mapping):
+        for key, value in written.items():
+            below = read.get(key) if isinstance(read, Mapping) else getattr(read, str(key), None)
+            _check_truths(value, below, (*steps, key))
+    elif isinstance(written, list) and isinstance(read, list | tuple):
+        for number, (value, below) in enumerate(zip(written, read, strict=False)):
+            _check_truths(value, below, (*steps, number))
 
 
 class _Dumper(yaml.SafeDumper):
@@ -272,6 +302,9 @@ def _explain(problem: Any, place: str) -> str:
             check_text(str(problem["input"]), f"{place}: {where}")
         except ConfigError as error:
             return str(error)
+    if problem["type"] == "model_type":
+        allowed = ", ".join(_allowed(steps))
+        return f"{place}: {where} is {problem.get('input')!r}; expected settings below it: {allowed}."
     said = str(problem["msg"]).removeprefix("Value error, ")
     found = "" if isinstance(problem.get("input"), Mapping | BaseModel) else f" (found {problem.get('input')!r})"
     return f"{place}: {where}: {said}{found}."

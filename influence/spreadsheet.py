@@ -12,7 +12,11 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-_FORMULA = re.compile(r"\s*[=+\-@\uff1d\uff0b\uff0d\uff20]|[\x00-\x1f\x7f-\x9f]")
+ENDS = "\r\n"
+"""What csv quotes a cell for: with a line's own end, LF, a CR in a text would begin a row that a formula may lead."""
+_FORMULA = re.compile(
+    r"[\s\u200b-\u200f\u202a-\u202e\u2060-\u2069\ufeff]*[=+\-@\uff1d\uff0b\uff0d\uff20]|[\x00-\x1f\x7f-\x9f]"
+)
 """How a cell begins that may be run, full-width signs included, or whose first character a reader may drop."""
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 
@@ -28,12 +32,22 @@ def write_csv(
         raw: Write texts as they are. For programs, which take an apostrophe for part of the text.
         header: Begin with a line of the columns' names.
     """
-    written = io.StringIO()
-    table = csv.DictWriter(written, names, lineterminator="\n")
+    written = io.StringIO(newline="")
+    table = csv.DictWriter(written, names, lineterminator=ENDS)
+    lines = []
+
+    def take() -> None:
+        lines.append(written.getvalue().removesuffix(ENDS))
+        written.seek(0)
+        written.truncate()
+
     if header:
         table.writeheader()
-    table.writerows(records if raw else ({name: safe_cell(value) for name, value in each.items()} for each in records))
-    return written.getvalue()
+        take()
+    for record in records:
+        table.writerow(record if raw else {name: safe_cell(value) for name, value in record.items()})
+        take()
+    return "".join(f"{line}\n" for line in lines)
 
 
 def safe_cell(value: Any) -> Any:

@@ -1,9 +1,11 @@
 """YAML that means one thing and stays as small as it looks: run files, and the values of `--set`.
 
 YAML keeps the last of two equal keys without a word, and its aliases (`*a`) and merge keys (`<<`) let ten lines mean
-gigabytes. Neither has a use in a run file, so both are refused.
+gigabytes. Neither has a use in a run file, so both are refused. YAML 1.1 takes 1:30:00 for 5400, 0100 for 64 and
+2020-01-01 for a date; here they are texts, as in YAML 1.2.
 """
 
+import re
 from collections.abc import Hashable
 from typing import Any
 
@@ -31,6 +33,21 @@ class _Loader(yaml.SafeLoader):
                 raise _refusal(f"the key {key!r} is given twice", key_node)
             seen.add(key)
         return super().construct_mapping(node, deep)
+
+
+INT, FLOAT, TIMESTAMP = (f"tag:yaml.org,2002:{name}" for name in ("int", "float", "timestamp"))
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in found if tag not in (INT, FLOAT, TIMESTAMP)]
+    for first, found in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(INT, re.compile(r"[-+]?(0|[1-9][0-9_]*|0x[0-9a-fA-F_]+)$"), list("-+0123456789"))
+_Loader.add_implicit_resolver(
+    FLOAT,
+    re.compile(
+        r"[-+]?([0-9][0-9_]*\.[0-9_]*|\.[0-9][0-9_]*)([eE][-+]?[0-9]+)?$|[-+]?\.(inf|Inf|INF)$|\.(nan|NaN|NAN)$"
+    ),
+    list("-+0123456789."),
+)
 
 
 def parse_yaml(source: str, origin: str) -> tuple[Any, Lines]:

@@ -200,3 +200,35 @@ def test_a_value_that_is_not_utf_8_is_refused_from_the_command_line_and_from_a_f
     (folder / "run.yaml").write_text("model: {path: ./model}\ndata: {path: rows.jsonl}\n")
     with pytest.raises(ConfigError, match=r"model\.path: '.*\\udcff/model' isn't UTF-8 .* symbolic link"):
         load_config(folder / "run.yaml")
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ("recipe.name=[logra]", "name is ['logra']; expected the name of a recipe"),
+        ("recipe.curvature.dampng=1", "there is no curvature.dampng.* Did you mean damping?"),
+        ("recipe.projecton={p: 4}", "there is no projecton.* Did you mean projection?"),
+        ("data.limit=true", "--set: data.limit: Input should be a number (found True)"),
+        ("recipe.projection.seed=yes", "recipe.projection.seed: Input should be a number (found True)"),
+        ("recipe.damping=no", "damping is False; expected a number"),
+        ("model=/some/folder", "model is '/some/folder'; expected settings below it: path, kind"),
+    ],
+)
+def test_a_setting_of_the_wrong_kind_is_named_with_what_is_near_or_expected(change, said):
+    sections = {"model": {"path": "/m"}, "data": {"path": "/d.jsonl"}, "recipe": {"name": "logra"}}
+    with pytest.raises(ConfigError) as caught:
+        parse_config(sections, [change])
+    for part in said.split(".*"):
+        assert part in str(caught.value)
+
+
+def test_a_time_without_quotes_is_a_queues_walltime():
+    found = parse_config({"model": {"path": "/m"}, "data": {"path": "/d.jsonl"}}, ["cluster.job.walltime=01:30:00"])
+    assert found.cluster.job.walltime == "01:30:00"
+
+
+def test_a_run_file_without_an_end_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("influence.config.MAX_BYTES", 1000)
+    (tmp_path / "run.yaml").write_text("#" * 1001)
+    with pytest.raises(ConfigError, match="has more than 1,000 bytes"):
+        load_config(tmp_path / "run.yaml")

@@ -22,6 +22,8 @@ FORMULAS = (
     "＋1",
     "-",
     "\x7f",
+    "\u202e=1",
+    "\u200b\ufeff@x",
 )
 HARMLESS = ("", "a=b", "plain", "'=1", "-5", "+3.25", "-1e-9", ".5", "12", "a\tb", "–5", "(=1)")
 
@@ -41,6 +43,15 @@ def test_csv_has_the_texts_as_they_are_where_it_is_asked_for_raw(raw):
     text = write_csv(("text", "score"), [{"text": "=1", "score": -0.5}, {"text": 'a "b"', "score": None}], raw=raw)
     rows = list(csv.reader(io.StringIO(text)))
     assert rows == [["text", "score"], ["=1" if raw else "'=1", "-0.5"], ['a "b"', ""]]
+
+
+@pytest.mark.parametrize("raw", [False, True])
+@pytest.mark.parametrize("text", ["a\r=1+1", "a\n=1", "a\r\n=1", "\r", 'a"\r"b'])
+def test_an_end_of_line_in_a_text_begins_no_row(text, raw):
+    written = write_csv(("id", "text"), [{"id": "x", "text": text}, {"id": "y", "text": "b"}], raw=raw)
+    rows = list(csv.reader(io.StringIO(written, newline="")))
+    assert rows == [["id", "text"], ["x", text if raw else safe_cell(text)], ["y", "b"]]
+    assert written.endswith("y,b\n")
 
 
 def test_every_character_that_can_not_be_seen_is_shown_as_a_symbol():

@@ -25,7 +25,7 @@ BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
         ("? [a, b]\n: 1", "unhashable type"),
         ("a: !!python/object/apply:os.system [true]", "could not determine a constructor"),
         ("a: !!int x", "invalid literal for int"),
-        ("a: 2020-13-45", "month must be in 1..12"),
+        ("a: !!timestamp 2020-13-45", "month must be in 1..12"),
         (f"a: {'9' * 5_000}", "4300"),
         ("a: 1\n---\na: 2", "another document"),
         ("x" * (2**20 + 1), "has 1,048,577 characters; a run file has at most 1,048,576"),
@@ -62,5 +62,29 @@ def test_a_file_of_gigabytes_in_a_run_files_place_is_not_read(tmp_path):
     path = tmp_path / "run.yaml"
     with path.open("wb") as file:
         file.truncate(1 << 33)
-    with pytest.raises(ConfigError, match=r"run\.yaml has 8,589,934,592 bytes"):
+    with pytest.raises(ConfigError, match=r"run\.yaml has more than 4,194,304 bytes"):
         load_config(path)
+
+
+@pytest.mark.parametrize(
+    ("written", "read"),
+    [
+        ("12:30:00", "12:30:00"),
+        ("0100", "0100"),
+        ("2020-01-01", "2020-01-01"),
+        ("1:30.5", "1:30.5"),
+        ("1_000", 1000),
+        ("-5", -5),
+        ("0", 0),
+        ("0x10", 16),
+        ("1.5e-3", 0.0015),
+        (".5", 0.5),
+        ("-.inf", float("-inf")),
+        ("true", True),
+        ("~", None),
+    ],
+)
+def test_a_plain_value_is_what_it_looks_like(written, read):
+    found, _ = parse_yaml(f"key: {written}", "a file")
+    assert found == {"key": read}
+    assert type(found["key"]) is type(read)

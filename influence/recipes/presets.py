@@ -46,6 +46,9 @@ def recipe(name: str = "whitened", /, **parts: Any) -> Recipe:
         near = get_close_matches(name, PRESETS, n=1)
         hint = f" Did you mean {near[0]!r}?" if near else ""
         raise RecipeError(f"There is no recipe {name!r}. The presets are {', '.join(PRESETS)}.{hint}")
+    for short in ("damping", "seed"):
+        if isinstance(parts.get(short), bool):
+            raise RecipeError(f"Recipe {name!r}: {short} is {parts[short]}; expected a number.")
     merged: dict[str, Any] = {"name": name, **PRESETS[name]}
     if "damping" in parts:
         value = parts.pop("damping")
@@ -68,7 +71,21 @@ def recipe(name: str = "whitened", /, **parts: Any) -> Recipe:
         said = str(first["msg"]).removeprefix("Value error, ")
         if not where:
             raise RecipeError(f"Recipe {name!r}: {said}.") from None
+        if first["type"] == "extra_forbidden":
+            raise RecipeError(f"Recipe {name!r}: {_unknown([str(step) for step in first['loc']])}") from None
         raise RecipeError(
             f"Recipe {name!r}: {where}: {said} (found {first.get('input')!r}). "
             f"The parts are {', '.join(Recipe.model_fields)}."
         ) from None
+
+
+def _unknown(steps: list[str]) -> str:
+    """Return what to say of a part, or a setting of one, that there isn't."""
+    settings: Any = Recipe
+    for step in steps[:-1]:
+        field = getattr(settings, "model_fields", {}).get(step)
+        settings = None if field is None else field.annotation
+    allowed = list(getattr(settings, "model_fields", {}))
+    near = get_close_matches(steps[-1], allowed, n=1)
+    there = f" There are {', '.join(allowed)}." if allowed else ""
+    return f"there is no {'.'.join(steps)}.{there}{f' Did you mean {near[0]}?' if near else ''}"
