@@ -5,6 +5,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Kind = Literal["local", "cuda", "slurm", "pbs", "lsf", "sge", "address"]
+MOST_THREADS = 1024
+"""Of a worker: more than machines have cores. The stacks of many thousands may find no room, which ends the process."""
 QUEUES = ("slurm", "pbs", "lsf", "sge")
 """Kinds whose workers are jobs of a batch queue."""
 Line = Annotated[str, Field(min_length=1, pattern=r"^[^\r\n]+$")]
@@ -103,7 +105,7 @@ class ClusterSettings(BaseModel):
     0 starts none: the calling process computes. A scheduler at an address brings its own."""
     adapt: Adapt | None = None
     """In the place of `workers`: between so many and so many, as there is work."""
-    threads_per_worker: Annotated[int, Field(ge=1)] = 1
+    threads_per_worker: Annotated[int, Field(ge=1, le=MOST_THREADS)] = 1
     token_budget: Annotated[int, Field(ge=2)] | None = None
     """Padded tokens a batch holds; a longer example goes alone. Unset, 2,048 on a CPU and 16,384 on a GPU."""
     device: Literal["auto", "cpu", "cuda"] = "auto"

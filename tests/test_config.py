@@ -208,6 +208,7 @@ def test_a_value_that_is_not_utf_8_is_refused_from_the_command_line_and_from_a_f
         ("recipe.name=[logra]", "name is ['logra']; expected the name of a recipe"),
         ("recipe.curvature.dampng=1", "there is no curvature.dampng.* Did you mean damping?"),
         ("recipe.projecton={p: 4}", "there is no projecton.* Did you mean projection?"),
+        ("cluster.threads_per_worker=100000", "less than or equal to 1024"),
         ("data.limit=true", "--set: data.limit: Input should be a number (found True)"),
         ("recipe.projection.seed=yes", "recipe.projection.seed: Input should be a number (found True)"),
         ("recipe.damping=no", "damping is False; expected a number"),

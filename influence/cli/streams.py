@@ -4,16 +4,20 @@ Training data is written by strangers, and a terminal obeys what it is sent: no 
 or a snippet reaches one.
 """
 
+import errno
 import logging
 import os
 import re
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
+from typing import IO, Any, cast
 
 from rich.console import Console, RenderableType
 from rich.text import Text
+
+from influence.errors import InfluenceError
 
 PIPED_WIDTH = 120
 """Columns of a table that nobody's terminal limits."""
@@ -41,15 +45,28 @@ def put(content: bytes) -> None:
 
     Raises:
         ReaderGone: Nobody reads it any more.
+        InfluenceError: It is closed.
+        OSError: The disk that it goes to is full, or fails.
     """
     try:
         sys.stdout.flush()
         sys.stdout.buffer.write(content)
         sys.stdout.buffer.flush()
     except BrokenPipeError:
-        # What is left in the buffers is written again at exit, and must not fail again.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        discard_output()
         raise ReaderGone from None
+    except OSError as error:
+        discard_output()
+        if error.errno != errno.EBADF:
+            raise
+        raise InfluenceError(
+            "Standard output is closed, so the answer can't be printed. Redirect it, or name a file with --out."
+        ) from None
+
+
+def discard_output() -> None:
+    """Send what is left in the buffers to nowhere: it is written again at exit, and must not fail again."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def put_text(content: bytes, *, escapes: bool = False) -> None:
@@ -92,17 +109,26 @@ def drawn(*renderables: RenderableType, plain: bool = False) -> str:
     return text if console.is_terminal and not plain else "".join(f"{line.rstrip()}\n" for line in text.splitlines())
 
 
-class _Told(Console):
-    """Standard error. If its reader goes away the work goes on unheard."""
+class _StandardError:
+    """Standard error. If its reader goes away, or its disk is full, the work goes on unheard."""
 
-    def on_broken_pipe(self) -> None:
-        self.quiet = True
+    def write(self, text: str) -> int:
+        with suppress(OSError):
+            return sys.stderr.write(text)
+        return 0
+
+    def flush(self) -> None:
+        with suppress(OSError):
+            sys.stderr.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(sys.stderr, name)
 
 
 @cache
 def told() -> Console:
     """Return the console on standard error: messages, log lines and progress bars share it."""
-    return _Told(stderr=True, highlight=False)
+    return Console(file=cast(IO[str], _StandardError()), highlight=False)
 
 
 def tell(message: str, style: str = "") -> None:

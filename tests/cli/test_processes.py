@@ -116,3 +116,22 @@ def test_a_second_ctrl_c_ends_a_build_at_once_and_the_same_command_goes_on(cli, 
     assert psutil.wait_procs(left, timeout=60)[1] == []
     assert cli(*argv).code == 0
     assert runs.status(run_dir)["complete"]
+
+
+@pytest.mark.parametrize(
+    ("command", "code", "said"),
+    [
+        ("status RUN >&-", 2, "Standard output is closed, so the answer can't be printed"),
+        ("status --help >/dev/full", 4, "standard output can't be written to: No space left on device"),
+        ("status RUN >OUT 2>/dev/full <&-", 0, ""),
+    ],
+)
+def test_standard_streams_that_are_closed_or_full_end_in_no_traceback(built, tmp_path, command, code, said):
+    line = command.replace("RUN", str(built)).replace("OUT", str(tmp_path / "out"))
+    done = subprocess.run(
+        ["bash", "-c", f"{shlex.join(COMMAND)} {line}"], stderr=subprocess.PIPE, text=True, timeout=120
+    )
+    assert (done.returncode, "Traceback" in done.stderr) == (code, False), done.stderr
+    assert said in done.stderr
+    if code == 0:
+        assert "complete" in (tmp_path / "out").read_text()
