@@ -34,26 +34,26 @@ class Diagnosing:
         overrides: Sequence[str] = (),
         progress: Report | None = None,
     ) -> "DataFrame":
-        """Examine every row: which are mislabelled, harmful, poisoned, duplicated, leaked, in conflict, out of place?
+        """Check every row: which are mislabelled, harmful, poisoned, duplicated, leaked, in conflict or outliers?
 
         Args:
-            checks: Which checks, one by one or in a text as `--checks` takes it; all that apply if None. See
+            checks: Names of checks, as a sequence or as for `--checks`. Default: all that apply. See
                 `influence.issues.checks.registry.CHECKS`.
             evaluation: Examples that the model should get right: a file with the columns of the training data, or
-                queries as `query_many` takes them.
-            target: An unwanted output, as `evaluation`.
-            settings: `check.setting=value` each, as `--set` takes them.
-            out: Keep the table in this Parquet file; then an examination that was interrupted goes on, too.
-            overwrite: Replace the file that is there.
-            overrides: `key=value` each, of the cluster section.
+                queries as for `query_many`.
+            target: An unwanted output, in the same forms as `evaluation`.
+            settings: `check.setting=value` each, as for `--set`.
+            out: Write the table to this Parquet file. Then an interrupted call can be resumed.
+            overwrite: Replace an existing file.
+            overrides: Settings of the cluster section, `key=value` each.
             progress: Called with every `Step`.
 
         Returns:
-            A line a row of the run; see `influence.issues.table` for the columns. `attrs["rules"]` and
-            `attrs["meanings"]` say from where on rows are flagged and what a score means; higher is a stronger case.
+            One line per row of the run; see `influence.issues.table` for the columns. `attrs["rules"]` has
+            the thresholds, `attrs["meanings"]` the meaning of the scores. A higher score is a stronger case.
 
         Raises:
-            QueryError: A check that was named doesn't apply; those that do are listed.
+            QueryError: A named check does not apply; the message lists those that do.
         """
         import pyarrow.parquet as pq
 
@@ -85,16 +85,16 @@ class Diagnosing:
     ) -> "NeighbourGraph":
         """Return every row's nearest rows by the cosine of stored gradients: those most alike and those most opposed.
 
-        They are found once and kept in the run's folder. `influence.issues.knn_graph.knn_matrix(graph)` is the CSR
+        They are computed once and stored in the run's folder. `influence.issues.knn_graph.knn_matrix(graph)` is the CSR
         matrix of distances that cleanlab's Datalab takes.
 
         Args:
             settings: `key=value` each, of `influence.issues.neighbors.NeighbourSettings`: `k=20`, `kind=exact`.
-            overrides: `key=value` each, of the cluster section.
+            overrides: Settings of the cluster section, `key=value` each.
             progress: Called with every `Step`.
 
         Returns:
-            `.blocks()` and `.of(rows)` read them; `.summary` says how they were found.
+            `.blocks()` and `.of(rows)` read them; `.summary` describes the search.
         """
         from influence.issues.checks.registry import parse_settings
         from influence.issues.neighbors import neighbour_graph
@@ -118,27 +118,27 @@ class Diagnosing:
         overrides: Sequence[str] = (),
         progress: Report | None = None,
     ) -> "GroupInfluences":
-        """Say what each group of rows does to each set of queries: summed and mean influence, with intervals.
+        """Return the summed and mean influence of each group of rows on each set of queries, with intervals.
 
         Args:
-            queries: A file with the columns of the training data, or queries as `query_many` takes them.
+            queries: A file with the columns of the training data, or queries as for `query_many`.
             by: The column that groups rows: `source`, `label`, `uri`, or another of the training data's files.
-            sets: A column of the queries' file that parts them into sets; they are one set if None.
-            replicates: Of the bootstrap.
-            level: Of confidence.
-            seed: Of the bootstrap.
-            out: A file that the caller will write; an interrupted scan goes on from `OUT.parts/` beside it.
-            deliver: Called with the answer before those parts go, to write what is made of it.
-            overwrite: The file may be there already.
-            overrides: `key=value` each, of the cluster section.
+            sets: A column of the queries' file that divides them into sets. Default: one set.
+            replicates: Number of bootstrap replicates.
+            level: Confidence level of the intervals.
+            seed: Seed of the bootstrap.
+            out: A file that the caller will write. An interrupted scan is resumed from `OUT.parts/` beside it.
+            deliver: Called with the result before these parts are removed, to write it.
+            overwrite: Accept an existing file.
+            overrides: Settings of the cluster section, `key=value` each.
             progress: Called with every `Step`.
 
         Returns:
-            A line a group and set, `.to_pandas()`; see `influence.groups.groups` for what intervals are of.
+            One line per group and set, `.to_pandas()`; `influence.groups.groups` describes the intervals.
 
         Raises:
-            QueryError: There is no such column (those there are, are listed), or the file can't be written to.
-            ConfigError: A number that can't be.
+            QueryError: There is no such column (the message lists the columns), or the file cannot be written.
+            ConfigError: A number is out of range.
         """
         from influence.groups.file import check_groups_file
         from influence.groups.groups import GroupSettings, influence_of_groups
@@ -173,24 +173,24 @@ class Diagnosing:
         overrides: Sequence[str] = (),
         progress: Report | None = None,
     ) -> "Selected":
-        """Choose the rows that promote a target most (LESS), and write them as JSON Lines with their row numbers.
+        """Select the rows that promote a target most (LESS), and write them as JSON Lines with their row numbers.
 
         Args:
-            target: A file with the columns of the training data, or queries as `query_many` takes them.
-            top: How many: a share as `"5%"`, or a number of rows.
+            target: A file with the columns of the training data, or queries as for `query_many`.
+            top: How many rows: a share (`"5%"`) or a number.
             out: The file, `….jsonl`; see `influence.select.less` for its lines.
-            per_group_cap: The most that one group may have of the chosen rows, as `"40%"` or a number.
+            per_group_cap: The largest share (`"40%"`) or number of selected rows from one group.
             by: The column that groups rows: `source`, `label`, `uri`, or another of the training data's files.
-            sets: A column of the target's file that parts it into sets, of which the best counts.
-            dedup: Leave out near-copies of better rows.
-            words: Compare with BM25's choice of as many rows.
-            deliver: Called with the answer once the file stands, before its parts go, to write what else is made of it.
-            overwrite: Replace the file that is there.
-            overrides: `key=value` each, of the cluster section.
+            sets: A column of the target's file that divides it into sets. The best set counts.
+            dedup: Skip near-copies of better rows.
+            words: Compare with as many rows selected by BM25.
+            deliver: Called with the result when the file is complete, before its parts are removed.
+            overwrite: Replace an existing file.
+            overrides: Settings of the cluster section, `key=value` each.
             progress: Called with every `Step`.
 
         Raises:
-            QueryError: An amount or a column that can't be, fewer rows are left than are wanted, or the file is there.
+            QueryError: An amount or a column is invalid, too few rows are left, or the file exists.
         """
         from influence.issues.checks.registry import settings_of
         from influence.issues.parts import parts_of
@@ -222,22 +222,22 @@ class Diagnosing:
         overwrite: bool = False,
         progress: Report | None = None,
     ) -> "Exported":
-        """Write the training data without the rows that tables of issues suggest to drop; see `undo_export`.
+        """Write the training data without the rows that tables of issues flag; `undo_export` restores the original.
 
-        What stays keeps its bytes. What was done is in `OUT.decisions.parquet` beside it.
+        Kept rows keep their bytes. `OUT.decisions.parquet` beside the file records what was done.
 
         Args:
-            out: The file, of the training data's format; of several files, or of a saved data set, a folder.
+            out: The file, in the training data's format. A folder if the data are several files or a saved data set.
             drop: One table of `issues` or several.
-            drop_issues: Drop the rows that these checks flagged, whatever they suggest, and no others; `"none"` drops
+            drop_issues: Drop the rows that these checks flagged, whatever their action, and no others. `"none"` drops
                 nothing.
-            where: Drop and relabel only rows whose metadata meet a condition; see `query_many`.
-            relabel: Change labels where the tables suggest it.
+            where: Change only rows whose metadata meet a condition; see `query_many`.
+            relabel: Replace labels by the suggested labels.
             overwrite: Replace an earlier export.
             progress: Called with every `Step`.
 
         Raises:
-            QueryError: A table is of another run, or `out` is there or one of the data's own files.
+            QueryError: A table belongs to another run, or `out` exists or is one of the data's own files.
             DataError: The training data have changed since the build.
         """
         from influence.export.clean import export_clean
@@ -253,16 +253,16 @@ class Diagnosing:
     def undo_export(
         self, cleaned: str | Path, out: str | Path, *, overwrite: bool = False, progress: Report | None = None
     ) -> None:
-        """Write the training data as they were before an `export`: jsonl and csv to the byte, of parquet every value.
+        """Restore the training data of an `export`: jsonl and csv byte for byte, parquet in every value.
 
         Args:
-            cleaned: What the export wrote; its decisions are beside it.
-            out: The file; of several files a folder that doesn't exist.
-            overwrite: Replace the file that is there.
+            cleaned: The exported file, with its decisions beside it.
+            out: The file to write. For several files, a folder that does not exist.
+            overwrite: Replace an existing file.
             progress: Called with every `Step`.
 
         Raises:
-            QueryError: The export was of another run's data, or `out` is there or is read.
+            QueryError: The export belongs to another run, or `out` exists or is one of the inputs.
             DataError: The cleaned data have changed since the export.
         """
         from influence.export.undo import undo_export
@@ -273,19 +273,19 @@ class Diagnosing:
     def compare(
         self, other: "Run", queries: Sequence["Query"], *, k: int = 10, progress: Report | None = None
     ) -> "Comparison":
-        """Say how another run over the same rows disagrees about some queries.
+        """Compare with another run over the same rows.
 
         Args:
             other: The other run; rows rise and fall from this one to that one.
-            queries: What both are asked; see `query_many`.
-            k: Rows of the lists of best rows that are compared.
+            queries: The queries of both runs; see `query_many`.
+            k: Length of the lists of best rows that are compared.
             progress: Called with every `Step`.
 
         Returns:
-            Rank correlation, shared best rows, rows that rose and fell, by query; `.to_pandas()`, a line a query.
+            Rank correlation, shared best rows, rows that rose and fell, per query. `.to_pandas()` has a line per query.
 
         Raises:
-            QueryError: The runs are of other data, there are no queries, or k isn't 1 to the number of rows.
+            QueryError: The runs have different data, there are no queries, or k is not from 1 to the number of rows.
         """
         from influence.compare import compare
 

@@ -9,7 +9,7 @@ from typing import ClassVar
 
 
 class InfluenceError(Exception):
-    """The parent of all of them; catching it catches no programming mistake."""
+    """The base class of all errors that influence raises on purpose."""
 
     exit_code: ClassVar[int] = 2
 
@@ -34,7 +34,7 @@ class CaptureError(InfluenceError):
     """A gradient that can't be captured: of a layer that can't be split by example, or not finite.
 
     Attributes:
-        positions: Which examples of those handed in are to blame, where that is known.
+        positions: Positions of the examples that caused it, if known.
     """
 
     def __init__(self, message: str, positions: Sequence[int] = ()) -> None:

@@ -53,16 +53,16 @@ def build(
     overrides: Sequence[str] = (),
     progress: Report | None = None,
 ) -> "Run":
-    """Build a run, or what is missing of it, and open it.
+    """Build a run, or resume it, and open it.
 
     Args:
         config: A configuration, or the path of a run file.
         out: The run directory: a local path, or `s3://bucket/folder`.
-        overrides: `key=value` each, as `--set` takes them.
+        overrides: Settings to change, `key=value` each, as for `--set`.
         progress: Called with every `Step`; a `ProgressBar` shows them.
 
     Raises:
-        InfluenceError: See `influence.stages.build.build_run`. `Incomplete` means: the same call goes on from there.
+        InfluenceError: See `influence.stages.build.build_run`. `Incomplete`: the same call resumes.
     """
     with index_errors():
         build_run(_configured(config, overrides), run_path(out), progress)
@@ -72,32 +72,32 @@ def build(
 def open(path: str | Path, *, device: Literal["auto", "cpu", "cuda"] = "auto", trust: bool = False) -> "Run":
     """Open a finished run.
 
-    A run that this user didn't build, or whose configuration was changed since, is computed with local files that are
-    no pickles and in the calling process, whatever it asks for; what it asked for beyond that is logged.
+    A run that this user did not build, or whose configuration was changed since, opens restricted: it uses only local
+    files that are not pickles, and computes in the calling process. Settings that request more are logged.
 
     Args:
         path: The run directory.
-        device: Where queries are computed; need not be where the rows were.
-        trust: Do what the run's configuration asks for, whoever wrote it: run code of its model's folder, fetch from a
-            hub, send work to its cluster.
+        device: Where queries are computed. It can differ from the device of the build.
+        trust: Allow what the run's configuration requests, whoever wrote it: run code of its model's folder, download
+            from a hub, send work to its cluster.
 
     Raises:
-        StoreError: There is no run, or its files can't be used.
-        FingerprintMismatch: A setting that decides its answers was changed since it was built.
-        ConfigError: Its configuration can't be used, or not without trust.
-        Incomplete: Something of it is missing; the same build makes it.
+        StoreError: There is no run, or its files cannot be used.
+        FingerprintMismatch: A setting that decides the answers was changed since the build.
+        ConfigError: Its configuration cannot be used, or not without `trust`.
+        Incomplete: A part of the run is missing; the same build adds it.
     """
     return Run(path, device=device, trust=trust)
 
 
 class Run(Scanning, Diagnosing):
-    """One run directory. Opening it loads no model; the first query does.
+    """One run directory. The model is loaded by the first query, not when the run is opened.
 
-    Several threads may ask one run: their queries take turns, as they have one model.
+    Several threads can use one run. Their queries are computed one after another, with one model.
 
     Attributes:
         path: The run directory.
-        config: Its whole resolved configuration.
+        config: The resolved configuration.
         store: Its rows.
     """
 
@@ -116,22 +116,22 @@ class Run(Scanning, Diagnosing):
 
     @property
     def manifest(self) -> Manifest:
-        """What the rows are."""
+        """The manifest: format version, fingerprint, layers, number of rows."""
         return self.store.manifest
 
     @property
     def rows(self) -> int:
-        """N, the rows of the data set."""
+        """N, the number of rows of the data set."""
         return self.store.rows
 
     @cached_property
     def comparison(self) -> Compared:
-        """The recipe with its curvature, loaded when first needed."""
+        """The recipe with its curvature, loaded at the first use."""
         return load_comparison(self.path, self.manifest, self.recipe.stored)
 
     @cached_property
     def session(self) -> Session:
-        """The model under capture, loaded when first needed, in this process.
+        """The model with its hooks in this process, loaded at the first use.
 
         Raises:
             FingerprintMismatch: The model, its tokeniser, a checkpoint or an optimiser's state has changed since the
@@ -158,29 +158,30 @@ class Run(Scanning, Diagnosing):
         candidates: int | None = None,
         where: str | None = None,
     ) -> Hits:
-        """Ask which rows made the model say `completion` after `prompt`, or rather than `contrast`.
+        """Return the rows that promote `completion` after `prompt` most, and those that oppose it most.
 
-        Where the run's rows are chats, prompt and completion are the turns of a user and the assistant.
+        In a run of chats, prompt and completion are the turns of a user and the assistant.
 
         Args:
-            prompt: What the model was given.
-            completion: What it said.
-            contrast: What it might have said instead; of a chat, another last turn of the assistant.
-            messages: A chat, in the place of prompt and completion: objects with role and content. It is rendered by
-                the model's chat template and scored as a row is, every turn of the assistant (but those of weight 0).
-            tools: With messages: what the template is told of tools.
-            raw: Ask about prompt and completion as they stand, also where rows are chats.
-            k: See `query_many`, as for what follows.
-            id: A name for the query.
+            prompt: The text before the completion.
+            completion: The output that is measured.
+            contrast: Another output. The difference of the two log-probabilities is measured. For a chat, another last
+                turn of the assistant.
+            messages: A chat instead of prompt and completion: objects with role and content. It is rendered by
+                the model's chat template and scored as a row is: every assistant turn except those of weight 0.
+            tools: With messages: the tools that the template receives.
+            raw: Use prompt and completion as bare texts, also in a run of chats.
+            k: See `query_many`.
+            id: A name of the query.
             exact: See `query_many`.
             candidates: See `query_many`.
             where: See `query_many`.
 
         Returns:
-            The k rows that promote it most and the k that oppose it most.
+            The k rows that promote it most and the k rows that oppose it most.
 
         Raises:
-            QueryError: Nothing in the completion is scored, there are fewer than k rows, or see `query_many`.
+            QueryError: No token of the completion is scored, there are fewer than k rows, or see `query_many`.
         """
         asked: dict[str, Any] = {"id": id, "contrast": contrast}
         if messages is None and tools is None:
@@ -205,18 +206,19 @@ class Run(Scanning, Diagnosing):
         """Answer several queries.
 
         Args:
-            queries: What is asked: see `influence.query.asked.Query`. A row of the training data is a query.
-            k: Rows on each side; unset, 10 or as many as there are (or candidates).
-            exact: Whether the index's proposals are scored again from whole gradients; unset, as the recipe says.
-            candidates: How many proposals of each side; unset, as the recipe says.
-            where: Ask only of rows whose metadata meet a condition, `source = 'x' and tokens > 50`: an expression of
-                DuckDB over row, id, source, uri, label, tokens, loss, norm and text. These rows are scanned.
-            raw: Ask about prompts and completions as they stand, also where rows are chats.
+            queries: Mappings with prompt and completion, messages, text (and label) or input_ids. A row of the training
+                data is a query.
+            k: Number of rows on each side. Default: 10, or all rows (or candidates) if there are fewer.
+            exact: Whether the index's candidates are re-ranked with exact scores. Default: as set in the recipe.
+            candidates: Number of candidates of each side. Default: as set in the recipe.
+            where: Restrict the answer to rows whose metadata meet a condition, `source = 'x' and tokens > 50`: a DuckDB
+                expression over row, id, source, uri, label, tokens, loss, norm and text. These rows are scanned.
+            raw: Use prompts and completions as bare texts, also in a run of chats.
             progress: Called with every `Step` of exact scoring; a `ProgressBar` shows them.
 
         Raises:
-            QueryError: A query can't be answered; k, or the candidates for it, are too few or too many; or exact scores
-                are asked of a run that has no factors for them; or a baseline is asked for what it hasn't.
+            QueryError: A query cannot be answered; k or the number of candidates is out of range; the run has no
+                factors for exact scores; or a baseline does not support an option.
         """
         if not queries:
             raise QueryError(NO_QUERIES)
@@ -234,11 +236,11 @@ class Run(Scanning, Diagnosing):
         raw: bool = False,
         progress: Report | None = None,
     ) -> Iterator[Hits]:
-        """Answer queries as they come, a batch of them at a time; for the arguments see `query_many`.
+        """Answer queries batch by batch, as they are read; for the arguments see `query_many`.
 
-        Memory: a batch of queries and their answers, however many queries there are. The first batch has 16, so that
-        answers come soon, each further one twice as many, up to as many as have gradients of 128 MB, 1,024 at most:
-        the more there are, the more queries share a candidate's backward pass.
+        Memory is that of a batch of queries and their answers. The first batch has 16 queries, so that answers start
+        early. Each further batch is twice as large, up to gradients of 128 MB or 1,024 queries: in a larger batch
+        more queries share a candidate's backward pass.
         """
         return self._answers(queries, Options(k, exact, candidates, where, raw, progress), first=FIRST_BATCH)
 
@@ -252,7 +254,7 @@ class Run(Scanning, Diagnosing):
             yield from answers
 
     def score(self, queries: Sequence[Query]) -> Scores:
-        """Score every row for every query, without proposals: by the stored rows, or by K-FAC's whole gradients.
+        """Score every row for every query from the stored rows, or for `kfac` and `ekfac` from whole gradients.
 
         Returns:
             float32 [queries, rows], with their unit, what a sign means, and `magnitudes` and `caution`: whether scores
@@ -273,7 +275,7 @@ class Run(Scanning, Diagnosing):
         return Scores.of(out, unit, sign, None if captured is None else captured.measured, contrasted)
 
     def score_blocks(self, queries: Sequence[Query]) -> Iterator[tuple[int, np.ndarray]]:
-        """Yield (first row, scores float32 [queries, b]) for consecutive blocks of stored rows, read as they come.
+        """Yield (first row, scores float32 [queries, b]) for consecutive blocks of stored rows.
 
         Whether they can be numbers of nats is known after the last: `influence.recipe.magnitudes` says it of a query's
         largest score and log-likelihood (`capture(queries).measured`), as `score` and `score_to` do.
@@ -288,10 +290,10 @@ class Run(Scanning, Diagnosing):
             yield from scored_blocks(self.store, self.comparison, query_vectors(captured, self.comparison))
 
     def capture(self, queries: Sequence[Query]) -> Queries:
-        """Capture queries: their gradients −∇m, projected as the rows are, and what the model makes of them.
+        """Capture queries: their gradients −∇m, projected as the rows are, and their log-likelihoods.
 
         Raises:
-            QueryError: The run is of `bm25`, which asks no model; or see `query_many`.
+            QueryError: The run is of `bm25`, which has no model; or see `query_many`.
         """
         examples = self._asked(queries)
         if self.recipe.baseline == "bm25":
@@ -308,11 +310,11 @@ class Run(Scanning, Diagnosing):
         return self.store.meta(rows)
 
     def status(self) -> dict[str, Any]:
-        """Return how far the run is; see `status`."""
+        """Return the progress and the properties of the run, as `influence status` prints them."""
         return status(self.path)
 
     def close(self) -> None:
-        """Let go of the model and the index; they come back when needed."""
+        """Release the model and the index. They are loaded again at the next use."""
         with self._turn:
             if "session" in self.__dict__:
                 self.session.close()
@@ -332,10 +334,10 @@ class Run(Scanning, Diagnosing):
 
 
 def plan(config: RunConfig | str | Path, *, overrides: Sequence[str] = ()) -> Plan:
-    """Say what a build would take, from the data's size and a short measurement on one worker. Writes nothing.
+    """Estimate a build from the data's size and a short measurement on one worker. Writes nothing.
 
     Raises:
-        InfluenceError: What the build itself would trip over in the settings, the data or the model.
+        InfluenceError: An error in the settings, the data or the model that the build would raise too.
     """
     return plan_run(_configured(config, overrides))
 

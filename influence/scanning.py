@@ -65,26 +65,26 @@ class Scanning:
         overrides: Sequence[str] = (),
         progress: Report | None = None,
     ) -> Answered:
-        """Score every stored row for every query on the run's cluster, into a Parquet file; see `pipeline.score_table`.
+        """Score every stored row for every query on the run's cluster, into a Parquet file; see `influence.scan.table`.
 
-        Memory doesn't grow with rows or queries. A scan that was killed goes on from `OUT.parts/`. Where local workers
-        would take longer to start than to work, this process does what they would.
+        Memory does not depend on the number of rows and queries. A scan that was killed resumes from `OUT.parts/`. If
+        local workers would take longer to start than to compute, this process computes.
 
         Args:
-            queries: What is asked.
-            out: The file, `….parquet`.
-            keep: `all` scores, a line a row; the `top` k rows of each query and side; or of `rows` their mean, sum,
-                extremes and share of positive scores over the queries.
-            k: Rows of each side, of `top`.
+            queries: See `query_many`.
+            out: The file (.parquet).
+            keep: `all`: every score, one line per row. `top`: the k best rows of each query and side. `rows`: each
+                row's mean, sum, minimum, maximum and share of positive scores over all queries.
+            k: With `top`: number of rows on each side.
             where: Score only rows that meet a condition; see `query_many`.
-            cut: Cut long queries where the run's rows are cut, instead of refusing those beyond the model's positions.
-            overwrite: Replace what is there.
-            overrides: `key=value` each, of the cluster section: `cluster.workers=4`.
+            cut: Cut long queries as the run's rows are cut, instead of refusing those beyond the model's positions.
+            overwrite: Replace an existing file.
+            overrides: Settings of the cluster section, `key=value` each: `cluster.workers=4`.
             progress: Called with every `Step`; a `ProgressBar` shows them.
 
         Raises:
-            QueryError: The recipe has no stored scores, or see `pipeline.scan.answer`.
-            Incomplete: Interrupted, or the disk is full; the same call goes on.
+            QueryError: The recipe has no stored scores, or see `influence.scan.answer`.
+            Incomplete: Interrupted, or the disk is full. The same call resumes.
         """
         return self._scan(Question(self._asked(queries), keep, k, where, cut), out, overwrite, overrides, progress)
 
@@ -101,23 +101,22 @@ class Scanning:
         return self._scan(Question(None, where=where), out, overwrite, overrides, progress)
 
     def self_influence(self, progress: Report | None = None) -> np.ndarray:
-        """Score each stored row for itself: ⟨v, (H+λ)⁻¹v⟩, the diagonal of asking about every row.
+        """Score each stored row for itself: ⟨v, (H+λ)⁻¹v⟩, the diagonal of the matrix of all rows as queries.
 
-        Without a Fisher (`whitened`, `graddot`, `tracin`) it is read off the rows' stored lengths and exact under every
-        codec. With one (`logra`) it is computed from the rows as the codec gives them back, at their stored lengths:
-        to a per cent from int8 and float16 on, to some tens of per cent from `bits`, which ranks rows as well.
+        Without a Fisher (`whitened`, `graddot`, `tracin`) it is the square of a row's stored length, exact under every
+        codec. With a Fisher (`logra`) it is computed from the decoded rows at their stored lengths: within a per cent
+        for float16 and int8, within some tens of per cent for `bits`, which keeps the ranks.
 
-        In this process, some rows at a time; `self_influence_to` does it on the run's cluster, and goes on where it was
-        killed.
+        It is computed in this process, some rows at a time. `self_influence_to` uses the run's cluster and resumes.
 
         Args:
             progress: Called with every `Step`.
 
         Returns:
-            float32 [rows], in the recipe's unit. Large where a row matters to no row but itself.
+            float32 [rows], in the recipe's unit. Large for rows that other rows do not support.
 
         Raises:
-            QueryError: By the recipe it is 1 everywhere, or can't be had from stored rows.
+            QueryError: With this recipe it is 1 for every row, or it cannot be computed from stored rows.
         """
         check_scannable(self.recipe, itself=True)
         comparison = load_comparison(self.path, self.store.manifest, self.recipe.stored)

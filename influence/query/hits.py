@@ -38,19 +38,19 @@ ROW_GROUP = 256
 
 @dataclass(frozen=True, slots=True)
 class Hit:
-    """One training row among the answers.
+    """One training row of an answer.
 
     Attributes:
         rank: 1 is the strongest of its side.
         row: Position in the training data.
-        id: Its given id, or the digest of its content.
-        score: In the unit of the hits it belongs to; positive promotes, but for a baseline.
-        source: Where the row came from, if the data says so.
-        uri: Where to read it in full, if the data says so.
-        tokens: Scored tokens of the row; its words, in a run of `bm25`.
-        snippet: The beginning of its text, as it is: whoever shows it escapes it.
-        exact: Whether the score comes from whole gradients, recomputed for this query; false where it comes from the
-            stored, projected rows.
+        id: The row's id, or the digest of its content.
+        score: In the unit of its `Hits`. Positive promotes (not for baselines).
+        source: The row's source, if the data has one.
+        uri: The row's location, if the data has one.
+        tokens: Number of scored tokens; in a run of `bm25`, of words.
+        snippet: The beginning of the text, not escaped.
+        exact: True if the score comes from whole gradients, computed for this query; false if it comes from the stored
+            rows.
     """
 
     rank: int
@@ -66,18 +66,17 @@ class Hit:
 
 @dataclass(frozen=True, slots=True)
 class MeasuredQuery:
-    """What was asked.
+    """The query as it was measured.
 
     Attributes:
-        id: Given, or the digest of the content.
-        prompt: What the model was given; empty where a whole text is measured. A classifier's text.
-        completion: What the model said, and what is measured. A classifier's label.
-        log_likelihood: log p(completion | prompt), summed over its tokens, in nats; None where no model is asked, by
-            `bm25`.
-        contrast: What it is asked against; None where the completion is asked about by itself.
-        contrast_log_likelihood: log p(contrast | prompt), likewise.
-        turns: Of a chat, which the model's chat template renders, how many of the assistant's turns are measured (the
-            completion is the last); None of what is no chat.
+        id: The query's id, or the digest of its content.
+        prompt: The text before the completion; empty if a whole text is measured. A classifier's text.
+        completion: The output that is measured. A classifier's label.
+        log_likelihood: log p(completion | prompt), summed over its tokens, in nats; None for `bm25`,
+            which has no model.
+        contrast: The other output, or None.
+        contrast_log_likelihood: log p(contrast | prompt), in nats, or None.
+        turns: For a chat, the number of assistant turns that are measured (the completion is the last); else None.
     """
 
     id: str
@@ -91,20 +90,20 @@ class MeasuredQuery:
 
 @dataclass(frozen=True)
 class Hits:
-    """The answer to one query. In a notebook it shows itself.
+    """The answer to one query. A notebook displays it as tables.
 
     Attributes:
-        query: What was asked.
+        query: The query and its log-likelihood.
         recipe: The method, as `Recipe.summary` names it.
         unit: The unit of every score here.
-        fingerprint: Of the run that answered.
-        promoting: Strongest first; of a baseline the most alike.
-        opposing: Strongest (most negative) first; none of a baseline.
-        baseline: Which baseline answered, whose scores have no sign rule; None where influence did.
-        coverage: Which share of the trained weights the run's rows hold; None where its build didn't measure it.
-        search: How the rows were looked for, or the candidates where exact scores decide. `exact`: every row was
-            compared. `approximate`: an index proposed them. `below_recall`: it did, and doesn't reach its recall for
-            this query, so that rows may be missing.
+        fingerprint: The fingerprint of the run.
+        promoting: Strongest first; for a baseline, the most similar rows.
+        opposing: Strongest (most negative) first; empty for a baseline.
+        baseline: The name of the baseline, whose scores have no sign rule; None for influence.
+        coverage: The share of the trained weights that is tracked; None if the build did not measure it.
+        search: How the rows, or the candidates of exact scores, were searched. `exact`: every row was compared.
+            `approximate`: an index was used. `below_recall`: an index was used and does not reach its recall for this
+            query, so rows can be missing.
     """
 
     query: MeasuredQuery
@@ -124,13 +123,13 @@ class Hits:
 
     @property
     def magnitudes(self) -> Magnitudes:
-        """Whether the scores can be numbers of nats, or are a rank only; see `influence.recipes.magnitude`."""
+        """`nats` if the scores can be numbers of nats, `rank_only` if only their order is meaningful."""
         asked = self.query
         return magnitudes(self.unit, self._best, asked.log_likelihood, contrasted=asked.contrast is not None)
 
     @property
     def caution(self) -> str | None:
-        """What to say beside the scores where they are a rank only, or where rows may be missing."""
+        """A warning if only the order of the scores is meaningful or rows can be missing; else None."""
         return " ".join(text for text in (self._rank_only, self._incomplete) if text) or None
 
     @property
@@ -177,7 +176,7 @@ class Hits:
         return _json(self.to_dict(), indent)
 
     def rows(self) -> Iterator[dict[str, Any]]:
-        """Yield one flat record a hit, the promoting ones first, with the columns of `COLUMNS`."""
+        """Yield one flat record per hit, promoting first, with the columns of `COLUMNS`."""
         magnitudes = self.magnitudes
         for side, hits in (("promoting", self.promoting), ("opposing", self.opposing)):
             for hit in hits:
@@ -199,7 +198,7 @@ class Hits:
                 }
 
     def to_pandas(self) -> "pd.DataFrame":
-        """Return `rows()` as a DataFrame; what the sign means and how to read magnitudes is in its `attrs`."""
+        """Return `rows()` as a DataFrame, with sign rule, magnitudes and caution in its `attrs`."""
         import pandas as pd
 
         frame = pd.DataFrame(list(self.rows()), columns=list(COLUMNS))

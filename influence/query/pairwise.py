@@ -58,43 +58,42 @@ def pairwise(
 ) -> Tensor:
     """Score every training example for every query.
 
-    `recipe.exact`, which is about proposals, isn't looked at: every row is scored by the recipe itself. Nor is
-    `recipe.factors.rows`: factors are fitted to every row given.
+    `recipe.exact` is not used: every row is scored by the recipe itself. Nor is `recipe.factors.rows`: factors are
+    fitted to all rows of `train`.
 
     Args:
-        model: Any torch module; it is left as it was found. Dropout and the like are switched off meanwhile, with a
-            warning where they were on. What requires gradients in it counts as trained; of a frozen model everything.
+        model: Any torch module. Its state is restored afterwards. Dropout and similar layers are switched off, with a
+            warning if they were on. Parameters that require gradients count as trained; if none does, all do.
         task: What is differentiated: `example_loss(model, batch) -> [N]`, summed over positions, and optionally
             `measurement(model, batch) -> [N]` for the queries, `sampled_loss(model, batch, generator) -> [N]`,
             `log_odds(model, batch) -> [N]` with `residual(model, batch) -> [N]`, and, of a loss that is a mean over
             tokens, `averaged_tokens(batch) -> [N]`, without which every curvature is too small.
-        train: Batches that the task understands; kept in memory where the recipe passes over them more than once. A
-            batch's `attention_mask`, where it has one, says which positions hold tokens.
-        queries: Batches likewise.
+        train: Batches in the form that the task reads, kept in memory if the recipe needs more than one pass. The
+            `attention_mask` of a batch, if there is one, marks the positions that hold tokens.
+        queries: Batches in the same form.
         recipe: The method, or a preset's name; see `influence.recipe`.
         layers: Which layers are tracked.
         checkpoints: State dicts of the model, in the order of `recipe.checkpoints` if it names any. Each is loaded in
             turn, and the model gets its own weights back.
-        second_moments: What a recipe of Adam's gradients divides by the root of, bias-corrected; of several
-            checkpoints, one each. Unset they are read from where the recipe says, `gradient.state` or the checkpoints'.
-        decode: The texts of a batch's examples, which only the baseline `bm25` reads.
+        second_moments: Adam's bias-corrected second moments by parameter name, for recipes with Adam's gradients; one
+            mapping per checkpoint. Default: read from `gradient.state` or the checkpoints' states.
+        decode: A function that returns the texts of a batch; only for the baseline `bm25`.
 
     Returns:
         [queries, rows], float32 (float64 for a float64 model), on the CPU, in `recipe.unit` (of a mean
         loss `recipe.unit_under("mean")`). Positive: training more on the row raises the measured output's
-        log-probability. What a task's measurement can reach isn't known here: of log-likelihoods,
-        `influence.recipe.magnitudes` says whether scores can be numbers of nats.
+        log-probability. The upper limit of a task's measurement is not known here; for log-likelihoods,
+        `influence.recipes.magnitudes` returns whether scores can be numbers of nats.
 
     Raises:
         CaptureError: There are no training or no query batches, or a gradient is not finite.
-        CurvatureError: Factors that aren't finite, are singular, or are too wide.
-        ModelError: A checkpoint has other weights than the model; a tracked layer's gradient can't be split by example
-            or is another than its calls show; or less than half of what was trained is tracked (see
-            `influence.model.trained`).
-        OptimiserMismatch: Second moments that aren't the model's, or a tracked layer without.
-        RecipeError: The recipe names other checkpoints than were given, or needs second moments or texts, or has no
-            use for them.
-        TaskError: The recipe samples labels or measures log-odds, and the task can't.
+        CurvatureError: Factors are not finite, singular, or too wide.
+        ModelError: A checkpoint has other weights than the model; a tracked layer's gradient cannot be divided by
+            example or differs from that of its calls; or less than half of the trained weights are tracked.
+        OptimiserMismatch: Second moments are not those of the model, or a tracked layer has none.
+        RecipeError: The recipe names other checkpoints than the call, lacks second moments or texts, or does not use
+            them.
+        TaskError: The recipe samples labels or measures log-odds, and the task has no such method.
     """
     recipe = preset(recipe) if isinstance(recipe, str) else recipe
     _check_used(recipe, second_moments, decode)
