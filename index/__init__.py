@@ -11,8 +11,9 @@ bit:
 
 An approximate index is made in steps, each of which is committed to disk and not done twice:
 
-    factory.plan_factory → train.train → parts.build_part, one task a part → merge.merge_parts → recall.measure_recall
+    factory.plan_factory → approximate.train → approximate.parts, one task a part → approximate.merge →
+    approximate.recall
 
 The vectors' scale is the caller's: hand in unit vectors and the inner product is the cosine. Rows of very different
-lengths keep their recall: see `cells`.
+lengths keep their recall: see `approximate.cells`.
 """

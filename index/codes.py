@@ -3,8 +3,8 @@
 from collections.abc import Callable
 
 from index.errors import VectorIndexError
+from index.rotation import turned_width, widest_turned
 from index.settings import FACTORY
-from index.turn import turned_width, widest_turned
 
 ID_BYTES = 8
 """What FAISS's lists keep beside a code."""

@@ -8,7 +8,7 @@ matrix of directions: they are turned by `turn`, and one bit on as many columns 
 than two bits on half of them (docs/benchmarks.md).
 
 Whether so many bytes find enough nobody knows before they are measured. `auto` therefore has further steps, each of
-which takes more bytes: `index.ladder`.
+which takes more bytes: `index.approximate.fallback`.
 """
 
 from dataclasses import dataclass

@@ -40,9 +40,9 @@ class IndexSettings(BaseModel):
             needed. `flat`, FAISS IndexFlatIP: every row in memory as float32, no approximation either. `auto`: `flat`
             where that fits into `memory`; where not, the first of some indexes, `ivf_rabitq2` or of wide rows
             `ivf_rabitq`, then larger ones, that is measured to find `recall`, and where none does, `exact`: see
-            `index.ladder`. A kind that is named stays, and falling short is a warning. The others are approximate:
-            codes propose rows and the stored rows decide. `sq8`, `sq4` (bits a coordinate) and `rabitq` (one bit) read
-            the codes of every row; with `ivf_` in front only those of the cells that look best for the query;
+            `index.approximate.fallback`. A kind that is named stays, and falling short is a warning. The others are
+            approximate: codes propose rows and the stored rows decide. `sq8`, `sq4` (bits a coordinate) and `rabitq`
+            (one bit) read the codes of every row; with `ivf_` in front only those of the cells nearest to the query;
             `ivf_pq`: product quantisation. `factory`: as `factory` says.
         factory: A FAISS factory string, for kind `factory` and no other: `[PCA…|PCAR…|OPQ…|RR…,][IVF…,]codes` with
             codes Flat, SQ4, SQ6, SQ8, SQfp16, SQbf16, PQ…, RaBitQ or RaBitQ2 to RaBitQ9.

@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-import index.approximate
+import index.approximate.search
 import index.persist
 import index.search
-from index.approximate import ApproximateIndex
+from index.approximate.merge import open_index
+from index.approximate.search import ApproximateIndex
 from index.build import FlatIndex
 from index.exact import exact_search_scores
-from index.merge import open_index
 from index.neighbours import Found, Neighbours
 from influence.baselines import bm25
 from influence.baselines.bm25 import BM25
@@ -190,7 +190,7 @@ class Answering:
             return index.search.search(self._flat, vectors, k)
         score = partial(candidate_scores, run.store, run.comparison)
         settings = run.config.index
-        return index.approximate.search(
+        return index.approximate.search.search(
             self._approximate, vectors, k, score, probes=settings.probes, candidates=settings.candidates
         )
 

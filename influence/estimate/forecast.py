@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from distributed import Client
 
+from index.approximate.fallback import ladder
 from index.factory import IndexPlan, plan_factory
-from index.ladder import ladder
 from influence.axes import ModuleColumns
 from influence.capture.cut import (
     Estimate,

@@ -12,16 +12,16 @@ from statistics import median
 
 import numpy as np
 
-from index.approximate import ApproximateIndex, propose
-from index.cells import ROUNDS, SHARES
+from index.approximate.cells import ROUNDS, SHARES
+from index.approximate.parts import part_ranges
+from index.approximate.questions import questions
+from index.approximate.recall import truth_depth
+from index.approximate.reduction import Sketch
+from index.approximate.search import ApproximateIndex, propose
+from index.approximate.train import SEED, train
 from index.exact import checked_slices, exact_search_scores
 from index.factory import IndexPlan, load_faiss
 from index.gemm.dots import row_dots
-from index.parts import part_ranges
-from index.questions import questions
-from index.recall import truth_depth
-from index.reduction import Sketch
-from index.train import SEED, train
 from influence.axes import ModuleColumns
 from influence.engine.threads import torch_threads
 from influence.recipes import Recipe

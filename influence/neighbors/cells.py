@@ -24,9 +24,9 @@ import numpy as np
 import torch
 from scipy.sparse import csr_array
 
+from index.approximate.reduction import Sketch
+from index.approximate.train import SEED, sample_rows
 from index.gemm import packed, product
-from index.reduction import Sketch
-from index.train import SEED, sample_rows
 from influence.artifacts.tensors import load_tensors, save_tensors
 from influence.neighbors.files import mapped, save_near, zero_rows
 from influence.neighbors.nearest import NOBODY, Nearest, own_places

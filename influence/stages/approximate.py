@@ -5,7 +5,8 @@ parts   a task each, committed on its own: a build that was interrupted fills on
 merge   lists copied on disk, in the order of the parts, so that any number of workers gives the same bytes
 truth   an exact search for some of the rows, a task for each part's rows; by it the search's dials are set
 
-Of kind `auto` an index that finds too little gives way to the next step of `index.ladder`; the truth is kept for it.
+With kind `auto`, an index whose measured recall is too low is replaced by the next step of
+`index.approximate.fallback`; the exact results are kept for it.
 """
 
 import logging
@@ -19,18 +20,18 @@ import numpy as np
 import torch
 from distributed import Client
 
-from index.dials import Measured
+from index.approximate.fallback import CLIMB, end_climb, fell_short, read_climb, record_scan
+from index.approximate.merge import merge_parts, open_index, record_measured, remove_index
+from index.approximate.operating_points import Measured
+from index.approximate.parts import build_part, load_trained, part_ranges, read_part, save_trained
+from index.approximate.questions import questions
+from index.approximate.recall import measure_recall, truth_depth
+from index.approximate.train import sample_rows, train
 from index.errors import VectorIndexError
 from index.exact import exact_search_scores
-from index.ladder import CLIMB, end_climb, fell_short, read_climb, record_scan
-from index.merge import merge_parts, open_index, record_measured, remove_index
 from index.neighbours import Found, Neighbours, merge_neighbours
-from index.parts import build_part, load_trained, part_ranges, read_part, save_trained
 from index.persist import RECORD, VECTORS
-from index.questions import questions
-from index.recall import measure_recall, truth_depth
 from index.settings import IndexSettings
-from index.train import sample_rows, train
 from influence.engine.progress import Progress
 from influence.engine.submit import run_tasks
 from influence.engine.threads import torch_threads
@@ -236,7 +237,7 @@ def run_truth(task: IndexTask) -> Neighbours:
 
 
 def _queries(store: Store, comparison: Any) -> np.ndarray:
-    """Return the questions of `index.questions` as queries of the recipe, [m, D] float32."""
+    """Return the questions of `index.approximate.questions` as queries of the recipe, [m, D] float32."""
     gradients = torch.from_numpy(questions(store.rows).vectors(store.vectors))
     return comparison.query_vectors(gradients).numpy()
 

@@ -9,11 +9,11 @@ import torch
 
 import index.build
 import index.persist
+from index.approximate.fallback import CLIMB, ladder, read_scan
+from index.approximate.merge import ApproximateRecord, read_approximate, remove_index
 from index.errors import VectorIndexError
 from index.factory import IndexPlan, bytes_needed, load_faiss, plan_factory
 from index.gemm.dots import row_dots
-from index.ladder import CLIMB, ladder, read_scan
-from index.merge import ApproximateRecord, read_approximate, remove_index
 from index.rerank import scored_by
 from index.settings import IndexSettings
 from influence.recipes import Recipe

@@ -19,9 +19,9 @@ import numpy as np
 from search import ENDS, share
 
 import influence
-from index.approximate import search
+from index.approximate.merge import open_index
+from index.approximate.search import search
 from index.exact import exact_search_scores
-from index.merge import open_index
 from index.neighbours import Neighbours
 from influence.query.asked import as_example
 from influence.stages.index import FOLDER, candidate_scores, index_fingerprint, scored_blocks

@@ -24,18 +24,18 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from index.approximate import ApproximateIndex, search
-from index.dials import Measured
+from index.approximate.merge import merge_parts, open_index, record_measured
+from index.approximate.operating_points import Measured
+from index.approximate.parts import build_part, part_ranges, save_trained
+from index.approximate.questions import questions
+from index.approximate.recall import measure_recall, truth_depth
+from index.approximate.search import ApproximateIndex, search
+from index.approximate.train import sample_rows, train
 from index.exact import exact_search, exact_search_scores
 from index.factory import IndexPlan, plan_factory
-from index.merge import merge_parts, open_index, record_measured
 from index.neighbours import Neighbours
-from index.parts import build_part, part_ranges, save_trained
-from index.questions import questions
-from index.recall import measure_recall, truth_depth
 from index.rerank import scored_by
 from index.settings import IndexSettings
-from index.train import sample_rows, train
 from influence.config import load_config
 from influence.stages.index import compared_blocks, load_comparison
 from influence.store.manifest import Manifest

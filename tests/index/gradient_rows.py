@@ -4,11 +4,11 @@ from dataclasses import replace
 
 import numpy as np
 
+from index.approximate.merge import merge_parts, open_index, open_parts
+from index.approximate.parts import build_part, part_ranges, save_trained
+from index.approximate.train import sample_rows, train
 from index.factory import plan_factory
-from index.merge import merge_parts, open_index, open_parts
-from index.parts import build_part, part_ranges, save_trained
 from index.settings import IndexSettings
-from index.train import sample_rows, train
 
 
 def gradients(count, dims, seed=0, sigma=0.8, clusters=12):

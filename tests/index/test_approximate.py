@@ -3,11 +3,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from index.approximate import propose, search
-from index.dials import Dial, Measured, dialled
+from index.approximate.merge import open_parts
+from index.approximate.operating_points import Dial, Measured, dialled
+from index.approximate.search import propose, search
 from index.errors import VectorIndexError
 from index.exact import exact_search
-from index.merge import open_parts
 from index.neighbours import merge_neighbours
 from index.rerank import scored_by
 from tests.index.gradient_rows import blocks_of, gradients, merged, unmerged

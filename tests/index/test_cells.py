@@ -3,12 +3,12 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from index.cells import lengths, train_cells
+from index.approximate.cells import lengths, train_cells
+from index.approximate.reduction import Sketch, principal_directions
+from index.approximate.train import sample_rows, train
 from index.errors import VectorIndexError
 from index.factory import plan_factory
-from index.reduction import Sketch, principal_directions
 from index.settings import IndexSettings
-from index.train import sample_rows, train
 from tests.index.gradient_rows import blocks_of, gradients
 
 

@@ -9,14 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from index.approximate import search
+from index.approximate.merge import merge_parts, open_index, open_parts, read_approximate, record_measured
+from index.approximate.parts import build_part, load_trained, part_ranges, read_part
+from index.approximate.questions import questions
+from index.approximate.recall import measure_recall
+from index.approximate.search import search
 from index.errors import IndexCorrupt, IndexMismatch, IndexNotWritten, VectorIndexError
 from index.exact import exact_search
-from index.merge import merge_parts, open_index, open_parts, read_approximate, record_measured
-from index.parts import build_part, load_trained, part_ranges, read_part
 from index.persist import read_record
-from index.questions import questions
-from index.recall import measure_recall
 from index.rerank import scored_by
 from tests.index.gradient_rows import blocks_of, built_parts, gradients, merged, planned
 
@@ -37,8 +37,8 @@ def standing(tmp_path):
 BUILD = """
 import sys
 from pathlib import Path
-from index.merge import merge_parts
-from index.parts import build_part, part_ranges
+from index.approximate.merge import merge_parts
+from index.approximate.parts import build_part, part_ranges
 from tests.index.gradient_rows import blocks_of, gradients, planned
 rows = gradients(5000, 96)
 for kind in ("ivf_rabitq2", "ivf_sq8"):

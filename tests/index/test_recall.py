@@ -4,11 +4,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from index.approximate import search
+from index.approximate.merge import open_index, record_measured
+from index.approximate.questions import NONE, questions
+from index.approximate.recall import measure_recall, truth_depth
+from index.approximate.search import search
 from index.exact import exact_search
-from index.merge import open_index, record_measured
-from index.questions import NONE, questions
-from index.recall import measure_recall, truth_depth
 from index.rerank import scored_by
 from tests.index.gradient_rows import blocks_of, gradients, merged
 

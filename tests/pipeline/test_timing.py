@@ -5,8 +5,8 @@ from dataclasses import replace
 
 import pytest
 
+from index.approximate.parts import part_ranges
 from index.factory import plan_factory
-from index.parts import part_ranges
 from index.settings import IndexSettings
 from influence.axes import ModuleColumns
 from influence.estimate import index_timing, timing

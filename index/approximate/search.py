@@ -14,14 +14,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from index.allowed import Allowed
-from index.dials import End, Measured, dial_for, dialled
-from index.doubt import ROWS_SHARE, Effort, came_late, unread_distance
+from index.approximate.doubt import ROWS_SHARE, Effort, came_late, unread_distance
+from index.approximate.operating_points import End, Measured, dial_for, dialled
+from index.approximate.train import Trained, lists_of
 from index.errors import IndexCorrupt, VectorIndexError
 from index.exact import checked_queries
 from index.factory import load_faiss
 from index.neighbours import Found, Neighbours, best, checked_count
 from index.rerank import Score
-from index.train import Trained, lists_of
 
 log = logging.getLogger(__name__)
 

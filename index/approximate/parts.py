@@ -15,7 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
-from index.cells import Cells
+from index.approximate.cells import Cells
+from index.approximate.reduction import Sketch
+from index.approximate.train import SEED, SLICE_ROWS, Trained, lists_of
 from index.commit import (
     FORMAT_VERSION,
     REBUILD,
@@ -33,8 +35,6 @@ from index.errors import IndexCorrupt, IndexMismatch, IndexNotWritten, VectorInd
 from index.exact import Blocks, checked_slices
 from index.factory import IndexPlan, load_faiss
 from index.persist import RECORD
-from index.reduction import Sketch
-from index.train import SEED, SLICE_ROWS, Trained, lists_of
 
 TRAINED = "trained"
 

@@ -13,13 +13,13 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from index.approximate import ApproximateIndex, distance_to_unread, propose
-from index.dials import CurvePoint, Dial, End, Measured
+from index.approximate.operating_points import CurvePoint, Dial, End, Measured
+from index.approximate.questions import Questions
+from index.approximate.search import ApproximateIndex, distance_to_unread, propose
+from index.approximate.train import lists_of
 from index.exact import SLICE_BYTES
 from index.neighbours import Found, Neighbours
-from index.questions import Questions
 from index.rerank import Fetch
-from index.train import lists_of
 
 log = logging.getLogger(__name__)
 

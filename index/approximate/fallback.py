@@ -21,8 +21,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from index.approximate.operating_points import End, Measured
 from index.commit import FORMAT_VERSION, clear_partials, free_bytes, parse_record, read_fields, write_record
-from index.dials import End, Measured
 from index.errors import IndexNotWritten, VectorIndexError
 from index.factory import STEPS, IndexPlan, plan_factory
 from index.persist import RECORD

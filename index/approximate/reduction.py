@@ -17,7 +17,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from index.turn import turn
+from index.rotation import turn
 
 SKETCHED_BYTES = 8 * 2**20
 """Rows that are added up at a time, as float32."""

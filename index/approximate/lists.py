@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from index.approximate.train import lists_of
 from index.factory import ID_BYTES, load_faiss
-from index.train import lists_of
 
 COPIED = 16 * 2**20
 """Bytes that are copied at a time."""

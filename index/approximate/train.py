@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from index.cells import ROUNDS, Cells, train_cells
+from index.approximate.cells import ROUNDS, Cells, train_cells
+from index.approximate.reduction import Sketch, principal_directions
 from index.errors import IndexMismatch, VectorIndexError
 from index.exact import Blocks, checked_slices
 from index.factory import PER_CELL, IndexPlan, load_faiss
 from index.gemm import Packed, packed, product
-from index.reduction import Sketch, principal_directions
 
 SEED = 20_240_917
 """Of everything that is drawn: the sample, the sketch, rotations, k-means."""

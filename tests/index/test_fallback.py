@@ -4,9 +4,9 @@ from itertools import pairwise
 
 import pytest
 
-from index.dials import Dial, Measured
+from index.approximate.fallback import CLIMB, Climb, end_climb, fell_short, ladder, read_climb, read_scan, record_scan
+from index.approximate.operating_points import Dial, Measured
 from index.errors import IndexCorrupt, VectorIndexError
-from index.ladder import CLIMB, Climb, end_climb, fell_short, ladder, read_climb, read_scan, record_scan
 from index.persist import RECORD, read_record
 from index.settings import IndexSettings
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from index.train import SEED
+from index.approximate.train import SEED
 
 COUNT = 240
 """Questions."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from index.cells import Cells
+from index.approximate.cells import Cells
 
 LATE = 0.5
 """From which share of the candidates on, best codes first, a row came late."""

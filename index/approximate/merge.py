@@ -14,7 +14,11 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from index.approximate import ApproximateIndex
+from index.approximate.fallback import CLIMB, Tried
+from index.approximate.lists import lists_bytes, map_lists, write_lists
+from index.approximate.operating_points import Measured
+from index.approximate.parts import TRAINED, load_trained, part_name, part_ranges, read_part
+from index.approximate.search import ApproximateIndex
 from index.commit import (
     FORMAT_VERSION,
     REBUILD,
@@ -29,12 +33,8 @@ from index.commit import (
     verify_file,
     write_record,
 )
-from index.dials import Measured
 from index.errors import IndexCorrupt, IndexMismatch, IndexNotWritten
 from index.factory import IndexPlan, load_faiss
-from index.ladder import CLIMB, Tried
-from index.lists import lists_bytes, map_lists, write_lists
-from index.parts import TRAINED, load_trained, part_name, part_ranges, read_part
 from index.persist import RECORD
 
 LISTS = "lists.ivfdata"

@@ -3,8 +3,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from index.reduction import Sketch
-from index.turn import turn, turned_width, widest_turned
+from index.approximate.reduction import Sketch
+from index.rotation import turn, turned_width, widest_turned
 
 
 def slowly_turned(row, signs):
