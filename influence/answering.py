@@ -24,6 +24,8 @@ from index.neighbours import Found, Neighbours
 from influence.baselines import bm25
 from influence.baselines.bm25 import BM25
 from influence.capture.exact import ExactScorer
+from influence.curvature.damping import Damping
+from influence.curvature.kfac import KroneckerCurvature
 from influence.data.example import Example
 from influence.engine.progress import Report
 from influence.query.asked import Query
@@ -93,6 +95,7 @@ class Answering:
 
     def __init__(self, run: "Run") -> None:
         self._run = run
+        self._curvature: tuple[tuple[str, Damping], KroneckerCurvature] | None = None
 
     def hits(
         self,
@@ -151,10 +154,14 @@ class Answering:
         return bm25.fit(run.store.texts())
 
     def scorer(self, decision: ExactSettings, progress: Report | None = None) -> ExactScorer:
-        """Return what scores rows from whole gradients."""
+        """Return what scores rows from whole gradients; the factors stay for further queries of the same decision."""
         run = self._run
         kind: Literal["kfac", "ekfac"] = "kfac" if decision.kind == "kfac" else "ekfac"
-        curvature = load_kronecker(run.path, run.manifest, run.recipe, kind, decision.damping)
+        if self._curvature is None or self._curvature[0] != (kind, decision.damping):
+            self._curvature = None
+            loaded = load_kronecker(run.path, run.manifest, run.recipe, kind, decision.damping)
+            self._curvature = (kind, decision.damping), loaded
+        curvature = self._curvature[1]
         left_out = [row.row for row in run.manifest.quarantined]
         return ExactScorer(run.session, curvature, run.rows, decision.rank, progress, left_out)
 

@@ -163,7 +163,7 @@ def _queries(cost: "QueryCost", queries: int) -> Table:
     held = f"gradients of {cost.together:,} at once"
     for count in sorted({1, queries}):
         seconds, memory = duration(cost.seconds(count) / 3600), size(cost.memory(count))
-        what = f"{rows}; {cost.opening:.0f} s to open" if count == 1 else f"{held}; plus a batch's activations"
+        what = f"{rows}; {cost.opening:.0f} s to open" if count == 1 else held
         table.add_row(f"{count:,}", seconds, memory, what)
     return table
 

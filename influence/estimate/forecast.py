@@ -20,6 +20,7 @@ from influence.capture.cut import (
 from influence.capture.factor_files import cut_modules, module_widths
 from influence.capture.fingerprint import Probed
 from influence.capture.spec import CaptureSpec
+from influence.cluster import ClusterSettings
 from influence.config import RunConfig
 from influence.data.dataset import Rows, open_rows
 from influence.engine.cluster import connect, list_workers, workers_wanted
@@ -34,6 +35,9 @@ from influence.stages.lexical_stage import check_rows
 from influence.stages.requirement import estimate_of
 from influence.store.codecs import codec_for
 from influence.vectors.ensemble import of_one
+
+WORKER_START = 5.0
+"""Seconds from the start of a local worker until it has imported what it needs, and from its last task to its end."""
 
 
 @dataclass(frozen=True)
@@ -90,8 +94,9 @@ def plan_run(config: RunConfig) -> Plan:
     if config.recipe.baseline == "bm25":
         return _plan_texts(config, rows)
     began = time.perf_counter()
-    with connect(config.cluster, most_shards(len(rows), config.store) if config.cluster.here else 1) as client:
-        install(client, local=config.cluster.here)
+    cluster = _measuring(config.cluster)
+    with connect(cluster, most_shards(len(rows), config.store) if cluster.here else 1) as client:
+        install(client, local=cluster.here)
         probed = probe_on(client, CaptureSpec.of(config))
         start, there = time.perf_counter() - began, len(list_workers(client))
         measuring = time.perf_counter()
@@ -100,6 +105,8 @@ def plan_run(config: RunConfig) -> Plan:
         closing = time.perf_counter()
         measuring = closing - measuring
     start += time.perf_counter() - closing
+    if cluster != config.cluster:
+        start += WORKER_START
     needs = estimate_of(config, len(rows), probed.modules, probed.model_bytes)
     found = probed.model_copy(
         update={"tokens_per_row": timing.tokens_per_row, "tokens_per_second": 1 / timing.capture or None}
@@ -108,9 +115,16 @@ def plan_run(config: RunConfig) -> Plan:
     for stage, (seconds, count) in indexing.items():
         work[stage], tasks[stage] = seconds, count
     index = _told(ladder(config.index, len(rows), needs.dims))
-    query = query_cost(config, len(rows), probed.modules, probed.model_bytes, timing, start)
+    query = query_cost(config, len(rows), probed.modules, probed, timing, start)
     workers = workers_wanted(config.cluster, needs.shards) or there
     return Plan(needs, found, workers, start, work, tasks, index, query, measuring)
+
+
+def _measuring(cluster: ClusterSettings) -> ClusterSettings:
+    """Return the cluster to measure on: for local workers this process, which has all that they would import first."""
+    if cluster.kind != "local" or cluster.workers == 0:
+        return cluster
+    return cluster.model_copy(update={"workers": 0, "adapt": None})
 
 
 def _timed(client: Client, config: RunConfig, probed: Probed) -> Timing:

@@ -11,15 +11,22 @@ from index.factory import plan_factory
 from influence.axes import ModuleColumns
 from influence.capture.batches import BATCH_BYTES
 from influence.capture.cut import covariance_bytes, fisher_blocks, fisher_bytes
-from influence.capture.exact import queries_at_once
+from influence.capture.exact import BLOCK_ROWS, queries_at_once
+from influence.capture.fingerprint import Probed
 from influence.config import RunConfig
 from influence.estimate.timing import Timing
+from influence.scan.plan import batch_of
 from influence.stages.requirement import PROCESS
 from influence.store.codecs import bytes_per_row
 from influence.vectors.ensemble import of_one
 
 READ_BYTES = 1e9
 """Bytes of rows or of an index that a scan reads in a second, about."""
+
+
+ACTIVATIONS = 2
+"""Times the tracked layers' inputs and outputs that a batch's graph holds: norms, attention and the activation function
+keep theirs, too."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +39,8 @@ class QueryCost:
         row: Seconds of one candidate, for all queries whose gradients are held with it.
         rows: Of the data set.
         candidates: Rows whose whole gradients are computed for each, at most; 0 where the index decides.
-        fixed: Bytes held however many queries there are: Python, model, index, factors.
+        fixed: Bytes held however many queries there are: Python, model, index, factors, a batch's activations.
+        loading: Bytes that stand beside those of `fixed` while factors are read, before a query has a gradient.
         gradient: Bytes of one query's gradient, whole where exact scores decide.
         together: Queries whose gradients are held at once, at most.
     """
@@ -45,6 +53,7 @@ class QueryCost:
     fixed: int
     gradient: int
     together: int
+    loading: int = 0
 
     @property
     def each(self) -> float:
@@ -64,16 +73,17 @@ class QueryCost:
         return self.opening + queries * self.own + candidates * self.row
 
     def memory(self, queries: int) -> int:
-        """Return the bytes that one call of so many holds, a batch's activations apart.
+        """Return the bytes that one call of so many holds at the most.
 
         A batch's gradients stand beside those that are kept, twice while they leave the device.
         """
-        batch = max(self.gradient, min(BATCH_BYTES, queries * self.gradient))
-        return self.fixed + min(queries, self.together) * self.gradient + 2 * batch
+        held = min(queries, self.together)
+        batch = max(self.gradient, min(BATCH_BYTES, held * self.gradient))
+        return self.fixed + max(self.loading, held * self.gradient + 2 * batch)
 
 
 def query_cost(
-    config: RunConfig, rows: int, modules: Sequence[ModuleColumns], model_bytes: int, timing: Timing, opening: float
+    config: RunConfig, rows: int, modules: Sequence[ModuleColumns], probed: Probed, timing: Timing, opening: float
 ) -> QueryCost:
     """Reckon what a query takes.
 
@@ -81,7 +91,7 @@ def query_cost(
         config: Of the run.
         rows: Of the data set.
         modules: The columns of a row.
-        model_bytes: Of the weights.
+        probed: What a worker found: bytes of the weights, padded tokens of a batch.
         timing: Of a worker; queries are taken for as long as rows.
         opening: Seconds until a process has the model.
     """
@@ -92,18 +102,33 @@ def query_cost(
     index = plan_factory(config.index, rows, dims)
     scanned = index.disk_bytes or rows * bytes_per_row(config.store, modules)
     own_seconds = timing.tokens_per_row * timing.capture + scanned / READ_BYTES
-    fixed = PROCESS + model_bytes * (2 if recipe.checkpoints else 1) + index.search_bytes
+    fixed = PROCESS + probed.model_bytes * (2 if recipe.checkpoints else 1) + index.search_bytes
+    fixed += activation_bytes(own, min(probed.token_budget, int(BLOCK_ROWS * timing.tokens_per_row)))
     if recipe.stored.curvature.kind == "fisher":
         fixed += fisher_bytes(fisher_blocks(modules, recipe.stored.curvature.blocks, checkpoints)) // 2
     if decision.kind == "none":
-        return QueryCost(opening, own_seconds, 0.0, rows, 0, fixed, 4 * dims, max(1, rows))
+        return QueryCost(opening, own_seconds, 0.0, rows, 0, fixed, 4 * dims, batch_of(dims))
     sides = 2 + decision.lexical
     candidates = rows if decision.candidates is None else min(rows, sides * decision.candidates)
     whole = sum(module.inputs * module.outputs for module in own)
-    fixed += covariance_bytes(own) + 4 * whole * (decision.kind == "ekfac")
+    # Eigenvalues are in float64, K-FAC's as well as EK-FAC's, which are read from a file of float32.
+    fixed += covariance_bytes(own) + 8 * whole
+    loading = max(covariance_bytes(own), 8 * whole if decision.kind == "ekfac" else 0)
     row_seconds = timing.tokens_per_row * timing.exact
     together = queries_at_once(whole, every_row=decision.candidates is None)
-    return QueryCost(opening, own_seconds + row_seconds, row_seconds, rows, candidates, fixed, 4 * whole, together)
+    return QueryCost(
+        opening, own_seconds + row_seconds, row_seconds, rows, candidates, fixed, 4 * whole, together, loading
+    )
 
 
-__all__ = ["QueryCost", "query_cost"]
+def activation_bytes(modules: Sequence[ModuleColumns], tokens: int) -> int:
+    """Return the bytes that a batch's graph holds from the first tracked layer on, about.
+
+    Args:
+        modules: The tracked layers of one checkpoint.
+        tokens: Padded tokens of the batch.
+    """
+    return 4 * ACTIVATIONS * tokens * sum(module.inputs + module.outputs for module in modules)
+
+
+__all__ = ["QueryCost", "activation_bytes", "query_cost"]
