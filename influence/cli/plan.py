@@ -26,7 +26,7 @@ def plan(
     from influence.cli.tables import plan_tables
     from influence.run import plan as plan_run
 
-    with told().status("Measuring on one worker …"):
+    with told().status("Measuring …"):
         found = plan_run(config, overrides=[*(changes or []), *cluster_settings(cluster, workers)])
     # Texts without a model are read by one process.
     most = found.estimate.shards if found.probed.modules else 1

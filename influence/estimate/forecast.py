@@ -48,7 +48,8 @@ class Plan:
         estimate: Disk and memory.
         probed: What a worker found: dtype, device, layers, speed; of `bm25` words, in the place of tokens.
         workers: How many would share the work; `bm25` takes one.
-        start: Seconds until the first worker has the model, and to let the workers go, as measured.
+        start: Seconds until the first worker has the model, and to let the workers go, as measured; of local workers as
+            measured in this process, and `WORKER_START`.
         work: Seconds of each stage by one worker: `factors`, `decomposition`, `capture`, `curvature`, `fisher
             decomposition`, and of an approximate index `index training`, `index parts`, `index truth`, `index
             measuring`; of `auto` those of its first step.
