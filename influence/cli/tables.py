@@ -149,8 +149,8 @@ def plan_tables(plan: "Plan", hours: Mapping[int, float], queries: int) -> list[
         times,
         *([_queries(plan.query, queries)] if plan.query else []),
         Text(
-            f"Estimated from {plan.measuring:.1f} s of measurement of the stages, in this process or on one worker of a "
-            "cluster: several workers of one machine may each be slower. No run was started.",
+            f"Estimated from {plan.measuring:.1f} s of measurement of the stages, in this process or on one worker of "
+            "a cluster: several workers of one machine may each be slower. No run was started.",
             "dim",
         ),
     ]
