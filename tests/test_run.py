@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from distributed import Client, LocalCluster
+from psutil import Process
 from safetensors.torch import load_file, save_file
 
 import influence.run as runs
@@ -377,10 +379,24 @@ def test_a_directory_without_a_run_is_named(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_plan_measures_and_writes_nothing(built, tmp_path, monkeypatch):
+def test_a_plan_measures_in_this_process_and_writes_nothing(built, tmp_path, monkeypatch):
     run = built()
     monkeypatch.chdir(tmp_path)
-    plan = runs.plan(run.config)
+    ours, started, over = Process(), set(), threading.Event()
+
+    def watch():
+        while not over.wait(0.02):
+            started.update(child.pid for child in ours.children())
+
+    before = {child.pid for child in ours.children()}
+    watching = threading.Thread(target=watch)
+    watching.start()
+    try:
+        plan = runs.plan(run.config)
+    finally:
+        over.set()
+        watching.join()
+    assert started <= before
     assert (plan.estimate.rows, plan.estimate.dims, plan.workers) == (40, run.store.dims, plan.workers)
     assert plan.probed.tokens_per_second
     assert 0 < plan.hours() < 1

@@ -33,8 +33,8 @@ from influence.config import parse_config
 from influence.demo.train import TrainSettings
 
 SWAPPED = 0.02
-ROWS = {"chats": 1000, "records": 1000, "docstrings": 1500}
-EPOCHS = {"chats": 2, "records": 5, "docstrings": 5}
+ROWS = {"chats": 1000, "records": 1000, "facts": 1000, "docstrings": 1500}
+EPOCHS = {"chats": 2, "records": 5, "facts": 5, "docstrings": 5}
 """Few: a model that knows its rows by heart knows the swapped ones, too."""
 Found = dict[str, Any]
 

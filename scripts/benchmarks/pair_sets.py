@@ -2,8 +2,9 @@
 
 `chats`: questions of twelve kinds about small facts, in several wordings each, as messages with a chat template; one in
 five is a conversation of two questions. `records`: people as lists of fields, and a sentence that says them.
-`docstrings`: the first eight words of docstrings of the standard library, and how they go on. All depend on the seed,
-`docstrings` on the installed Python too.
+`facts`: questions about 48 people's city, job or pet, each fact in several rows and wordings. `docstrings`: the first
+eight words of docstrings of the standard library, and how they go on. All depend on the seed, `docstrings` on the
+installed Python too.
 """
 
 import json
@@ -108,6 +109,27 @@ NAMES = (
     "Paul",
 )
 
+JOBS = ("baker", "nurse", "pilot", "teacher", "farmer", "judge", "painter", "tailor", "sailor")
+SURNAMES = ("Berg", "Lund", "Moore")
+FACTS: dict[str, tuple[Sequence[str], str, tuple[str, ...]]] = {
+    "city": (
+        sorted(CAPITALS.values()),
+        "{who} lives in {what}.",
+        ("Where does {who} live?", "Tell me the city of {who}.", "Do you know the home of {who}?"),
+    ),
+    "job": (
+        JOBS,
+        "{who} works as a {what}.",
+        ("What does {who} do?", "Tell me the job of {who}.", "How does {who} earn a living?"),
+    ),
+    "pet": (
+        sorted(SOUNDS),
+        "{who} keeps a {what}.",
+        ("Which animal does {who} have?", "Tell me the pet of {who}.", "What does {who} feed?"),
+    ),
+}
+"""Of each attribute its values, the answer, and wordings of the question."""
+
 
 def docstrings(seed: int, rows: int) -> list[Pair]:
     """Return docstrings of the standard library: their first eight words, and how they go on."""
@@ -163,7 +185,7 @@ def _person(chance: random.Random) -> Pair:
     fields = {
         "name": chance.choice(NAMES),
         "city": chance.choice(sorted(CAPITALS.values())),
-        "job": chance.choice(("baker", "nurse", "pilot", "teacher", "farmer", "judge", "painter", "tailor", "sailor")),
+        "job": chance.choice(JOBS),
         "pet": chance.choice(sorted(SOUNDS)),
         "likes": chance.choice(("chess", "tea", "snow", "opera", "maps", "trains", "rowing", "poems")),
     }
@@ -179,7 +201,25 @@ def _person(chance: random.Random) -> Pair:
     return ["; ".join(f"{name}: {fields[name]}" for name in order) + " =>"], [sentence.format(**fields)]
 
 
-SETS: dict[str, Callable[[int, int], list[Pair]]] = {"chats": chats, "records": records, "docstrings": docstrings}
+def facts(seed: int, rows: int) -> list[Pair]:
+    """Return questions about one attribute of one of 48 people: each fact stands in about seven of 1,000 rows."""
+    chance = random.Random(seed)
+    people = [f"{name} {surname}" for name in NAMES for surname in SURNAMES]
+    true = {who: {kind: chance.choice(values) for kind, (values, _, _) in FACTS.items()} for who in people}
+    found = []
+    for _ in range(rows):
+        who, kind = chance.choice(people), chance.choice(sorted(FACTS))
+        _, answer, wordings = FACTS[kind]
+        found.append(([chance.choice(wordings).format(who=who)], [answer.format(who=who, what=true[who][kind])]))
+    return found
+
+
+SETS: dict[str, Callable[[int, int], list[Pair]]] = {
+    "chats": chats,
+    "records": records,
+    "facts": facts,
+    "docstrings": docstrings,
+}
 
 
 def record(kind: str, pair: Pair, row: int) -> dict[str, Any]:
