@@ -12,6 +12,8 @@ from typing import Any
 from influence.data.columns import typed
 from influence.errors import DataError
 
+OTHER_WEIGHTS = ("train", "training", "trainable", "mask", "masked", "loss", "loss_weight")
+"""Keys of a message that say to other trainers whether it is trained on."""
 SPEAKERS = {
     "human": "user",
     "user": "user",
@@ -59,6 +61,12 @@ def _turn(message: Any, where: str) -> dict[str, Any]:
     if not says or not isinstance(turn.get("role"), str):
         raise DataError(f"{where} is {typed(message)}, expected an object with 'role' and 'content'.")
     turn.setdefault("content", None)
+    other = next((name for name in OTHER_WEIGHTS if isinstance(turn.get(name), bool | int | float)), None)
+    if other is not None:
+        raise DataError(
+            f"{where} has {other!r}, by which some trainers tell what is trained on, and which is not read here. Write "
+            "'weight': 1 where the message is trained on and 0 where it isn't; or leave the key out."
+        )
     weight = turn.get("weight")
     if weight is not None and (isinstance(weight, bool) or weight not in (0, 1)):
         raise DataError(

@@ -35,6 +35,18 @@ OPTIONAL_ROLES: dict[Shape, tuple[str, ...]] = {
 }
 """The columns that belong to a shape's content and need not be there."""
 
+UNREAD = (
+    "loss_mask",
+    "loss_weights",
+    "prompt_mask",
+    "segment_ids",
+    "sequence_id",
+    "sequence_ids",
+    "seq_idx",
+    "document_ids",
+)
+"""Columns beside `input_ids` that some trainers read, with meanings that differ: refused, never ignored."""
+
 ABOUT_ROLES = ("id", "source", "uri", "label")
 """The columns that any row may have."""
 
@@ -148,6 +160,13 @@ def find_layout(found: Iterable[str], columns: Columns, where: str, *, sparse: b
             f"Leave out those not meant, for instance with data.columns.{CONTENT_ROLES[fitting[-1]][0]}: null."
         )
     shape = fitting[0]
+    unread = [name for name in UNREAD if name in found and name not in named.values()]
+    if shape == "input_ids" and unread:
+        raise DataError(
+            f"{where} has the column {unread[0]!r} beside input_ids, which says what of a row is trained on or where "
+            "its texts begin, and is not read here. Write labels (−100 where a token is not scored) and one text a row; or "
+            "drop or rename the column where it says nothing."
+        )
     roles = {*CONTENT_ROLES[shape], *OPTIONAL_ROLES[shape], *ABOUT_ROLES}
     return Layout(shape, {role: name for role, name in named.items() if role in roles}, found, sparse)
 

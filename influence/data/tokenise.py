@@ -9,7 +9,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -145,8 +145,28 @@ def _encode(texts: list[str], tokeniser: Any, **how: Any) -> Any:
 def _texts(examples: list[Example], tokeniser: Any) -> list[_Tokens]:
     texts = [example.content.text for example in examples]  # type: ignore[union-attr]
     encoded = _encode(texts, tokeniser, truncation=False)["input_ids"]
-    first = _doubled(texts, encoded, tokeniser)
-    return [_marked(ids[start:], True) for ids, start in zip(encoded, first, strict=True)]
+    spans = _once(texts, encoded, tokeniser)
+    return [_marked(ids[span], True) for ids, span in zip(encoded, spans, strict=True)]
+
+
+def _once(texts: Sequence[str], encoded: Sequence[Sequence[int]], tokeniser: Any) -> list[slice]:
+    """Return which of each text's tokens count: no first or end token that the tokeniser put beside the text's own."""
+    first, last = _doubled(texts, encoded, tokeniser), _ended_twice(texts, encoded, tokeniser)
+    return [slice(start, len(ids) - int(twice)) for ids, start, twice in zip(encoded, first, last, strict=True)]
+
+
+def _ended_twice(texts: Sequence[str], encoded: Sequence[Sequence[int]], tokeniser: Any) -> list[bool]:
+    """Return whether the tokeniser put its end token behind one in the text."""
+    token, number = tokeniser.eos_token, tokeniser.eos_token_id
+    ended = [
+        token is not None and text.endswith(token) and list(ids[-2:]) == [number, number]
+        for text, ids in zip(texts, encoded, strict=True)
+    ]
+    # A text may end with two of them itself.
+    if not any(ended) or _encode([""], tokeniser)["input_ids"][0][-1:] != [number]:
+        return [False] * len(ended)
+    _say_doubled("end", token)
+    return ended
 
 
 def _doubled(texts: Sequence[str], encoded: Sequence[Sequence[int]], tokeniser: Any) -> list[int]:
@@ -169,17 +189,19 @@ def _doubled(texts: Sequence[str], encoded: Sequence[Sequence[int]], tokeniser: 
     # A text may begin with two of them itself.
     if not any(starts) or _encode([""], tokeniser)["input_ids"][0][:1] not in ([number] for number in firsts.values()):
         return [0] * len(starts)
-    _say_doubled(next(iter(firsts)))
+    _say_doubled("begin", next(iter(firsts)))
     return starts
 
 
 @cache
-def _say_doubled(token: str) -> None:
+def _say_doubled(where: Literal["begin", "end"], token: str) -> None:
     """Say it once in a process, not once a shard."""
     log.warning(
-        "Texts begin with %s, as a chat template writes it, and the tokeniser puts another in front of every text: "
-        "it is counted once.",
+        "Texts %s with %s, as a chat template writes it, and the tokeniser puts another %s every text: it is counted "
+        "once.",
+        where,
         token,
+        "in front of" if where == "begin" else "behind",
     )
 
 
@@ -187,12 +209,12 @@ def _prompts(examples: list[Example], tokeniser: Any) -> list[_Tokens]:
     _need_offsets(tokeniser, "prompt and completion")
     texts = [example.text for example in examples]
     encoded = _encode(texts, tokeniser, truncation=False, return_offsets_mapping=True)
-    first = _doubled(texts, encoded["input_ids"], tokeniser)
+    spans = _once(texts, encoded["input_ids"], tokeniser)
     rows = []
-    for example, start, ids, offsets in zip(
-        examples, first, encoded["input_ids"], encoded["offset_mapping"], strict=True
+    for example, span, ids, offsets in zip(
+        examples, spans, encoded["input_ids"], encoded["offset_mapping"], strict=True
     ):
-        ids, offsets = ids[start:], offsets[start:]
+        ids, offsets = ids[span], offsets[span]
         ends = np.asarray(offsets, np.int64).reshape(-1, 2)[:, 1]
         # A token that straddles the boundary says something of the completion. Special tokens have no characters;
         # one that the tokeniser puts after the completion belongs to it.

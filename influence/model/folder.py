@@ -166,6 +166,7 @@ def tokeniser_files(folder: Path) -> tuple[Path, ...]:
     if not any(path.is_file() for pattern in VOCABULARIES for path in folder.glob(pattern)):
         return ()
     found = {path for pattern in TOKENISER_FILES for path in folder.glob(pattern) if path.is_file()}
+    found |= set((folder / "additional_chat_templates").glob("*.jinja"))
     return tuple(sorted(found))
 
 

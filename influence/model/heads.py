@@ -34,6 +34,20 @@ def unsupported_head(config: Any, labels: int | None = None) -> str | None:
             f"cross-entropy over its {outputs} outputs. If it was trained with one class a row, set problem_type to "
             f"{SOFTMAX!r} in its config.json."
         )
+    return _class_names(config)
+
+
+def _class_names(config: Any) -> str | None:
+    """Return that a configuration gives one class two numbers, as a sentence; None where it doesn't."""
+    numbers = getattr(config, "label2id", None) or {}
+    for number, name in (getattr(config, "id2label", None) or {}).items():
+        other = numbers.get(name, number)
+        if int(other) != int(number):
+            return (
+                f"Its config.json names the classes in two orders: id2label has {number} {name!r}, and label2id has "
+                f"{other} {name!r}. A label by name would be another class in each: write both in the order that the "
+                "model was trained with."
+            )
     return None
 
 

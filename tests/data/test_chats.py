@@ -150,7 +150,13 @@ def test_a_turn_of_weight_0_is_context_and_not_scored(chatting, parts_of, templa
 
 
 @pytest.mark.parametrize(
-    ("turn", "said"), [({**SAYS, "weight": 0.5}, "has the weight 0.5"), ({**USER, "weight": 1}, "is by the user")]
+    ("turn", "said"),
+    [
+        ({**SAYS, "weight": 0.5}, "has the weight 0.5"),
+        ({**USER, "weight": 1}, "is by the user"),
+        ({**SAYS, "train": False}, "has 'train', by which some trainers tell what is trained on"),
+        ({**SAYS, "masked": 1}, "has 'masked'"),
+    ],
 )
 def test_a_weight_that_cannot_be_honoured_is_refused_by_row_and_message(chatting, parts_of, turn, said):
     with pytest.raises(DataError, match=f"line 1: message 1 of 'messages' .*{said}"):
@@ -271,6 +277,36 @@ def test_the_first_token_is_counted_once_where_a_text_has_it_already_and_that_is
     cut = DataSettings(path="unread", max_tokens=3)
     one, other = tokenise(classified, beginning, cut, "sequence_classification")
     np.testing.assert_array_equal(one.input_ids, other.input_ids)
+
+
+@pytest.fixture
+def ending(tokenizer):
+    """A tokeniser that puts its end token behind every text."""
+    own = copy.deepcopy(tokenizer)
+    own.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="$A <|end|>", special_tokens=[("<|end|>", own.eos_token_id)]
+    )
+    tokenise_module._say_doubled.cache_clear()
+    return own
+
+
+def test_the_end_token_is_counted_once_where_a_text_has_it_already(ending, caplog):
+    data = DataSettings(path="unread")
+    texts = [Example(n, str(n), text, TextContent(text)) for n, text in enumerate(["a river<|end|>", "a river"])]
+    asked = [Example.query("a", " river<|end|>"), Example.query("a", " river")]
+    with caplog.at_level(logging.WARNING, "influence"):
+        written, plain, prompted, bare = tokenise([*texts, *asked], ending, data)
+    for one, other in ((written, plain), (prompted, bare)):
+        np.testing.assert_array_equal(one.input_ids, other.input_ids)
+        np.testing.assert_array_equal(one.labels, other.labels)
+        assert one.input_ids[-2:].tolist().count(ending.eos_token_id) == 1
+    assert "Texts end with <|end|>" in caplog.text
+
+
+def test_two_end_tokens_that_a_text_has_itself_stay(tokenizer):
+    text = "a<|end|><|end|>"
+    (part,) = tokenise([Example(0, "a", text, TextContent(text))], tokenizer, DataSettings(path="unread"))
+    assert part.input_ids[-2:].tolist() == [tokenizer.eos_token_id] * 2
 
 
 def test_two_first_tokens_that_a_text_has_itself_stay(tokenizer):

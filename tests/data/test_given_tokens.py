@@ -83,3 +83,9 @@ def test_a_column_that_is_left_out_by_name_is_not_looked_at(jsonl, column):
     value = [2, 2] if column == "seq_lengths" else [0, 1, 0, 1]
     (content,) = contents(jsonl([{"input_ids": IDS, column: value}]), columns={column: None})
     assert content.input_ids == tuple(IDS)
+
+
+@pytest.mark.parametrize("column", ["loss_mask", "segment_ids", "sequence_id"])
+def test_columns_that_other_trainers_read_are_refused_by_name(jsonl, column):
+    with pytest.raises(DataError, match=f"has the column '{column}' beside input_ids"):
+        contents(jsonl([{"input_ids": IDS, column: [0, 0, 1, 1]}]))

@@ -180,6 +180,10 @@ def test_an_encoder_decoder_is_refused_as_a_language_model_in_memory_and_from_a_
     [
         ({"num_labels": 3, "problem_type": "multi_label_classification"}, "problem_type 'multi_label_classification'"),
         ({"num_labels": 3, "problem_type": "regression"}, "problem_type 'regression' isn't supported"),
+        (
+            {"id2label": {0: "bad", 1: "fair", 2: "good"}, "label2id": {"bad": 2, "fair": 1, "good": 0}},
+            "names the classes in two orders: id2label has 0 'bad', and label2id has 2 'bad'",
+        ),
         ({"num_labels": 1}, r"A regression head \(num_labels 1\) isn't supported"),
     ],
 )

@@ -444,6 +444,15 @@ def test_a_hub_snapshot_whose_files_are_no_longer_what_was_downloaded_is_refused
         model_digest(settings_for(snapshot))
 
 
+def test_the_tokenisers_digest_changes_with_its_templates_for_tools(llama):
+    before = tokeniser_digest(ModelSettings(path=str(llama)))
+    (llama / "additional_chat_templates").mkdir()
+    (llama / "additional_chat_templates" / "tool_use.jinja").write_text("{{ tools }}{{ messages }}")
+    named = tokeniser_digest(ModelSettings(path=str(llama)))
+    (llama / "additional_chat_templates" / "tool_use.jinja").write_text("{{ messages }}{{ tools }}")
+    assert len({before, named, tokeniser_digest(ModelSettings(path=str(llama)))}) == 3
+
+
 def test_the_tokenisers_digest_changes_with_its_chat_template_and_not_with_the_weights(llama):
     original = tokeniser_digest(settings_for(llama))
     rewrite(llama, lambda weights: weights["model.norm.weight"].add_(1))
