@@ -164,8 +164,8 @@ def find_layout(found: Iterable[str], columns: Columns, where: str, *, sparse: b
     if shape == "input_ids" and unread:
         raise DataError(
             f"{where} has the column {unread[0]!r} beside input_ids, which says what of a row is trained on or where "
-            "its texts begin, and is not read here. Write labels (−100 where a token is not scored) and one text a row; "
-            "or drop or rename the column where it says nothing."
+            "its texts begin, and is not read here. Write labels (−100 where a token is not scored) and one text a "
+            "row; or drop or rename the column where it says nothing."
         )
     roles = {*CONTENT_ROLES[shape], *OPTIONAL_ROLES[shape], *ABOUT_ROLES}
     return Layout(shape, {role: name for role, name in named.items() if role in roles}, found, sparse)

@@ -181,11 +181,15 @@ def self_scores(store: Store, comparison: Compared, rows: np.ndarray) -> np.ndar
         store: Of the run.
         comparison: Of a recipe that queries and rows go into alike: a dot product, of the same gradients.
         rows: Ascending.
+
+    Raises:
+        QueryError: A row is a sum of means over the parts of a split text, from which its sum can't be told.
     """
     lengths = store.lengths(rows)
+    times = _tokens_averaged(store, comparison.recipe, rows)
     if (factor := comparison.even_factor) is not None:
         weights = store.weights(rows).astype(np.float64) if comparison.recipe.weighted else 1.0
-        return (factor * weights * lengths.astype(np.float64) ** 2).astype(np.float32)
+        return (times * factor * weights * lengths.astype(np.float64) ** 2).astype(np.float32)
     found = np.zeros(len(rows), dtype=np.float32)
     for place in range(0, len(rows), SELF_ROWS):
         part = rows[place : place + SELF_ROWS]
@@ -194,7 +198,23 @@ def self_scores(store: Store, comparison: Compared, rows: np.ndarray) -> np.ndar
         weights = torch.from_numpy(store.weights(part)) if comparison.recipe.weighted else None
         asked, held = comparison.query_vectors(gradients), comparison.row_vectors(gradients, weights)
         found[place : place + len(part)] = (asked.double() * held.double()).sum(dim=1).float().numpy()
-    return found
+    return (times * found).astype(np.float32)
+
+
+def _tokens_averaged(store: Store, recipe: Recipe, rows: np.ndarray) -> np.ndarray | float:
+    """Return how many times a row's own gradient is what is asked about it, [len(rows)] float64.
+
+    What is asked is the log-likelihood of all scored tokens together, also where a row's loss is the mean over them.
+    """
+    if store.manifest.reduction == "sum" or recipe.measurement == "log_odds":
+        return 1.0
+    if store.manifest.fingerprint_parts.get("data.long_rows") == "split":
+        raise QueryError(
+            "Under task.reduction mean with data.long_rows split a row is a sum of means over its parts, so what it "
+            "scores for itself can't be told from what is stored. Build with long_rows truncate, or reduction sum."
+        )
+    tokens = [meta["tokens"] for meta in store.meta(rows, ("tokens",))]
+    return np.maximum(np.asarray(tokens, dtype=np.float64), 1.0)
 
 
 def _scored(scan: Scan, task: ScoreTask, store: Store, comparison: Compared) -> Iterator[tuple[slice, np.ndarray]]:
