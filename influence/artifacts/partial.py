@@ -232,6 +232,11 @@ def disk_errors(folder: Path, what: str, needed: int) -> Iterator[None]:
         quota = "Your quota" if error.errno == errno.EDQUOT else "The disk"
         there = next(place for place in (folder, *folder.resolve().parents) if place.exists())
         free = shutil.disk_usage(there).free
+        if error.errno == errno.ENOSPC and not os.statvfs(there).f_favail and os.statvfs(there).f_files:
+            raise Incomplete(
+                f"The disk under {folder} has no room for another file ({what}), however small: all its inodes are in "
+                "use. Remove files and run the same command again: it resumes here."
+            ) from error
         raise Incomplete(
             f"{quota} under {folder} is full: {what} needs {needed:,} bytes, {free:,} bytes of the disk are free. "
             "Nothing half-written was left. Make room and run the same command again: it resumes here."

@@ -1,5 +1,6 @@
 """`influence build`: build a run, or resume it."""
 
+from shlex import quote
 from typing import Annotated
 
 import typer
@@ -34,4 +35,4 @@ def build(
     tell(f"{place} is complete: {run.rows:,} rows{of}, {run.recipe.summary}.", "green")
     classifies = run.config.model.kind == "sequence_classification"
     asked = '--text "…" --label …' if classifies else '--prompt "…" --completion "…"'
-    tell(f"Query it: influence query {place} {asked}")
+    tell(f"Query it: influence query {quote(str(place))} {asked}")

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -47,7 +48,10 @@ def demo(
         _show(answer)
     _sum_up(found)
     asked = found.planted[0].question
-    tell(f'Query it: influence query {found.run} --prompt "{asked.prompt}" --completion "{asked.completion}"')
+    tell(
+        f"Query it: influence query {quote(str(found.run))} --prompt {quote(asked.prompt)} "
+        f"--completion {quote(asked.completion)}"
+    )
 
 
 class Announced:

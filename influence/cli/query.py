@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Iterable, Iterator
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from enum import StrEnum
 from itertools import chain, islice
 from pathlib import Path
@@ -15,12 +15,13 @@ from influence.artifacts.place import check_local
 from influence.cli.options import RawCsvOption, RawOption, RunArgument, TrustOption, WhereOption, check_raw_csv
 from influence.cli.queries import count_queries, from_file, from_flags, from_messages
 from influence.cli.streams import drawn, put, put_text, show, tell, told
-from influence.errors import QueryError
+from influence.errors import InfluenceError, QueryError
 
 if TYPE_CHECKING:
     from influence.engine.progress import Report
     from influence.query.asked import Query
     from influence.query.hits import Hits
+    from influence.run import Run
 
 
 class HitsForm(StrEnum):
@@ -106,6 +107,8 @@ def query(
         asked = as_example(asked)
     tell("Computing …", "dim")
     with influence.run.open(run, trust=trust) as opened:
+        if out is not None:
+            _check_unread(out, opened, (queries, messages))
         if asked is not None:
             with ProgressBar(told()) as bar:
                 answers = opened.query_many(
@@ -118,6 +121,24 @@ def query(
         with ProgressBar(told()) if out is not None or not sys.stdout.isatty() else nullcontext() as bar:
             answers = opened.query_each(examples, k=k, exact=exact, candidates=candidates, where=where, progress=bar)
             _deliver(_counted(answers, count_queries(str(queries)), bar), chosen, out, raw_csv)
+
+
+def _check_unread(out: Path, run: "Run", asked: "Iterable[str | None]") -> None:
+    """Refuse to replace what is read: the queries, the training data, a file of the run or of its model."""
+    from influence.artifacts.outfile import same_file
+    from influence.data.dataset import locate
+
+    if not out.exists():
+        return
+    with suppress(InfluenceError):  # Data that aren't there can't be replaced.
+        asked = (*asked, *locate(run.config.data)[1])
+    folders = (run.path, run.config.model.path, run.config.model.tokeniser)
+    read = next((file for file in asked if file and file != "-" and same_file(out, Path(file))), None)
+    inside = (Path(str(each)).expanduser().resolve() for each in folders if each is not None)
+    place = next((folder for folder in inside if out.resolve().is_relative_to(folder)), None)
+    if read is not None or place is not None:
+        what = "what is read here" if read is not None else f"a file of {place}"
+        raise QueryError(f"{out} is {what}, and answers would take its place. Name another file.")
 
 
 def _counted(answers: "Iterable[Hits]", total: int | None, report: "Report | None") -> "Iterator[Hits]":

@@ -9,6 +9,7 @@ import csv
 import json
 from collections.abc import Collection, Generator, Iterator, Sequence
 from contextlib import closing, suppress
+from shlex import quote
 from typing import Any, Literal
 
 from index.strict_json import parse_json
@@ -149,7 +150,7 @@ def _check_encoding(line: bytes, file: str) -> None:
     if encoding:
         raise DataError(
             f"{file} is {encoding} ({sign}), expected UTF-8. Convert it: "
-            f"iconv -f {encoding} -t UTF-8 {file} > new file."
+            f"iconv -f {encoding} -t UTF-8 {quote(file)} > new file."
         )
 
 
@@ -193,16 +194,17 @@ def _jsonl(file: str, strict: bool = False) -> Generator[Placed, None, None]:
 def _json_remedy(line: str, file: str, number: int) -> str:
     """Return what to do about a line that is no JSON object, where that can be told from it."""
     if number == 1 and line.lstrip().startswith("["):
-        return f" The file is one JSON array: write its objects one a line (jq -c '.[]' {file} > rows.jsonl)."
+        return f" The file is one JSON array: write its objects one a line (jq -c '.[]' {quote(file)} > rows.jsonl)."
     if number == 1 and line.strip() == "{":
-        return f" The file has its objects over several lines: write each on one (jq -c . {file} > rows.jsonl)."
+        return f" The file has its objects over several lines: write each on one (jq -c . {quote(file)} > rows.jsonl)."
     return _bare_returns(line, file)
 
 
 def _bare_returns(line: str, file: str) -> str:
     if "\r" not in line.rstrip("\r\n"):
         return ""
-    return f" Its lines end with CR alone, expected LF or CR LF: convert them (tr '\\r' '\\n' < {file} > new file)."
+    convert = f"tr '\\r' '\\n' < {quote(file)} > new file"
+    return f" Its lines end with CR alone, expected LF or CR LF: convert them ({convert})."
 
 
 def _check_delimiter(header: list[str], file_format: FileFormat, where: str) -> None:

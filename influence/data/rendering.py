@@ -22,6 +22,8 @@ INTERVAL = 0.1
 MOST_CHARACTERS = 1 << 26
 """Of a rendered chat: 67 million."""
 LARGEST_NUMBER = 1_000_000
+WIDE_FIELD = re.compile(r"%[-+ #0.]*[0-9.]*[0-9]{7}|\{[^{}]*:[^{}]*[0-9]{7}")
+"""In a text that is filled in, as `'%9999999d'|format(1)` or `'{:>9999999}'.format(1)`."""
 
 
 class RenderingError(Exception):
@@ -75,6 +77,8 @@ def _check_operations(template: str) -> None:
             raise RenderingError(f"its line {line} takes a power (**), which no chat needs")
         if kind == "integer" and len(digits := re.sub(r"[_\s]", "", value)) and int(digits, 0) > LARGEST_NUMBER:
             raise RenderingError(f"its line {line} has the number {value:.40}, and {LARGEST_NUMBER:,} is the largest")
+        if kind == "string" and WIDE_FIELD.search(value):
+            raise RenderingError(f"its line {line} fills a field with millions of characters: {value!r:.80}")
 
 
 class _Watch:

@@ -77,6 +77,7 @@ def as_example(query: Query, form: QueryForm = PLAIN) -> Example:
     _check_spelling(query, form)
     values = _by_role(query, form)
     shape = _shape(values, query)
+    _check_sides(shape, values)
     name, contrast = values.get("id"), values.get("contrast")
     strings = shape == "prompt" and not any(isinstance(values.get(role), list) for role in ("prompt", "completion"))
     if strings and not form.chats:
@@ -140,6 +141,14 @@ def _shape(values: Mapping[str, Any], query: Mapping[str, Any]) -> Shape:
     if len(there) != 1 or mixed or ("contrast" in values and there[0] not in ("prompt", "messages")):
         raise QueryError(f"{EXPECTED}; found the keys {sorted(map(str, query))}.")
     return there[0]
+
+
+def _check_sides(shape: Shape, values: Mapping[str, Any]) -> None:
+    if shape == "prompt" and isinstance(values["completion"], list) and not isinstance(values.get("prompt"), list):
+        raise QueryError(
+            "The query's completion is a list of messages and its prompt is not. Give both as lists, or one chat as "
+            "messages."
+        )
 
 
 def _check_spelling(query: Mapping[str, Any], form: QueryForm) -> None:

@@ -23,7 +23,7 @@ from influence.artifacts.object_lock import lives, object_lock
 from influence.artifacts.partial import PartialFile, disk_errors, remove_partials, sync_folder, write_whole
 from influence.artifacts.path import ObjectPath
 from influence.artifacts.place import is_remote
-from influence.artifacts.regular import check_regular, read_regular
+from influence.artifacts.regular import check_regular, irregular, read_regular
 from influence.errors import DigestMismatch, RunLocked, StoreError
 from influence.store.codec import Codec, Encoded, finite_rows
 from influence.store.manifest import Manifest, Part, Quarantined, ShardRange, check_fingerprint
@@ -159,10 +159,18 @@ def _remove_half_written(run_dir: Path, whose: str) -> None:
         log.info("removed %d half-written files that %s left in %s", left, whose, run_dir)
 
 
+def _make_folder(run_dir: Path) -> None:
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:
+        kind = irregular(run_dir) or "a file"
+        raise StoreError(f"{run_dir} is {kind}, expected a directory or a name that is free. Name another.") from None
+
+
 @contextmanager
 def _file_lock(run_dir: Path) -> Iterator[None]:
     with disk_errors(run_dir, "the lock", 0):
-        run_dir.mkdir(parents=True, exist_ok=True)
+        _make_folder(run_dir)
         with suppress(FileNotFoundError):
             check_regular(run_dir / LOCK)
         lock = FileLock(run_dir / LOCK)

@@ -5,6 +5,7 @@ import io
 import json
 import os
 import shutil
+from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
@@ -331,3 +332,22 @@ def test_an_endless_chat_on_standard_input_is_refused(cli, built, monkeypatch, t
 def test_an_empty_name_of_a_file_is_said_to_be_empty(cli, built):
     ended = cli("query", built, "--queries", "")
     assert (ended.code, "The name of a file is empty" in ended.told) == (2, True)
+
+
+def test_answers_take_the_place_of_nothing_that_is_read(cli, run_copy, asked, tmp_path):
+    rows = tmp_path / "link.jsonl"
+    with runs.open(run_copy) as run:
+        os.link(run.config.data.path, rows)
+        model = run.config.model.path
+    for out, said in [
+        (asked, "is what is read here"),
+        (rows, "is what is read here"),
+        (run_copy / "manifest.json", f"is a file of {run_copy}"),
+        (Path(model) / "config.json", f"is a file of {model}"),
+    ]:
+        before = out.read_bytes()
+        ended = cli("query", run_copy, "--queries", asked, "--out", out)
+        assert (ended.code, out.read_bytes() == before) == (2, True)
+        assert f"{said}, and answers would take its place" in ended.told
+    for _ in range(2):
+        assert cli("query", run_copy, "--queries", asked, "--out", tmp_path / "own.jsonl").code == 0

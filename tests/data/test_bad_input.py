@@ -361,6 +361,11 @@ def test_a_file_whose_suffix_is_another_kinds_is_named_for_what_it_holds(textfil
     assert re.search(said, complaint(textfile(name, content)))
 
 
+def test_a_command_in_a_message_runs_nothing_that_a_files_name_holds(textfile):
+    path = textfile("$(touch x); rows.jsonl", '[{"text": "a"}]')
+    assert f"jq -c '.[]' '{path}' > rows.jsonl" in complaint(path)
+
+
 def test_a_line_without_an_end_is_refused_before_it_fills_memory(textfile, monkeypatch):
     monkeypatch.setattr(records, "LONGEST_LINE", 1000)
     path = textfile("rows.jsonl", '{"text": "a"}\n' + "\0" * 5000)

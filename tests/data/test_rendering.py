@@ -34,6 +34,8 @@ def test_a_template_that_never_ends_is_stopped_and_said_to_be_it(tokenizer, brie
         ("\n{{ 'x' * 100000000000 }}", "its line 2 has the number 100000000000, and 1,000,000 is the largest"),
         ("{% for i in range(1_000_000_000) %}{% endfor %}", "has the number 1_000_000_000"),
         ("{{ 'x'|center(0xffffffff) }}", "has the number 0xffffffff"),
+        ("{{ '%01000000000d'|format(1) }}", "its line 1 fills a field with millions of characters"),
+        ("{{ '{:>9999999999}'.format(1) }}", "its line 1 fills a field with millions of characters"),
     ],
 )
 def test_an_operation_that_makes_gigabytes_at_once_is_refused_before(tokenizer, template, reason):

@@ -183,7 +183,11 @@ def test_a_folder_that_can_not_be_made_is_named(run):
     run.folder.write_text("a file")
     with pytest.raises(StoreError, match=r"can't be written into .*run"):
         run.write(0)
-    with pytest.raises(StoreError, match=r"the lock can't be written into .*run"), lock_run(run.folder):
+    with pytest.raises(StoreError, match=r"run is a file, expected a directory"), lock_run(run.folder):
+        pass
+    run.folder.unlink()
+    os.mkfifo(run.folder)
+    with pytest.raises(StoreError, match=r"run is a FIFO, expected a directory"), lock_run(run.folder):
         pass
 
 
