@@ -85,7 +85,7 @@ class Plan:
 
 
 def plan_run(config: RunConfig) -> Plan:
-    """Measure on the workers that would be started here, or on one, and reckon the rest.
+    """Measure in this process, or on the workers of a cluster that is not local, and reckon the rest.
 
     Raises:
         InfluenceError: What the build itself would trip over in the settings, the data or the model.
