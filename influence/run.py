@@ -334,7 +334,9 @@ class Run(Scanning, Diagnosing):
 
 
 def plan(config: RunConfig | str | Path, *, overrides: Sequence[str] = ()) -> Plan:
-    """Estimate a build from the data's size and a short measurement on one worker. Writes nothing.
+    """Estimate a build from the data's size and a short measurement. Writes nothing.
+
+    Local builds are measured in this process, others on one worker of their cluster.
 
     Raises:
         InfluenceError: An error in the settings, the data or the model that the build would raise too.
