@@ -41,15 +41,15 @@ VOCABULARY = 300
 # Threads that wait for one another cost these models more than they save, most of all on a machine with other work.
 torch.set_num_threads(1)
 
-LONGEST = ("test_data_quality_page.py", "test_killed_often.py")
-"""Files whose one test takes more than a minute."""
+LONGEST = ("test_data_quality_page.py", "test_interrupted.py")
+"""Files that take half a minute and more."""
 
 TinyModel = Callable[..., Any]
 ModelFolder = Callable[[str], Path]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with the longest tests, each in a process of its own, so that nobody waits for them at the end."""
+    """Begin with the longest files, each in a process of its own, so that nobody waits for them at the end."""
     first, second = ([item for item in items if item.path.name == name] for name in LONGEST)
     others = [item for item in items if item.path.name not in LONGEST]
     # Of several processes, each begins with its share of the list.

@@ -9,7 +9,7 @@ import pytest
 import influence.run as runs
 from influence.recipes import SIGN_RULE
 from tests.cli.conftest import ASKED, COMPLETION, PROMPT
-from tests.diagnose.killed_calls import killed, say
+from tests.kills import killed, say
 
 
 @pytest.fixture

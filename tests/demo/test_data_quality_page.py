@@ -1,6 +1,6 @@
 """The worked page on data quality: its commands run as they stand there, and what it says of them is so.
 
-Each runs in a process of its own, whose server has imported everything and only forks; see `killed_builds`.
+Each runs in a process of its own, whose server has imported everything and only forks; see `tests.forkserver`.
 """
 
 import json
@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from influence.cli.main import main
-from tests.pipeline.killed_builds import PROCESSES
+from tests.forkserver import PROCESSES
 
 PAGE = Path(__file__).parents[2] / "docs" / "data-quality.md"
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)

@@ -18,9 +18,9 @@ from influence.export.clean_columns import Labels
 from influence.export.decisions import decisions_path
 from influence.export.undo import undo_export
 from influence.export.verdicts import Wish
-from tests.diagnose import killed_calls
+from tests import kills
 from tests.diagnose.exported import run_of, table_of
-from tests.diagnose.killed_calls import killed
+from tests.kills import killed
 
 ROWS = 23
 NAMES = ["ham", "spam", "7"]
@@ -259,7 +259,7 @@ def test_an_export_and_its_undoing_that_are_killed_give_the_folders_of_undisturb
     expected, decided = held(whole.out), decisions_path(whole.out).read_bytes()
     undo_export(whole.out, tmp_path / "undone")
 
-    given = killed_calls.export, (saved, table, made / "clean"), log
+    given = kills.export, (saved, table, made / "clean"), log
     for where, calls in (
         ("influence.export.clean_saved:clean_batch", 2),
         ("influence.export.clean_saved:_write_told", 1),
@@ -272,7 +272,7 @@ def test_an_export_and_its_undoing_that_are_killed_give_the_folders_of_undisturb
     assert sorted(os.listdir(made)) == ["clean", "clean.decisions.parquet"]
     assert (held(made / "clean"), decisions_path(made / "clean").read_bytes()) == (expected, decided)
 
-    given = killed_calls.undo, (made / "clean", made / "back"), log
+    given = kills.undo, (made / "clean", made / "back"), log
     for where, calls in (
         ("influence.export.clean_saved:restored_batches", 2),
         ("influence.export.undo:sync_folder", 1),

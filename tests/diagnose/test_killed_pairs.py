@@ -7,8 +7,8 @@ import pytest
 
 import influence.run as runs
 from influence.config import parse_config
-from tests.diagnose import killed_calls
-from tests.diagnose.killed_calls import killed
+from tests import kills
+from tests.kills import killed
 
 pytestmark = pytest.mark.slow
 
@@ -67,7 +67,7 @@ def test_a_verb_that_is_killed_between_its_two_files_writes_both_when_it_is_said
         return (verb, run, *words, "--out", folder / first, option, folder / second, *more)
 
     def say(folder, where=NEVER, *more):
-        return killed(killed_calls.say, given(folder, *more), log, *where)
+        return killed(kills.say, given(folder, *more), log, *where)
 
     made.mkdir()
     whole.mkdir()
@@ -108,7 +108,7 @@ def test_a_verb_that_is_interrupted_between_its_two_files_goes_on(verb, run, dev
     words, (first, option, second), (between, _) = VERBS[verb]
     words = [dev if word == "DEV" else word for word in words]
     log, given = tmp_path / "log", (verb, run, *words, "--out", tmp_path / first, option, tmp_path / second)
-    assert killed(killed_calls.say, given, log, *between, signal.SIGINT) == 4
+    assert killed(kills.say, given, log, *between, signal.SIGINT) == 4
     assert "run the same command again to go on" in log.read_text()
-    assert killed(killed_calls.say, given, log, *NEVER) == 0, log.read_text()[-3000:]
+    assert killed(kills.say, given, log, *NEVER) == 0, log.read_text()[-3000:]
     assert not (tmp_path / f"{first}.parts").exists()

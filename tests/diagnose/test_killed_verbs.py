@@ -10,9 +10,9 @@ import pytest
 import influence.run as runs
 from influence.config import parse_config
 from influence.export.decisions import decisions_path
-from tests.diagnose import killed_calls
+from tests import kills
 from tests.diagnose.exported import run_of, table_of
-from tests.diagnose.killed_calls import killed, killed_within, timed
+from tests.kills import killed, killed_within, timed
 
 pytestmark = pytest.mark.slow
 
@@ -45,11 +45,11 @@ def names_in(folder):
 def test_an_examination_that_is_killed_again_and_again_gives_the_same_table_and_leaves_nothing(run, tmp_path):
     log, made, graph = tmp_path / "log", tmp_path / "made", run / "neighbours"
     made.mkdir()
-    whole = timed(killed_calls.examine, (run, tmp_path / "whole.parquet"), log)
+    whole = timed(kills.examine, (run, tmp_path / "whole.parquet"), log)
     expected, out = (tmp_path / "whole.parquet").read_bytes(), made / "issues.parquet"
     graphs = names_in(graph)
     shutil.rmtree(graph)
-    given = killed_calls.examine, (run, out), log
+    given = kills.examine, (run, out), log
     for where, calls in MOMENTS:
         assert killed(*given, where, calls) == -signal.SIGKILL, f"{where} wasn't called: {log.read_text()[-3000:]}"
     assert out.exists()
@@ -78,11 +78,11 @@ def test_an_export_and_its_undoing_that_are_killed_again_and_again_lose_no_byte(
             file.write(json.dumps({"text": f"row {row} " + "ä" * (row % 97), "label": row % 3}, ensure_ascii=False))
             file.write("\r\n" if row % 7 else "\n\n")
     table = table_of(run_of(data), tmp_path / "issues.parquet", drop=range(0, ROWS, 3))
-    whole = timed(killed_calls.export, (data, table, tmp_path / "whole.jsonl"), log)
+    whole = timed(kills.export, (data, table, tmp_path / "whole.jsonl"), log)
     expected = [path.read_bytes() for path in (tmp_path / "whole.jsonl", tmp_path / "whole.decisions.parquet")]
 
     out, back = made / "clean.jsonl", made / "back.jsonl"
-    given = killed_calls.export, (data, table, out), log
+    given = kills.export, (data, table, out), log
     for where, calls in (
         ("influence.artifacts.partial:PartialFile.write", ROWS // 2),
         ("influence.export.clean:_publish", 1),
@@ -103,7 +103,7 @@ def test_an_export_and_its_undoing_that_are_killed_again_and_again_lose_no_byte(
     assert names_in(made) == ["clean.decisions.parquet", "clean.jsonl"]
     assert [path.read_bytes() for path in (out, decisions_path(out))] == expected
 
-    given = killed_calls.undo, (out, back), log
+    given = kills.undo, (out, back), log
     for where, calls in (
         ("influence.artifacts.partial:PartialFile.write", ROWS // 4),
         ("influence.export.undo:sync_folder", 1),

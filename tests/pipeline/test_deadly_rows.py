@@ -19,7 +19,7 @@ from influence.stages import build as build_module
 from influence.stages.build import build_run
 from influence.store.manifest import MANIFEST, Manifest
 from influence.store.reader import Store
-from tests.pipeline.killed_builds import PROCESSES
+from tests.forkserver import PROCESSES
 
 GOOD = ("The river was named.", "A list keeps its items.", "Sort the list in place.", "In winter it freezes.")
 # A word of doom for the tokeniser, a token of doom for the model; `deaths` counts what died of either.

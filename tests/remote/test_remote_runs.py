@@ -1,11 +1,7 @@
 """A run in a bucket is the run on a disk: the same bytes, whatever happened on the way, and the same answers."""
 
 import json
-import os
 import signal
-import subprocess
-import sys
-import textwrap
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -26,25 +22,12 @@ from influence.stages.build import build_run
 from influence.stages.status import status
 from influence.store.reader import Store
 from influence.store.writer import LOCK, lock_run
+from tests import kills
 
 ASKED = {"prompt": "The river was named after", "completion": " a cartographer who never saw it."}
 QUERY = ["--prompt", ASKED["prompt"], "--completion", ASKED["completion"]]
 # Factors with EK-FAC's second pass, rows whitened with them, and a decision from whole gradients.
 WHITENED = {"name": "whitened", "projection": {"p": 2, "q": 3}, "factors": {"rows": 12}}
-
-# No `if __name__ == "__main__"`: starting workers must not run the script again.
-KILLED = textwrap.dedent("""
-    import os, signal, sys
-    from influence.config import load_config
-    from influence.stages.build import build_run
-    from influence.artifacts.place import run_path
-
-    def stop(step):
-        if (step.stage, step.done) == ("capture", 2):
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    build_run(load_config(sys.argv[1]), run_path(sys.argv[2]), stop)
-""")
 
 
 @pytest.fixture(scope="module")
@@ -107,16 +90,9 @@ def resumed(settings, here, tmp_path_factory):
     """The same run in a bucket, whose first build with a worker of its own was killed, and what then was to be seen."""
     run_dir = run_path("s3://lab/runs/resumed")
     folder = tmp_path_factory.mktemp("killed")
-    (folder / "build.py").write_text(KILLED)
     save_config(settings(), folder / "run.yaml")
-    ended = subprocess.run(
-        [sys.executable, str(folder / "build.py"), str(folder / "run.yaml"), str(run_dir)],
-        capture_output=True,
-        text=True,
-        timeout=200,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
-    )
-    assert ended.returncode == -signal.SIGKILL, ended.stderr
+    ended = kills.halted(folder / "run.yaml", run_dir, folder / "build.log", "forked", kills.Halt("kill", "capture 2"))
+    assert ended == -signal.SIGKILL
     seen = {"locked": (run_dir / LOCK).exists(), "status": status(run_dir)}
     build_run(settings(), run_dir)
     return run_dir, seen
