@@ -9,7 +9,7 @@ import signal
 import sys
 import threading
 import time
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from importlib import import_module
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -157,7 +157,8 @@ def _thread_cluster(*_):
 
 def _workers() -> list[psutil.Process]:
     """The other processes of this build: its children where they are spawned, else those of the same server."""
-    forked = [child for child in psutil.Process(os.getppid()).children() if child.pid != os.getpid()]
+    siblings = psutil.Process(os.getppid()).children()
+    forked = [child for child in siblings if child.pid != os.getpid() and child.status() != psutil.STATUS_ZOMBIE]
     return [*psutil.Process().children(recursive=True), *forked]
 
 
@@ -221,7 +222,10 @@ def halted(settings: Path, place: object, log: Path, workers: str, halt: Halt) -
     assert process.exitcode is not None, "it hangs"
     found = log.with_suffix(".workers")
     assert found.exists(), f"it didn't come to {halt}: {log.read_text()[-3000:]}"
-    left = [psutil.Process(pid) for pid in map(int, found.read_text().split()) if psutil.pid_exists(pid)]
+    left = []
+    for pid in found.read_text().split():
+        with suppress(psutil.NoSuchProcess):
+            left.append(psutil.Process(int(pid)))
     assert psutil.wait_procs(left, timeout=60)[1] == []
     found.unlink()
     return process.exitcode
