@@ -14,6 +14,7 @@ from influence.scan import answer as scan_module
 from influence.scan import blocks as score_stage
 from influence.scan.blocks import score_block
 from influence.stages.build import build_run
+from tests.forkserver import workers_forked
 
 QUERIES = [
     {"prompt": "The river was named after", "completion": " a cartographer who never saw it.", "id": "river"},
@@ -91,7 +92,7 @@ def test_what_is_computed_here_has_the_bytes_that_a_worker_process_writes(stored
     ours = write(tmp_path / "here")
     assert handed == []
     monkeypatch.setattr(dispatch, "WORTH", 0)
-    with kept_cluster():
+    with workers_forked(), kept_cluster():
         assert write(tmp_path / "there") == ours
     assert sum(function is score_block for _, function in handed) == len(made) + 1
     assert all(isinstance(client, Client) for client, _ in handed)
