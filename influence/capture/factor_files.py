@@ -36,6 +36,7 @@ def _files_of(run_dir: Path, manifest: Manifest, recipe: Recipe, number: int, co
         checkpoint=number,
         folder=run_dir / FOLDER if count == 1 else run_dir / FOLDER / f"checkpoint-{number:02d}",
         parts=len(cut_modules(module_widths(manifest.modules, recipe))),
+        rows=manifest.rows,
         fingerprint=fingerprint_of(made_of),
         settings=recipe.factors,
     )

@@ -22,4 +22,4 @@ def projection_of(spec: CaptureSpec, layers: Sequence[TrackedLayer], checkpoint:
         return Projection(spec.projection, checkpoint=checkpoint)
     held = spec.factors[checkpoint]
     basis = Eigenbasis.from_tensors(widths_of(layers), held.settings, load_all(held.bases, held.fingerprint))
-    return Projection(spec.projection, fold_for(spec.projection, basis), checkpoint)
+    return Projection(spec.projection, fold_for(spec.projection, basis, held.rows), checkpoint)

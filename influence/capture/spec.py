@@ -27,6 +27,7 @@ class FactorFiles(BaseModel):
         checkpoint: Which of the recipe's checkpoints they are fitted to, from 0; the model itself where it names none.
         folder: That holds them.
         parts: How many files each pass has: some modules in each, in their order.
+        rows: N of the run, which a bounded damping of the projection is held to.
         fingerprint: That these files carry.
         settings: Of the fit.
     """
@@ -36,6 +37,7 @@ class FactorFiles(BaseModel):
     checkpoint: int = 0
     folder: RunPath
     parts: int
+    rows: int
     fingerprint: str
     settings: FactorSettings
 

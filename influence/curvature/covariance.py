@@ -22,7 +22,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
-from influence.axes import NS, NSI, NSO
+from influence.axes import NS, NSI, NSO, PerExample
 from influence.errors import CurvatureError
 from influence.gradients.hooks import Hooks, Measure, layer_inputs
 from influence.gradients.layout import Layout, known
@@ -103,6 +103,7 @@ class CovarianceSums:
         settings: How wide sides are cut.
         examples: N.
         positions: T of each module.
+        losses: Of all examples together, in nats: of the labels that the gradients are of.
         inputs: Σ a aᵀ, one [w, w] a block of the inputs' side.
         outputs: Σ g gᵀ likewise.
     """
@@ -111,6 +112,7 @@ class CovarianceSums:
     settings: FactorSettings
     examples: int = 0
     positions: dict[str, int] = field(default_factory=dict)
+    losses: float = 0.0
     inputs: dict[str, list[Tensor]] = field(default_factory=dict)
     outputs: dict[str, list[Tensor]] = field(default_factory=dict)
 
@@ -123,6 +125,7 @@ class CovarianceSums:
     def merge(self, other: Self) -> None:
         """Add the sums of other examples; merge in a fixed order for the same bits every time."""
         self.examples += other.examples
+        self.losses += other.losses
         for mine, theirs in ((self.inputs, other.inputs), (self.outputs, other.outputs)):
             for name, blocks in theirs.items():
                 mine[name] = [a + b for a, b in zip(mine[name], blocks, strict=True)] if name in mine else blocks
@@ -131,7 +134,7 @@ class CovarianceSums:
 
     def names(self) -> list[str]:
         """Return the names that `tensors` gives where every module ran."""
-        named = ["examples"]
+        named = ["examples", "losses"]
         for module in self.modules:
             named.append(f"positions.{module.name}")
             for side, width in (("inputs", module.inputs), ("outputs", module.outputs)):
@@ -141,7 +144,7 @@ class CovarianceSums:
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the state as named tensors on the CPU, to be saved."""
-        named = {"examples": torch.tensor(self.examples)}
+        named = {"examples": torch.tensor(self.examples), "losses": torch.tensor(self.losses, dtype=torch.float64)}
         for module in self.modules:
             named[f"positions.{module.name}"] = torch.tensor(self.positions.get(module.name, 0))
             for side, sums in (("inputs", self.inputs), ("outputs", self.outputs)):
@@ -155,6 +158,8 @@ class CovarianceSums:
     ) -> Self:
         """Return the sums that `tensors()` gave."""
         sums = cls(tuple(modules), settings, int(tensors["examples"]))
+        # Sums of a build that an earlier version began have none.
+        sums.losses = float(tensors.get("losses", torch.tensor(torch.nan)))
         for module in modules:
             sums.positions[module.name] = int(tensors[f"positions.{module.name}"])
             for side, into, width in (
@@ -181,7 +186,7 @@ class CovarianceFit(Hooks):
         self._sinks = [_Covariances(layer, self.sums, sliced=layer.module is last) for layer in layers]
         super().__init__(model, layers, self._sinks)
 
-    def add(self, measure: Measure, batch: Any, mask: NS | None = None) -> None:
+    def add(self, measure: Measure, batch: Any, mask: NS | None = None, scale: PerExample | None = None) -> None:
         """Add a batch.
 
         Args:
@@ -190,6 +195,7 @@ class CovarianceFit(Hooks):
             mask: [N, S], nonzero where a position holds a token. An unembedding may be called on slices of the
                 positions, one after another. Positions of other layers whose inputs have another shape than [N, S, I],
                 such as a classifier's head, all count.
+            scale: [N], what the measure divided each example's summed loss by; None stands for 1. See `fisher_scale`.
 
         After an error the sums hold an unknown part of the batch: begin anew.
 
@@ -205,7 +211,9 @@ class CovarianceFit(Hooks):
             for sink in self._sinks:
                 sink.backward = True
 
-        self.sums.examples += len(self.run(measure, batch, turn))
+        values = self.run(measure, batch, turn).double()
+        self.sums.examples += len(values)
+        self.sums.losses += float((values if scale is None else values * scale.to(values)).sum())
 
 
 class _Covariances:

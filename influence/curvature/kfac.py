@@ -8,6 +8,7 @@ Both give a `KroneckerCurvature`, frozen, to be applied to as many gradients as 
 Source: Martens & Grosse 2015, section 4.2; damping of the product rather than of the factors as in George et al. 2018.
 """
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Self
@@ -78,9 +79,16 @@ class ModuleBasis:
 
 @dataclass(frozen=True)
 class Eigenbasis:
-    """The eigenbases of every tracked module, in their order."""
+    """The eigenbases of every tracked module, in their order.
+
+    Attributes:
+        modules: Of each module.
+        loss: The mean loss of the rows that the factors are fitted to, in nats, summed over a row's tokens; NaN where
+            an earlier version fitted them.
+    """
 
     modules: tuple[ModuleBasis, ...]
+    loss: float = math.nan
 
     def __getitem__(self, name: str) -> ModuleBasis:
         """Return a module's basis.
@@ -96,7 +104,7 @@ class Eigenbasis:
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the state as named tensors, to be saved."""
-        named = {}
+        named = {"loss": torch.tensor(self.loss, dtype=torch.float64)}
         for module in self.modules:
             for name, side in (("inputs", module.inputs), ("outputs", module.outputs)):
                 named[f"values.{name}.{module.name}"] = side.values
@@ -119,7 +127,8 @@ class Eigenbasis:
             tuple(
                 ModuleBasis(module.name, side(module, "inputs", module.inputs), side(module, "outputs", module.outputs))
                 for module in modules
-            )
+            ),
+            float(tensors.get("loss", torch.tensor(math.nan))),
         )
 
 
@@ -142,7 +151,7 @@ def decompose(sums: CovarianceSums, dtype: torch.dtype = torch.float32) -> Eigen
         inputs = _side(sums.inputs[module.name], sums.positions[module.name], f"the inputs of {module.name}", dtype)
         outputs = _side(sums.outputs[module.name], sums.examples, f"the output gradients of {module.name}", dtype)
         modules.append(ModuleBasis(module.name, inputs, outputs))
-    return Eigenbasis(tuple(modules))
+    return Eigenbasis(tuple(modules), sums.losses / sums.examples)
 
 
 def _side(blocks: Sequence[Tensor], count: int, what: str, dtype: torch.dtype) -> Side:

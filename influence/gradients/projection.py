@@ -18,12 +18,14 @@ form is K-FAC's (Martens & Grosse 2015) with the random sketch between its halve
 """
 
 import hashlib
+import math
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Annotated, Literal, Protocol
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from torch import Tensor
 
 from influence.errors import ProjectionError
@@ -34,6 +36,17 @@ MOST_BLOCKS = 100
 """trak's block seeds are 1,000 apart and its checkpoints' 100,000: of more blocks, two would be the same."""
 
 Width = Annotated[int, Field(ge=1, le=16_384)]
+
+
+def _share_or_rule(value: object) -> object:
+    """Refuse what is neither the rule's name nor a share, in one sentence rather than one for each type."""
+    share: object = None
+    if isinstance(value, str | int | float) and not isinstance(value, bool) and value != "bounded":
+        with suppress(ValueError):
+            share = float(value)
+    if value != "bounded" and not (isinstance(share, float) and math.isfinite(share) and share >= 0):
+        raise ValueError("should be 'bounded', or a share of the mean eigenvalues: a finite number of at least 0")
+    return value if value == "bounded" else share
 
 
 class ProjectionSettings(BaseModel):
@@ -51,8 +64,9 @@ class ProjectionSettings(BaseModel):
     entries: Literal["rademacher", "normal"] = "rademacher"
     rows: Literal["random", "whitened", "eigenvectors"] = "random"
     """What the rows of R_i and R_o are: random; random with K-FAC's half-inverse behind; or leading eigenvectors."""
-    damping: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.01
-    """Of a whitened projection: λ_A and λ_S as shares of the mean eigenvalues of A and S."""
+    damping: Annotated[Literal["bounded"] | float, BeforeValidator(_share_or_rule)] = "bounded"
+    """Of a whitened projection: λ_A and λ_S as a share of the mean eigenvalues of A and S. `bounded` is the least share
+    between .01 and 100 that the rows' losses allow: see `curvature.whitening`."""
     dims: Annotated[int, Field(ge=1)] | None = None
     """k, the width of a trak projection."""
     projector: Literal["basic", "cuda"] = "basic"
@@ -101,7 +115,8 @@ class ProjectionSettings(BaseModel):
             return f"dense {self.entries} projection to {self.dims} by trak's {name} (seed {self.seed})"
         if self.rows == "eigenvectors":
             return f"two-sided {self.q}×{self.p} projection on leading eigenvectors"
-        whitened = f"K-FAC-whitened (damping {self.damping:g}) " if self.rows == "whitened" else ""
+        damping = "bounded damping" if self.damping == "bounded" else f"damping {self.damping:g}"
+        whitened = f"K-FAC-whitened ({damping}) " if self.rows == "whitened" else ""
         return f"{whitened}two-sided {self.q}×{self.p} {self.entries} projection (seed {self.seed})"
 
 

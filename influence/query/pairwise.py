@@ -167,7 +167,7 @@ class _Asked:
     def projected(self, checkpoint: int, train: Iterable[Any], queries: Iterable[Any]) -> _Projected:
         """Capture the rows and queries of a recipe whose rows could be stored, and fit its curvature."""
         settings = self.recipe.projection
-        fold = fold_for(settings, self.eigenbasis(train)) if settings.folds else None
+        fold = fold_for(settings, *self.eigenbasis(train)) if settings.folds else None
         gradient, moments = self.recipe.gradient, self.moments[checkpoint]
         scales = None if moments is None else denominators(self.model, self.layers, moments, gradient.epsilon)
         with Capture(self.model, self.layers, Projection(settings, fold, checkpoint), scales) as capture:
@@ -199,17 +199,18 @@ class _Asked:
         rows = _gradients(capture, self._loss, noted(), "training")
         return rows, torch.cat(weights) if weights else None, torch.cat(scales) if scales else None
 
-    def eigenbasis(self, train: Iterable[Any]) -> Eigenbasis:
-        """Fit the Kronecker factors' eigenbasis."""
+    def eigenbasis(self, train: Iterable[Any]) -> tuple[Eigenbasis, int]:
+        """Fit the Kronecker factors' eigenbasis; also N, the rows it is fitted to."""
         settings = self.recipe.factors
         with CovarianceFit(self.model, self.layers, settings) as fit:
             for number, batch in enumerate(train):
-                fit.add(self._fisher(number), batch, batch_field(batch, "attention_mask"))
-        return decompose(fit.sums, _dtype(self.model))
+                mask, scale = batch_field(batch, "attention_mask"), fisher_scale(self.task, batch)
+                fit.add(self._fisher(number), batch, mask, scale)
+        return decompose(fit.sums, _dtype(self.model)), fit.sums.examples
 
     def curvature(self, train: Iterable[Any]) -> KroneckerCurvature:
         """Fit K-FAC's or EK-FAC's eigenvalues on the factors' eigenbasis."""
-        basis, damping = self.eigenbasis(train), self.recipe.curvature.damping
+        (basis, _), damping = self.eigenbasis(train), self.recipe.curvature.damping
         budget = self._losses(train) if damping.kind == "bounded" else None
         if self.recipe.curvature.kind == "kfac":
             return KroneckerCurvature.prepare(basis, kfac_eigenvalues(basis), damping, budget)

@@ -191,7 +191,7 @@ class Recipe(BaseModel):
             return self.model_copy(update={"comparison": "cosine"})
         if not self.curvature.whole:
             return self
-        whitened = ProjectionSettings(rows="whitened")
+        whitened = ProjectionSettings(rows="whitened", damping=self.projection.damping)
         return self.model_copy(update={"projection": whitened, "curvature": Curvature(), "exact": ExactSettings()})
 
     @property

@@ -32,7 +32,7 @@ from influence.engine.quarantine import without_failing_rows
 from influence.errors import CaptureError, InfluenceError
 from influence.stages.decomposition import Pass
 from influence.stages.partial_sums import partial_path
-from influence.task import fisher_loss
+from influence.task import fisher_loss, fisher_scale
 
 log = logging.getLogger(__name__)
 
@@ -187,7 +187,7 @@ def sum_over(
             batch = _with_draws(collate(chosen, session.pad), [seeds[id(part)] for part in chosen]).to(session.device)
             try:
                 if isinstance(fit, CovarianceFit):
-                    fit.add(loss, batch, batch.attention_mask)
+                    fit.add(loss, batch, batch.attention_mask, fisher_scale(session.task, batch))
                 else:
                     fit.add(loss, batch)
             except (RuntimeError, MemoryError) as error:

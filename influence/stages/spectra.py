@@ -5,6 +5,7 @@ from pathlib import Path
 from influence.artifacts.place import run_path
 from influence.curvature.kfac import Eigenbasis
 from influence.curvature.spectrum import Spectrum, spectrum_of
+from influence.curvature.whitening import share_of
 from influence.errors import StoreError
 from influence.stages.configuration import recorded_configuration
 from influence.stages.factors import load_basis, load_kronecker
@@ -36,10 +37,11 @@ def spectra(path: str | Path) -> dict[str, tuple[Spectrum, ...]]:
         found[name] = tuple(load_kronecker(run_dir, manifest, recipe, kind, decision.damping).spectra())
     projection = recipe.stored.projection
     if projection.folds:
-        damping = projection.damping if projection.rows == "whitened" else 0.0
         for number in range(len(recipe.checkpoints) or 1):
             at = f" at checkpoint {number}" if len(recipe.checkpoints) > 1 else ""
-            sides = factor_spectra(load_basis(run_dir, manifest, recipe, number), damping)
+            basis = load_basis(run_dir, manifest, recipe, number)
+            damping = share_of(projection, basis, manifest.rows) if projection.rows == "whitened" else 0.0
+            sides = factor_spectra(basis, damping)
             found |= {f"{side}{at}": each for side, each in sides.items()}
     if not found:
         raise StoreError(f"{run_dir} has no curvature: {recipe.summary}.")

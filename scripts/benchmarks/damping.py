@@ -25,6 +25,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from frozen_blocks import append_rows, last_blocks
 from scipy.stats import rankdata
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
@@ -366,30 +367,13 @@ def pretrained(folder: Path, texts: Sequence[str], options: argparse.Namespace) 
     ids = [tokens for tokens in tokeniser(list(texts), verbose=False)["input_ids"] if len(tokens) >= options.tokens]
     rows = [tokens[: options.tokens] for tokens in ids[: options.tuned_rows]]
     prompts = [tokens[:10] for tokens in ids[options.tuned_rows :][: options.tuned_queries]]
-    tail = _tail(whole, options.layers)
+    tail = last_blocks(whole, options.layers)
     start = {
         name: weight.clone() for name, weight in tail.state_dict().items() if weight.requires_grad or "layers" in name
     }
     fit = Fit(options.epochs, options.rate)
 
-    def frozen(tokens: Sequence[Sequence[int]]) -> list[Part]:
-        """Rows whose token numbers are places in a table of the frozen blocks' outputs."""
-        first = len(tail.model.embed_tokens.weight)
-        states = [tail.model.embed_tokens.weight]
-        with torch.no_grad():
-            for each in tokens:
-                outputs = whole.model(torch.tensor([each]), output_hidden_states=True)
-                states.append(outputs.hidden_states[-1 - options.layers][0])
-        tail.model.embed_tokens = nn.Embedding.from_pretrained(torch.cat(states), freeze=True)
-        found, place = [], first
-        for position, each in enumerate(tokens):
-            labels = np.asarray(each, np.int32).copy()
-            labels[0] = NOT_SCORED
-            found.append(Part(position, np.arange(place, place + len(each), dtype=np.int32), labels))
-            place += len(each)
-        return found
-
-    parts = frozen(rows)
+    parts = append_rows(whole, tail, rows, [1] * len(rows))
 
     def again(weights: np.ndarray, seed: int) -> None:
         tail.load_state_dict(start, strict=False)
@@ -398,26 +382,10 @@ def pretrained(folder: Path, texts: Sequence[str], options: argparse.Namespace) 
     again(np.ones(len(parts)), 0)
     length: Any = {"max_new_tokens": 8, "min_new_tokens": 8, "do_sample": False}
     said = [whole.generate(torch.tensor([each]), **length)[0].tolist() for each in prompts]
-    queries = frozen(said)
-    for part in queries:
-        part.labels[:10] = NOT_SCORED
+    queries = append_rows(whole, tail, said, [10] * len(said))
     for each in said:
         log.info("asked: %r", tokeniser.decode(each))
     return Trial("pretrained", tail, parts, queries, fit, again, 0, other_seeds=False)
-
-
-def _tail(whole: Any, layers: int) -> Any:
-    """A model of the last blocks, which it shares with the whole; its embedding is to be a table of hidden states."""
-    changed = {"num_hidden_layers": layers, "tie_word_embeddings": False, "vocab_size": 16}
-    tail: Any = LlamaForCausalLM(LlamaConfig(**{**whole.config.to_dict(), **changed})).eval()
-    whole.requires_grad_(False)
-    tail.requires_grad_(False)
-    tail.model.layers = whole.model.layers[-layers:]
-    for linear in (module for module in tail.model.layers.modules() if isinstance(module, nn.Linear)):
-        linear.requires_grad_(True)
-    tail.model.norm, tail.lm_head = whole.model.norm, nn.Linear(*whole.lm_head.weight.shape[::-1], bias=False)
-    tail.lm_head.weight = nn.Parameter(whole.lm_head.weight.detach(), requires_grad=False)
-    return tail
 
 
 COLUMNS = ("share", "dimension", "self", "best", "beyond", "ratio", "slope", "correlation", "rank", "lds", "lds_error")

@@ -134,7 +134,7 @@ def coded(name: str, width: int, codec: CodecSettings, **parts: Any) -> Method:
                         lambda m, b, seed=seed: fisher_loss(subject.task, chosen.factors.labels, m, b, seed),
                         *(batch, batch.attention_mask),
                     )
-            fold = fold_for(chosen.projection, decompose(fit.sums))
+            fold = fold_for(chosen.projection, decompose(fit.sums), fit.sums.examples)
         with Capture(subject.model, layers, Projection(chosen.projection, fold)) as capture:
             kept = torch.cat([capture(subject.task.example_loss, batch)[0] for batch in rows.batches])
             asked = [

@@ -1,11 +1,14 @@
 """K-FAC folded into the projection, and projections on leading eigenvectors."""
 
+import math
+from dataclasses import replace
+
 import pytest
 import torch
 
 from influence.curvature.covariance import FactorSettings
 from influence.curvature.kfac import decompose
-from influence.curvature.whitening import LeadingEigenvectors, Whitening, fold_for
+from influence.curvature.whitening import LeadingEigenvectors, Whitening, bounded_share, fold_for
 from influence.errors import CurvatureError, ProjectionError
 from influence.gradients.capture import Capture
 from influence.gradients.projection import Projection, ProjectionSettings
@@ -17,7 +20,7 @@ from tests.curvature.conftest import covariances, eigenbasis, gradients
 from tests.gradients.conftest import alone, examples
 from tests.reference.kronecker import damped, input_covariance, output_covariance, scores, seen_by
 from tests.reference.microbatch import one_backward_per_example
-from tests.reference.toys import plain_loss
+from tests.reference.toys import SquaredError, network, plain_loss
 
 KEYS = LayerSettings(include=("*.k_proj",))
 EMPIRICAL = {"labels": "empirical"}
@@ -78,6 +81,66 @@ def test_the_mean_over_many_draws_is_kfac_with_factored_damping(tiny_model, ragg
     assert float(error.max()) < 0.05
 
 
+def test_a_bounded_damping_is_the_least_with_as_many_effective_dimensions_as_the_rows_have_nats(
+    tiny_model, ragged_batch
+):
+    model = tiny_model("llama")
+    layers = tracked_layers(model, KEYS)
+    basis = eigenbasis(model, layers, CausalLM().example_loss, [ragged_batch])
+    seen = seen_by(model, layers, plain_loss, examples(ragged_batch))
+    factors = [(output_covariance(held, 4), input_covariance(held)) for held in seen]
+    loss = float(CausalLM().example_loss(model, ragged_batch).detach().mean())
+    assert basis.loss == pytest.approx(loss, rel=1e-12)
+
+    def dimensions(share):
+        """Σ Λ/Λ′ as a trace of dense matrices."""
+        return sum(
+            float(torch.linalg.solve(torch.kron(damped(s, share), damped(a, share)), torch.kron(s, a)).trace())
+            for s, a in factors
+        )
+
+    for rows in (1, 2, 3):
+        share = bounded_share(basis, rows)
+        assert 0.01 < share < 100
+        assert dimensions(share) == pytest.approx(rows * loss, rel=1e-9)
+    assert bounded_share(basis, 1_000) == 0.01
+    assert bounded_share(replace(basis, loss=0.0), 1_000) == 100.0
+
+
+def test_where_the_curvature_is_a_kronecker_product_a_row_scores_its_own_loss_with_itself():
+    """One layer, one position and one row: Σ Λ/Λ′ is what the row's copy does to the row."""
+
+    class OwnLoss(SquaredError):
+        def measurement(self, model, batch):
+            return -self.example_loss(model, batch)
+
+    model, task = network(6, 4), OwnLoss()
+    inputs = torch.randn(1, 6, generator=torch.Generator().manual_seed(0)).double()
+    row = (inputs, model(inputs).detach() + 0.3)
+    found = pairwise(model, task, [row], [row], recipe("whitened", factors=EMPIRICAL))
+    assert found.item() == pytest.approx(4 * 0.3**2, rel=1e-6)
+
+
+def test_the_default_damping_is_the_bounded_one(tiny_model, ragged_batch):
+    model = tiny_model("llama")
+    basis = eigenbasis(model, tracked_layers(model), CausalLM().example_loss, [ragged_batch])
+    share = bounded_share(basis, 4)
+    assert share > 0.01
+    found, explicit = (
+        pairwise(model, CausalLM(), [ragged_batch], [ragged_batch], recipe("whitened", factors=EMPIRICAL, **damping))
+        for damping in ({}, {"damping": share})
+    )
+    torch.testing.assert_close(found, explicit, rtol=1e-12, atol=0.0)
+
+
+@pytest.mark.parametrize(("loss", "message"), [(-1.5, r"it is -1\.5"), (math.nan, "earlier version")])
+def test_a_bounded_damping_of_an_unknown_or_negative_loss_is_refused(tiny_model, ragged_batch, loss, message):
+    model = tiny_model("llama")
+    basis = eigenbasis(model, tracked_layers(model, KEYS), CausalLM().example_loss, [ragged_batch])
+    with pytest.raises(CurvatureError, match=rf"{message}.*recipe\.projection\.damping"):
+        fold_for(ProjectionSettings(rows="whitened"), replace(basis, loss=loss), 4)
+
+
 @pytest.mark.parametrize("rows", ["whitened", "eigenvectors"])
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_a_captured_row_is_the_whole_gradient_between_the_folded_matrices(tiny_model, ragged_batch, rows, family):
@@ -85,7 +148,7 @@ def test_a_captured_row_is_the_whole_gradient_between_the_folded_matrices(tiny_m
     layers = tracked_layers(model, LayerSettings(bias=True))
     basis = eigenbasis(model, layers, measure, [ragged_batch])
     settings = ProjectionSettings(p=5, q=30, seed=3, rows=rows)
-    projection = Projection(settings, fold_for(settings, basis))
+    projection = Projection(settings, fold_for(settings, basis, 4))
     with Capture(model, layers, projection) as capture:
         found, _ = capture(measure, ragged_batch)
     slow = one_backward_per_example(model, layers, projection, plain_loss, examples(ragged_batch))
@@ -166,7 +229,7 @@ def test_folding_again_gives_the_same_bits(tiny_model, ragged_batch):
     layers = tracked_layers(model, KEYS)
     basis = eigenbasis(model, layers, CausalLM().example_loss, [ragged_batch])
     settings = ProjectionSettings(p=4, q=4, rows="whitened")
-    projection = Projection(settings, fold_for(settings, basis))
+    projection = Projection(settings, fold_for(settings, basis, 4))
     first, second = (projection.sides(layers[0].name, 24, 12) for _ in range(2))
     assert torch.equal(first.inputs, second.inputs)
     assert torch.equal(first.outputs, second.outputs)

@@ -9,6 +9,7 @@ import torch
 from influence.capture import cut as plan
 from influence.capture import factor_files
 from influence.curvature.covariance import CovarianceFit, FactorSettings
+from influence.curvature.whitening import bounded_share
 from influence.errors import CurvatureError, FingerprintMismatch, Incomplete
 from influence.stages import build as build_module
 from influence.stages import factor_group
@@ -16,7 +17,9 @@ from influence.stages import factors as factor_stage
 from influence.stages import fisher as curvature_stage
 from influence.stages.build import build_run
 from influence.stages.factors import load_basis, load_kronecker, sampled_rows
+from influence.stages.spectra import spectra
 from influence.store.manifest import Manifest
+from influence.store.reader import Store
 
 WHITENED = ("recipe.name=whitened", "recipe.factors.rows=12")
 DECIDED = ("recipe.name=graddot", "recipe.exact.kind=ekfac", "recipe.factors.rows=12")
@@ -135,7 +138,7 @@ def test_asking_for_exact_scores_later_keeps_the_rows(configured, in_process, ru
     [
         ("recipe.factors.rows=13", "recipe.factors.rows is 12 there and 13 in this run"),
         ("recipe.factors.labels=empirical", "recipe.factors.labels is 'sampled' there and 'empirical' in this run"),
-        ("recipe.projection.damping=0.5", r"recipe.projection.damping is 0\.\d+ there and 0.5 in this run"),
+        ("recipe.projection.damping=0.5", "recipe.projection.damping is 'bounded' there and 0.5 in this run"),
         ("recipe.projection.rows=random", "recipe.projection.rows is 'whitened' there and 'random' in this run"),
     ],
 )
@@ -180,8 +183,8 @@ def test_a_lack_of_memory_halves_the_budget_and_counts_no_row_twice(configured, 
     (run_dir / "curvature" / "factors.json").unlink()
     add, failed = CovarianceFit.add, []
 
-    def short_of_memory(fit, measure, batch, mask=None):
-        add(fit, measure, batch, mask)
+    def short_of_memory(fit, measure, batch, mask=None, scale=None):
+        add(fit, measure, batch, mask, scale)
         if len(failed) < 2 and batch.padded > 64:
             failed.append(batch.padded)
             raise torch.OutOfMemoryError("CUDA out of memory.")
@@ -190,9 +193,33 @@ def test_a_lack_of_memory_halves_the_budget_and_counts_no_row_twice(configured, 
     build_run(config, run_dir)
     found = load_basis(run_dir, Manifest.load(run_dir), config.recipe)
     assert failed
+    assert found.loss == pytest.approx(expected.loss, rel=1e-5)
     for one, other in zip(found.modules, expected.modules, strict=True):
         torch.testing.assert_close(one.inputs.values, other.inputs.values, rtol=1e-4, atol=1e-7)
         torch.testing.assert_close(one.outputs.values, other.outputs.values, rtol=1e-4, atol=1e-7)
+
+
+def test_rows_are_whitened_with_the_damping_that_their_losses_allow(
+    configured, in_process, run_dir, tmp_path, contents
+):
+    every = ("data.limit=2", "recipe.factors.rows=null", "recipe.factors.labels=empirical")
+    config = configured(*WHITENED, *every)
+    build_run(config, run_dir)
+    manifest = Manifest.load(run_dir)
+    basis = load_basis(run_dir, manifest, config.recipe)
+    assert basis.loss == pytest.approx(Store(run_dir).mean_loss(), rel=1e-5)
+    share = bounded_share(basis, manifest.rows)
+    assert share > 0.01
+    inputs = basis.modules[0].inputs.values.mean()
+    assert spectra(run_dir)["A (inputs)"][0].damping == pytest.approx(share * float(inputs))
+    explicit = tmp_path / "explicit"
+    build_run(configured(*WHITENED, *every, f"recipe.projection.damping={share!r}"), explicit)
+    rows = [
+        {name: data for name, data in contents(path).items() if name.endswith("00000.safetensors")}
+        for path in (run_dir, explicit)
+    ]
+    assert rows[0]
+    assert rows[0] == rows[1]
 
 
 def test_a_run_of_kfac_keeps_a_whitened_sketch_to_propose_with(configured, in_process, run_dir, monkeypatch):
