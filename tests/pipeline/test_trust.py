@@ -206,7 +206,7 @@ def test_nothing_that_reaches_out_is_left_of_a_strangers_configuration(tmp_path)
     asked += [
         "recipe=tracin",
         "recipe.checkpoints=[{path: org/one}, {path: /two}]",
-        "cluster.threads_per_worker=100000",
+        "cluster.threads_per_worker=1024",
     ]
     config = parse_config({"model": {"path": "org/m", "trust_remote_code": True}, "data": {"path": "org/d"}}, asked)
     found, withheld = restricted(config, tmp_path)
