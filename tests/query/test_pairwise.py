@@ -321,7 +321,7 @@ def test_a_singular_fisher_without_damping_is_refused_by_module_name(tiny_model,
     [
         ("logar", {}, "Did you mean 'logra'"),
         ("graddot", {"comparison": "euclid"}, "comparison: Input should be 'dot' or 'cosine'"),
-        ("graddot", {"projektion": {}}, "The parts are name, measurement"),
+        ("graddot", {"projektion": {}}, "There are name, measurement"),
         ("logra", {"damping": -1}, "curvature.damping.value"),
         ("logra", {"projection": {"p": 0}}, "projection.p"),
         ("ekfca", {}, "Did you mean 'ekfac'"),
