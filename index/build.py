@@ -60,7 +60,7 @@ def build(settings: IndexSettings, blocks: Blocks, rows: int, dims: int) -> Flat
         if start != filled or start + len(part) > rows:
             raise IndexMismatch(
                 f"A block for rows {start} to {start + len(part) - 1} came where row {filled} of {rows} was due. "
-                "Every row must come once, in order: run the same build again so that every shard stands."
+                "Every row must come once, in order: run the same build again to complete the shards."
             )
         values[start : start + len(part)] = part
         filled += len(part)

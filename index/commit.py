@@ -17,7 +17,7 @@ from index.errors import IndexCorrupt, IndexMismatch
 from index.strict_json import read_json
 
 FORMAT_VERSION = 1
-REBUILD = "Delete {record} and run the same build: the index is made again from the stored rows."
+REBUILD = "Delete {record} and run the same build: it builds the index again from the stored rows."
 
 Verify = Literal["digest", "size"]
 """How a file is compared with its record. `digest` reads all of it and finds every altered byte. `size` finds missing
@@ -86,7 +86,9 @@ def read_fields(path: Path) -> dict[str, Any]:
         found: Any = read_json(path)
         version = found["format_version"]
     except FileNotFoundError:
-        raise IndexCorrupt(f"{path}: there is no index here. Run the same build: it is made from the rows.") from None
+        raise IndexCorrupt(
+            f"{path}: there is no index here. Run the same build: it builds the index from the rows."
+        ) from None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise IndexCorrupt(f"{path}: not a readable index record ({error}). {rebuild}") from None
     if version != FORMAT_VERSION:
@@ -129,4 +131,4 @@ def verify_file(path: Path, wanted: FileRecord, record_path: Path, how: Verify =
 def free_bytes(directory: Path) -> str:
     """Say how much room there is, for the message of a file that couldn't be written."""
     standing = next((folder for folder in (directory, *directory.parents) if folder.is_dir()), None)
-    return f"{shutil.disk_usage(standing).free:,} bytes are free" if standing else "the folder can't be made"
+    return f"{shutil.disk_usage(standing).free:,} bytes are free" if standing else "the folder cannot be created"

@@ -99,8 +99,11 @@ class IndexPlan:
             return f"{self.kind}: every row is compared"
         added = f"rows added up to {self.reduced:,} columns, then " if self.reduced < self.dims else ""
         if self.turned:
-            added = f"rows turned in {self.reduced:,} of {self.dims:,} columns, then "
-        return f"{self.kind}: {added}FAISS {self.factory}, {self.row_bytes:,} bytes a row; the stored rows decide"
+            added = f"rows rotated in {self.reduced:,} of {self.dims:,} columns, then "
+        return (
+            f"{self.kind}: {added}FAISS {self.factory}, {self.row_bytes:,} bytes per row; candidates are scored "
+            "from the stored rows"
+        )
 
 
 def plan_factory(settings: IndexSettings, rows: int, dims: int, step: int = 0) -> IndexPlan:

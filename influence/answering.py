@@ -220,7 +220,7 @@ class Answering:
     def _fewer(self, k: int, passing: int, where: str) -> int:
         log.info("%d of %d rows pass %r; they are scanned, not looked up in the index.", passing, self._run.rows, where)
         if k > passing:
-            log.warning("%d rows were asked for on each side, and only %d pass %r.", k, passing, where)
+            log.warning("k is %d rows on each side, and only %d rows meet %r.", k, passing, where)
         return min(k, passing)
 
     def _told(self, decision: ExactSettings) -> dict[str, Any]:

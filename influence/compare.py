@@ -188,7 +188,7 @@ def _check(first: "Run", second: "Run", queries: Sequence[Query], k: int) -> Non
         raise QueryError(
             f"{first.path} and {second.path} are runs over other rows: {data[0][1]:,} rows of the data "
             f"{str(data[0][0])[:12]}… there, {data[1][1]:,} of {str(data[1][0])[:12]}… here. Ranks of rows can be "
-            "compared where both runs were built from the same data: build one of them anew from the other's."
+            "compared where both runs were built from the same data: build one of them again from the other's."
         )
     if not 1 <= k <= first.rows:
         raise QueryError(f"k is {k}, but the runs have {first.rows} rows: ask for 1 to {first.rows}.")

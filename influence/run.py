@@ -187,7 +187,9 @@ class Run(Scanning, Diagnosing):
         if messages is None and tools is None:
             asked |= {"prompt": prompt, "completion": completion}
         elif messages is None or prompt or completion:
-            raise QueryError("A chat is asked about by messages (and tools), without prompt and completion.")
+            raise QueryError(
+                "A chat query has messages (and tools) and no prompt or completion: remove one of the two."
+            )
         else:
             asked |= {"messages": list(messages), "tools": None if tools is None else list(tools)}
         return self.query_many([asked], k=k, exact=exact, candidates=candidates, where=where, raw=raw)[0]

@@ -237,7 +237,7 @@ def test_a_contrast_scores_the_difference(built):
     ("asked", "told"),
     [
         ({"exact": True}, r"no Kronecker factors.*--set recipe\.exact\.kind=ekfac"),
-        ({"candidates": 20}, r"ask for those too \(--exact\)"),
+        ({"candidates": 20}, r"add --exact"),
     ],
 )
 def test_exact_scores_without_factors_are_refused(built, asked, told):

@@ -545,7 +545,7 @@ def test_a_filtered_query_of_words_ranks_rows_that_pass(built, model_folder, cor
 def test_where_fewer_rows_pass_than_are_asked_for_a_note_says_so(built, caplog):
     hits = built().query("The river was", " named", k=10, where="row < 3")
     assert {hit.row for hit in (*hits.promoting, *hits.opposing)} <= {0, 1, 2}
-    assert "10 rows were asked for on each side, and only 3 pass 'row < 3'" in caplog.text
+    assert "k is 10 rows on each side, and only 3 rows meet 'row < 3'" in caplog.text
 
 
 def test_a_filter_that_nothing_passes_is_refused_before_the_model_is_asked(built, monkeypatch):

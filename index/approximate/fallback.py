@@ -143,7 +143,7 @@ def fell_short(directory: Path, climb: Climb, step: int, measured: Measured) -> 
     climbed = climb.model_copy(update={"tried": kept})
     _written(directory / CLIMB, climbed)
     log.info(
-        "Index: %s finds %.3f of the %d %s scores with %d candidates, where %.3f were wanted. Next: %s.",
+        "Index: %s finds %.3f of the %d %s scores with %d candidates; the target is %.3f. Next: %s.",
         tried.plan,
         tried.recall,
         tried.depth,
@@ -164,8 +164,8 @@ def record_scan(directory: Path, climb: Climb) -> None:
     _written(directory / RECORD, climb.model_copy(update={"kind": "exact"}))
     best = max(climb.tried, key=lambda one: one.recall)
     log.warning(
-        "No index that was tried finds %.3f of the true rows; the best, %s, finds %.3f. Searches scan the stored rows, "
-        "which is exact and slower. Give index.memory more, ask for a lower index.recall, or name an index.kind.",
+        "No index in the fallback chain reaches a recall of %.3f; the best, %s, has %.3f. Searches scan the "
+        "stored rows, which is exact and slower. Raise index.memory, lower index.recall, or name an index.kind.",
         climb.target,
         best.plan,
         best.recall,

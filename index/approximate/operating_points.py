@@ -100,7 +100,8 @@ def dialled(
     if measured is None:
         if probes is None or candidates is None:
             raise VectorIndexError(
-                "This index hasn't been measured, so nobody knows how much of it to read. Run the same build "
+                "The recall of this index was not measured, so the number of cells to read is unknown. Run "
+                "the same build "
                 "again, which measures it, or set both index.probes and index.candidates."
             )
         return min(cells, probes), candidates, 1.0

@@ -218,7 +218,7 @@ def _sliced(blocks: Blocks, sketch: Sketch, first: int, stop: int) -> Iterator[t
         if start != due or start + len(part) > stop:
             raise IndexMismatch(
                 f"A block for rows {start} to {start + len(part) - 1} came where row {due} of [{first}, {stop}) "
-                "was due. Every row must come once, in order: run the same build again so that every shard stands."
+                "was due. Every row must come once, in order: run the same build again to complete the shards."
             )
         due += len(part)
         taken = 0

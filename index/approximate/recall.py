@@ -103,7 +103,7 @@ def measure_recall(
     if not reached and last:
         worst = min(dials, key=lambda dial: dial.recall)
         log.warning(
-            "The index finds %.3f of the true rows at the %s end where %.3f were wanted, with every cell read and %d "
+            "The index finds %.3f of the true rows at the %s end (target %.3f) with every cell read and %d "
             "candidates: give it more memory, set more candidates, or search exactly.",
             worst.recall,
             worst.end,

@@ -157,8 +157,9 @@ def _search_end(
 def _warn(doubtful: int, queries: int, k: int, end: End, effort: Effort) -> None:
     """Say that an answer may lack rows, and what finds them."""
     log.warning(
-        "Of %d of %d queries many of the %d %s scores came late among the %d candidates that the index proposed, so "
-        "others may be missing: its recall isn't reached for them. Add --where 'row >= 0', which scans all rows, or "
+        "Of %d of %d queries many of the %d %s scores were among the last of the index's %d candidates, so "
+        "others may be missing: the index does not reach its recall for them. Add --where 'row >= 0', which "
+        "scans all rows, or "
         "set index.kind: exact.",
         *(doubtful, queries, k, end, effort.candidates),
     )

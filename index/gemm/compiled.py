@@ -36,5 +36,5 @@ def compiled(
     try:
         return njit(types.void(*arguments), nogil=True, cache=True)(kernel)
     except (RuntimeError, OSError) as error:
-        log.warning("Every process compiles its kernels anew, for a second each: set NUMBA_CACHE_DIR. %s", error)
+        log.warning("Every process compiles its kernels again, about a second each: set NUMBA_CACHE_DIR. %s", error)
         return njit(types.void(*arguments), nogil=True)(kernel)

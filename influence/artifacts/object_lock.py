@@ -126,8 +126,8 @@ def _take_over(lock: ObjectPath, run_dir: ObjectPath, content: bytes) -> None:
         who = f"process {holder.get('pid')} on {holder.get('host')} (since {holder.get('since')})"
         if holder.get("machine") != machine():
             raise RunLocked(
-                f"{run_dir} is held by {who}, and from {socket.gethostname()} nobody can see whether that build still "
-                "runs. If it does, wait for it, or stop it: two builds can't share a run. "
+                f"{run_dir} is held by {who}, and from {socket.gethostname()} it is unknown whether that "
+                "build still runs. If it does, wait for it, or stop it: two builds can't share a run. "
                 f"{_breaking(lock, 'If it was killed, or its machine is gone or was rebooted')}"
             )
         if lives(holder):

@@ -102,8 +102,8 @@ def _check_mode(path: Path, mode: int) -> None:
     if not stat.S_ISREG(mode):
         kind = _kind(mode)
         raise StoreError(
-            f"{path} is {kind}; expected a regular file. It was not opened: no build of a run makes one. Remove it if "
-            "you know where it comes from, and don't use a run that somebody else sent you like this."
+            f"{path} is {kind}; expected a regular file. It was not opened: no build writes one. Remove it if "
+            "you know its origin; do not use a run from somebody else that has one."
         )
 
 

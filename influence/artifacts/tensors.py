@@ -137,7 +137,7 @@ def _content(path: Path, fingerprint: str) -> bytes:
 
 def _promised(path: Path, fingerprint: str) -> tuple[dict[str, Any], str]:
     """Return a file's record, and what to do where the file isn't as it says."""
-    remedy = f"Delete {path.with_suffix('.json')} and run the same command again: only this file is made again."
+    remedy = f"Delete {path.with_suffix('.json')} and run the same command again: only this file is computed again."
     found = _record(path)
     if found is None or found.get("fingerprint") != fingerprint:
         made = "is missing" if found is None else f"was made for {found.get('fingerprint')}, expected {fingerprint}"
@@ -186,5 +186,5 @@ def _record(path: Path) -> dict[str, Any] | None:
     try:
         return unseal(record, "Run the same build again.")
     except DigestMismatch as error:
-        log.warning("%s is made again: %s", path.name, error)
+        log.warning("%s is computed again: %s", path.name, error)
         return None

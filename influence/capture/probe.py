@@ -65,7 +65,7 @@ def run_probe(task: ProbeTask) -> Probed:
     """Probe in a worker's session; the entry point of a task."""
     if task.shared is not None and not task.shared.exists():
         raise ClusterError(
-            f"A worker does not see {task.shared}, which stands on the coordinator's disk. Workers write their shards "
+            f"A worker does not see {task.shared}, which is on the coordinator's disk. Workers write their shards "
             "themselves: put the run directory (and the data and model) on a disk that all of them share."
         )
     with task.session() as session:
@@ -196,8 +196,8 @@ def _coverage(session: Session, parts: Sequence[Part]) -> Coverage | None:
             if not out_of_memory(error):
                 raise
             raise CaptureError(
-                f"A training step on {len(chosen)} rows of {batch.padded} padded tokens, which the capture is held "
-                "against, does not fit into memory. Set model.gradient_checkpointing, or use a larger device."
+                f"A training step on {len(chosen)} rows of {batch.padded} padded tokens, which the capture is "
+                "compared with, does not fit into memory. Set model.gradient_checkpointing, or use a larger device."
             ) from error
         finally:
             session.set_hooks(hooks)

@@ -73,8 +73,8 @@ def query_gradients(
     for query in queries:
         if query.label is not None and session.spec.model.kind == "causal_lm":
             raise QueryError(
-                f"{place_of(query)} has a label ({query.label!r}), which only a classifier is asked about; this "
-                "model is a causal language model. Leave the label out, or ask with a prompt and a completion."
+                f"{place_of(query)} has a label ({query.label!r}), which only a classifier uses; this model "
+                "is a causal language model. Remove the label, or give a prompt and a completion."
             )
     against = [number for number, query in enumerate(queries) if query.contrast is not None]
     examples = [*queries, *(query.contrast for query in queries if query.contrast is not None)]

@@ -60,7 +60,7 @@ class Damping(BaseModel):
             if absent:
                 raise ValueError(f"damping of kind training needs {' and '.join(absent)}: those of the training")
             if "value" in self.model_fields_set and self.value != type(self).model_fields["value"].default:
-                raise ValueError("damping of kind training takes no value: rate, steps and batch decide it")
+                raise ValueError("damping of kind training takes no value: it follows from rate, steps and batch")
             return self
         idle = [name for name, value in training.items() if value is not None]
         if idle:

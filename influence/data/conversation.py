@@ -180,10 +180,11 @@ class _Chat:
         pairs = zip(prompting, self.whole, strict=False)
         common = next((place for place, (one, other) in enumerate(pairs) if one != other), len(prompting))
         if number and common < len(self._render(self.messages[:number])):
-            cause = "with more messages it renders the earlier ones anew"
+            cause = "with more messages it renders the earlier ones differently"
         elif common < len(prompting):
             cause = (
-                f"its generation prompt goes on with {prompting[common:]!r:.60} where the rendered chat goes on with "
+                f"its generation prompt continues with {prompting[common:]!r:.60} where the rendered chat "
+                "continues with "
                 f"{self.whole[common : common + 40]!r}"
             )
         else:

@@ -193,7 +193,7 @@ def _build(config: RunConfig, run_dir: Path, progress: Report | None) -> Run:
     try:
         return build(config, run_dir, progress=progress)
     except FingerprintMismatch as error:
-        log.info("The demo's run is built anew: %s", error)
+        log.info("The demo's run is built again: %s", error)
         shutil.rmtree(run_dir)
         return build(config, run_dir, progress=progress)
 

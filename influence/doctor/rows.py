@@ -63,7 +63,7 @@ def _shown(session: Session, example: Example, parts: Sequence[Part]) -> Check:
         "pass" if scored else "note",
         f"{found}: {place_of(example)}",
         f"what is trained on stands in {BEGIN}{END}" if part.label is None else "the text that is classified",
-        "Nothing of this row is scored: see what stands in it.",
+        "No token of this row is scored: check its content.",
         value=float(scored),
         shown=marked(part, session.tokeniser),
     )

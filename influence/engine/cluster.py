@@ -233,7 +233,7 @@ def _advice(settings: ClusterSettings) -> str:
     if str(settings.address).startswith("tls://"):
         files = "the files of cluster.tls" if settings.tls else "cluster.tls (ca_file, cert, key; it is not set)"
         return f"Is it running, the port open, and does it accept {files}?"
-    return "Is it running, and the port open? A scheduler that wants TLS has an address that begins with tls://."
+    return "Is it running, and the port open? The address of a scheduler with TLS begins with tls://."
 
 
 @contextmanager

@@ -104,7 +104,7 @@ class Keeper(ByTasks):
             await self._drop_ended()
             await super().adapt()
         except (RuntimeError, OSError) as error:
-            log.warning("The %s queue can't be asked now: %s", self.kind, error)
+            log.warning("The %s queue does not answer now: %s", self.kind, error)
 
     async def _drop_ended(self) -> None:
         cluster: Any = self.cluster

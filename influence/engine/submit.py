@@ -40,8 +40,8 @@ FIRST_WORD, LONGEST_SILENCE = 5.0, 300.0
 
 
 GONE = (
-    "The scheduler is gone, and with it what was under way. What was captured stands: run the same build again to go "
-    "on from there."
+    "The connection to the scheduler is lost, and with it the running tasks. Committed results are kept: run the "
+    "same build again to resume."
 )
 
 

@@ -75,7 +75,7 @@ class Wish:
             QueryError: A table is of another run, or no table; there is no such check; the condition can't be read.
         """
         if not self.tables:
-            raise QueryError("No table of issues is named, and nothing is dropped that nobody named: --drop FILE.")
+            raise QueryError("No table of issues is named; only rows that a table flags are dropped: give --drop FILE.")
         if self.checks == ():
             raise QueryError(f"--drop-issues names no check. Name some, or {NO_CHECK} to drop nothing.")
         abouts = [_of_run(run, path) for path in self.tables]

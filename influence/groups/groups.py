@@ -44,8 +44,8 @@ MOST_SUMS = 40_000
 """Groups × sets, of each of which every replicate is held."""
 DRAWS = np.searchsorted(poisson.cdf(np.arange(12), 1.0), (np.arange(2**16) + 0.5) / 2**16).astype(np.uint8)
 """Poisson draws of mean 1 by 16 random bits; exact to 2⁻¹⁷ in every probability."""
-ROW_ALONE = "one row: how other rows of its kind would do can't be told"
-QUERY_ALONE = "one query: how other queries would do can't be told"
+ROW_ALONE = "one row: no interval over rows"
+QUERY_ALONE = "one query: no interval over queries"
 
 
 class GroupSettings(BaseModel):

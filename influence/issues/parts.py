@@ -88,7 +88,9 @@ def done_anew(folder: Path) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        raise Incomplete("Interrupted. Nothing was written: run the same command again, which begins anew.") from None
+        raise Incomplete(
+            "Interrupted. Nothing was written. Run the same command again; it starts from the beginning."
+        ) from None
     finally:
         clear()
 

@@ -114,7 +114,7 @@ def read_queries(queries: Iterable[Query], form: QueryForm) -> Iterator[Example]
             log.info("Columns of the queries that are not read: %s.", ", ".join(map(repr, more)))
         if form.chats and not bare and not isinstance(query, Example) and "text" in query:
             bare = True
-            log.info("The rows are chats, and a query of text is asked about as it stands, without the chat template.")
+            log.info("The rows are chats, and a query of text is used as a bare text, without the chat template.")
 
 
 def in_form(example: Example, form: QueryForm) -> Example:

@@ -29,7 +29,7 @@ def decision_of(recipe: Recipe, path: Path, exact: bool | None, candidates: int 
     decision = recipe.decision
     if exact is False or (exact is None and decision.kind == "none"):
         if candidates is not None:
-            raise QueryError("Candidates are proposals for exact scores: ask for those too (--exact).")
+            raise QueryError("--candidates sets the number of rows that exact scores re-rank: add --exact.")
         return ExactSettings()
     if decision.kind == "none":
         raise QueryError(
@@ -75,5 +75,5 @@ def check_lexical(rows: int) -> None:
     if rows > MOST_ROWS:
         raise QueryError(
             f"BM25 over {rows:,} texts doesn't fit into memory (at most {MOST_ROWS:,} rows). Build with "
-            "--set recipe.exact.lexical=false, which leaves the proposals to the index."
+            "--set recipe.exact.lexical=false, which takes candidates from the index only."
         )

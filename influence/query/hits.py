@@ -28,10 +28,10 @@ Format = Literal["json", "jsonl", "csv", "parquet", "html"]
 FORMATS: tuple[str, ...] = get_args(Format)
 
 INCOMPLETE = (
-    "The index doesn't reach its recall for this query, so rows may be missing: ask again with --where 'row >= 0', "
-    "which scans all rows, or set index.kind: exact."
+    "The index doesn't reach its recall for this query, so rows may be missing: add --where 'row >= 0', which "
+    "scans all rows, or set index.kind: exact."
+    """What is said where `Hits.search` is `below_recall`."""
 )
-"""What is said where `Hits.search` is `below_recall`."""
 ROW_GROUP = 256
 """Answers of a row group of Parquet."""
 

@@ -135,7 +135,9 @@ def answer(
 
 def _check_question(question: Question, store: Store) -> None:
     if question.queries is not None and not question.queries:
-        raise QueryError("There are no queries. Give a file with one query a line, or ask rows about themselves.")
+        raise QueryError(
+            "There are no queries. Give a file with one query per line, or score each row for itself (--self)."
+        )
     if question.keep not in get_args(Keep):
         raise QueryError(f"keep is {question.keep!r}; expected one of {', '.join(get_args(Keep))}.")
     if question.keep == "top" and not 1 <= question.k <= store.rows:

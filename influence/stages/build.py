@@ -257,8 +257,8 @@ def _tell_quarantined(run_dir: Path, manifest: Manifest) -> None:
         named = "".join(f"\n  row {row.row} ({row.id}): {row.error}" for row in rows[:10])
         raise Incomplete(
             f"{len(rows)} of {manifest.rows} rows could not be captured and are set aside in {run_dir}: they score 0 "
-            f"and {MANIFEST} lists them. All else is built and can be asked. The same build tries them again.{named}"
-            + ("\n  …" if len(rows) > 10 else "")
+            f"and {MANIFEST} lists them. All other rows are built and can be queried. The same build retries "
+            f"them.{named}" + ("\n  …" if len(rows) > 10 else "")
         )
 
 

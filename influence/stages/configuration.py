@@ -61,7 +61,7 @@ def open_configuration(run_dir: Path, manifest: Manifest, *, trust: bool = False
     config, withheld = restricted(config, run_dir)
     for line in withheld:
         log.warning(
-            "%s isn't a run that you built, or its %s was changed since. It asked for %s. %s.",
+            "%s is not a run that you built, or its %s was changed since. It requested %s. %s.",
             *(run_dir, CONFIG, line, CONSENT),
         )
     return config
@@ -92,7 +92,7 @@ def _read(run_dir: Path, manifest: Manifest) -> tuple[RunConfig, bytes]:
 
 
 def _remedy(run_dir: Path) -> str:
-    return f"{run_dir} can't be used with it. Put the file back, or run the same build again, which writes it anew."
+    return f"{run_dir} can't be used with it. Put the file back, or run the same build again, which writes it again."
 
 
 __all__ = ["CONFIG", "open_configuration", "recorded_configuration", "write_configuration"]

@@ -52,10 +52,10 @@ def tell_memory(config: RunConfig, rows: int, modules: Sequence[ModuleColumns] |
     """
     weights = weights_on_disk(config.model)
     if modules is None:
-        need, made_of = PROCESS + weights, f"{_size(weights)} of weights on disk; rows and activations come on top"
+        need, made_of = PROCESS + weights, f"{_size(weights)} of weights on disk; plus rows and activations"
     else:
         need = worker_bytes(estimate_of(config, rows, modules, weights))
-        made_of = f"{_size(weights)} of weights on disk, rows and sums; activations come on top"
+        made_of = f"{_size(weights)} of weights on disk, rows and sums; plus activations"
     if config.model.device_map is not None:
         _tell_gpus(config, weights)
     given, gives, remedy = _given(config, tasks)
@@ -74,7 +74,7 @@ def _tell_gpus(config: RunConfig, weights: int) -> None:
         return
     found = [torch.cuda.get_device_properties(number).total_memory for number in range(torch.cuda.device_count())]
     log.info(
-        "One worker spreads %s of weights over %d GPUs with %s together; rows and activations come on top.",
+        "One worker spreads %s of weights over %d GPUs with %s together; plus rows and activations.",
         _size(weights),
         len(found),
         _size(sum(found)),
@@ -95,7 +95,7 @@ def _given(config: RunConfig, tasks: int) -> tuple[int | None, str, str]:
         return each, gives, "raise cluster.job.memory, or lower cluster.job.workers or store.rows_per_shard."
     workers = workers_wanted(cluster, tasks)
     if workers is None:
-        return None, "What the scheduler's workers have, they know.", ""
+        return None, "The memory of the scheduler's workers is not checked.", ""
     memory = psutil.virtual_memory().total
     gives = f"This machine has {_size(memory)} and {workers} of them."
     return memory // workers, gives, "lower cluster.workers or store.rows_per_shard."

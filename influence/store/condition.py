@@ -163,8 +163,8 @@ def _column(node: dict[str, Any], condition: str, known: dict[str, str], schema:
     name = ".".join(node["column_names"])
     if name.lower() not in known:
         raise QueryError(
-            f"--where {condition!r:.500}: there is no column {name!r}. Columns: {shown_columns(schema)}. Texts stand "
-            "in single quotes."
+            f"--where {condition!r:.500}: there is no column {name!r}. Columns: {shown_columns(schema)}. "
+            "Write texts in single quotes."
         )
     return known[name.lower()]
 

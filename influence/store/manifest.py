@@ -24,8 +24,8 @@ from influence.store.codec import CodecName, CodecSettings
 MANIFEST = "manifest.json"
 
 DAMAGED = (
-    "Put it back from a copy of the run. Without one, move it out of the run and run the same build again: that writes "
-    "it anew and keeps every shard of the same settings, model and data."
+    "Put it back from a copy of the run. Without one, move it out of the run and run the same build again: that "
+    "writes it again and keeps every shard of the same settings, model and data."
 )
 
 Part = str | int | float | bool | None

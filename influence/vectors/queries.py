@@ -32,7 +32,7 @@ def compared_queries(comparison: Compared, gradients: Tensor, names: Sequence[st
             )
         if length == 0:
             raise QueryError(
-                f"The {vector} of query {name!r} is zero (log-likelihood {said:.4g}): the model is so sure of the "
-                "completion that no row could have made it surer. Ask about another completion."
+                f"The {vector} of query {name!r} is zero (log-likelihood {said:.4g}): the model gives the "
+                "completion a probability of 1, so no row can raise it. Measure another completion."
             )
     return comparison.query_vectors(gradients).numpy()

@@ -125,7 +125,7 @@ def test_a_file_that_holds_no_chat_is_named(cli, chats, tmp_path, content, told)
 def test_messages_beside_other_flags_are_refused(cli, chats, tmp_path):
     assert "whole query" in cli("query", chats, "--messages", tmp_path / "c.json", "--prompt", "a").told
     assert "keep one" in cli("query", chats, "--messages", tmp_path / "c.json", "--queries", "q.jsonl").told
-    with runs.open(chats) as run, pytest.raises(QueryError, match="without prompt and completion"):
+    with runs.open(chats) as run, pytest.raises(QueryError, match="no prompt or completion"):
         run.query("a", messages=[USER, SAYS])
 
 

@@ -266,7 +266,7 @@ def test_a_row_with_columns_that_say_nothing_to_a_query_is_asked_and_they_are_na
     assert "Columns of the queries that are not read: 'source', 'label'." in ended.told
     ended = cli("query", built, "--text", "The river was", "--label", "1")
     assert ended.code == 2
-    assert "only a classifier is asked about" in ended.told
+    assert "only a classifier uses" in ended.told
 
 
 def test_a_csv_runs_nothing_in_a_spreadsheet_unless_its_texts_are_asked_for_raw(cli, built):

@@ -89,7 +89,7 @@ def test_a_query_may_ask_only_of_rows_that_meet_a_condition(cli, built):
     assert "11 of 40 rows pass" in ended.told
     ended = cli("query", built, *ASKED, "-k", 9, "--where", "row < 4")
     assert ended.code == 0
-    assert "warning: 9 rows were asked for on each side, and only 4 pass" in ended.told
+    assert "warning: k is 9 rows on each side, and only 4 rows meet" in ended.told
     ended = cli("query", built, *ASKED, "--where", "tokens > 99999")
     assert (ended.code, ended.out) == (2, "")
     assert "none of the 40 rows" in ended.told

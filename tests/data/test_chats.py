@@ -189,7 +189,7 @@ def test_turns_are_told_apart_where_a_template_drops_earlier_thinking(chatting, 
     ("template", "cause"),
     [
         (f"{SPOKEN}{{% if loop.last and m.role == 'assistant' %}}!{{% endif %}}{{% endfor %}}", "otherwise when more"),
-        (f"{SPOKEN}{{% endfor %}}{{% if add_generation_prompt %}}Now: {{% endif %}}", "goes on with 'Now: '"),
+        (f"{SPOKEN}{{% endfor %}}{{% if add_generation_prompt %}}Now: {{% endif %}}", "continues with 'Now: '"),
     ],
 )
 def test_a_turn_that_cannot_be_told_apart_is_refused_with_the_true_cause_and_the_remedy(

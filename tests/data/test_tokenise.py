@@ -169,7 +169,7 @@ def test_messages_without_an_assistant_score_nothing(tokenizer):
     ("template", "said"),
     [
         (None, "no chat template"),
-        ("{{ messages | length }}{{ messages[0]['content'] }}", "renders the earlier ones anew"),
+        ("{{ messages | length }}{{ messages[0]['content'] }}", "renders the earlier ones differently"),
         ("{{ raise_exception('users only') }}", "users only"),
     ],
 )

@@ -299,7 +299,7 @@ def test_two_exports_to_one_file_don_t_meet(run, tmp_path):
 @pytest.mark.parametrize(
     ("wish", "out", "message"),
     [
-        ({"tables": ()}, "clean.jsonl", "nothing is dropped that nobody named"),
+        ({"tables": ()}, "clean.jsonl", "--drop FILE"),
         ({"checks": ("leak",)}, "clean.jsonl", "leak was not made for .*The tables have the checks copies, labels"),
         ({}, "clean.csv", "name a file ….jsonl"),
         ({}, "nowhere/clean.jsonl", "doesn't exist"),

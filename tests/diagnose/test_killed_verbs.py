@@ -97,7 +97,7 @@ def test_an_export_and_its_undoing_that_are_killed_again_and_again_lose_no_byte(
             path.unlink(missing_ok=True)
     assert at_work > 0, "no kill came before the end"
     assert killed(*given, "influence.artifacts.partial:PartialFile.write", ROWS // 2, signal.SIGINT) == 4
-    assert "Nothing was written: run the same command again" in log.read_text()
+    assert "Nothing was written. Run the same command again" in log.read_text()
     assert names_in(made) == []
     timed(*given)
     assert names_in(made) == ["clean.decisions.parquet", "clean.jsonl"]

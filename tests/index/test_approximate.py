@@ -206,7 +206,7 @@ def test_an_index_of_no_rows_finds_nothing(tmp_path):
 
 
 def test_an_index_that_nobody_measured_needs_to_be_told_how_much_to_read(indexes):
-    with pytest.raises(VectorIndexError, match="hasn't been measured"):
+    with pytest.raises(VectorIndexError, match="was not measured"):
         search(indexes("sq8"), ROWS[:1], 3, fetch(ROWS))
 
 

@@ -149,8 +149,8 @@ def test_a_plan_is_said_in_words():
     assert plan_factory(IndexSettings(), 10, 5).summary == "exact: every row is compared"
     words = plan_factory(IndexSettings(kind="ivf_sq8"), 10**6, 86_016).summary
     assert words.startswith("ivf_sq8: rows added up to 4,096 columns, then FAISS PCAR")
-    assert words.endswith("bytes a row; the stored rows decide")
+    assert words.endswith("bytes per row; candidates are scored from the stored rows")
     turned = plan_factory(IndexSettings(kind="ivf_rabitq2"), 10**6, 86_016).summary
-    assert turned.startswith("ivf_rabitq2: rows turned in 8,400 of 86,016 columns, then FAISS IVF249,RaBitQ2")
+    assert turned.startswith("ivf_rabitq2: rows rotated in 8,400 of 86,016 columns, then FAISS IVF249,RaBitQ2")
     narrow = plan_factory(IndexSettings(kind="ivf_rabitq2"), 10**6, 1024).summary
-    assert narrow.startswith("ivf_rabitq2: FAISS PCAR384,IVF1024,RaBitQ2, 124 bytes a row")
+    assert narrow.startswith("ivf_rabitq2: FAISS PCAR384,IVF1024,RaBitQ2, 124 bytes per row")

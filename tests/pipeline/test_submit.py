@@ -165,7 +165,7 @@ def test_a_scheduler_that_is_gone_leaves_an_incomplete_build(elastic):
     results = run_tasks(client, abs, range(100), str)
     assert next(results) in range(100)
     somebodys.close()
-    with pytest.raises(Incomplete, match=r"The scheduler is gone.*run the same build again"):
+    with pytest.raises(Incomplete, match=r"connection to the scheduler is lost.*run the same build again"):
         list(results)
 
 

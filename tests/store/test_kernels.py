@@ -151,7 +151,7 @@ def test_a_process_finds_what_another_compiled(tmp_path):
 def test_without_a_folder_for_kernels_they_are_compiled_and_the_log_says_what_that_costs(monkeypatch, caplog):
     monkeypatch.setattr("numba.core.caching.CompileResultCacheImpl._locator_classes", [])
     kernel = kernels.unpacked.__wrapped__(INT8)
-    assert "Every process compiles its kernels anew, for a second each: set NUMBA_CACHE_DIR." in caplog.text
+    assert "set NUMBA_CACHE_DIR" in caplog.text
     out = np.zeros((1, 3), np.float32)
     piece = np.array([[0, 3, 0, 0, 0, 0, 3, 0, 0]])
     kernel(np.array([[1, 255, 2]], np.uint8), np.full((1, 1), 2, np.float32), piece, 0, out)

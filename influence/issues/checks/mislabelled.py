@@ -182,7 +182,7 @@ def _cases(subject: Subject, settings: MislabelledSettings, flagged: np.ndarray)
             if label != own:
                 counts[label] = counts.get(label, 0.0) + voice
         if not counts:
-            cases[row] = Case((), "review", "review: the label is learnt by heart, and no neighbour has another")
+            cases[row] = Case((), "review", "review: the label is memorised, and no neighbour has another")
             continue
         label = max(counts, key=lambda name: (counts[name], name))
         heard = sorted((vote for vote in votes[row] if vote[0] == label), key=lambda vote: -vote[1])
