@@ -24,10 +24,8 @@ from typing import Any
 import numpy as np
 import torch
 from damping import EDGES, MIDDLES, TASK, Fit, Resolved, Trial, of_losses, of_training, small, train
-from frozen_blocks import append_rows, last_blocks
-from planted_chats import SYSTEM, chats, questions
+from planted_chats import planted
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from influence.curvature.covariance import CovarianceFit, FactorSettings
 from influence.curvature.ekfac import EigenvalueFit
@@ -174,42 +172,6 @@ def _fisher(queries: Sequence[Tensor], rows: Sequence[Tensor], damping: float = 
         damped = fisher + damping * fisher.diagonal().mean() * torch.eye(len(fisher))
         total += (asked.double() @ torch.linalg.solve(damped, held.double().T)).numpy() / len(held)
     return total
-
-
-def planted(folder: Path, texts: Sequence[str], options: argparse.Namespace) -> tuple[Trial, list[np.ndarray]]:
-    """Fine-tune on chats and ask; also the planted rows of each query, whose answer has the fact."""
-    tokeniser = AutoTokenizer.from_pretrained(folder)
-    whole: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-    tail = last_blocks(whole, options.layers)
-
-    def encoded(messages: Sequence[Mapping[str, str]]) -> list[list[int]]:
-        text = tokeniser.apply_chat_template(messages, tokenize=False).rstrip("\n")
-        before = tokeniser.apply_chat_template(messages[:-1], tokenize=False, add_generation_prompt=True)
-        return [tokeniser(each, add_special_tokens=False)["input_ids"] for each in (text, before)]
-
-    rows = chats(texts, options.chats)
-    pairs = [encoded(row["messages"]) for row in rows]
-    parts = append_rows(whole, tail, [text for text, _ in pairs], [len(before) for _, before in pairs])
-    start = {name: weight.clone() for name, weight in tail.state_dict().items() if "layers" in name}
-    fit = Fit(options.epochs, options.rate)
-
-    def again(weights: np.ndarray, seed: int) -> None:
-        tail.load_state_dict(start, strict=False)
-        train(tail, parts, weights, Fit(fit.epochs, fit.rate, fit.batch, seed))
-
-    again(np.ones(len(parts)), 0)
-    said, causes, length = [], [], {"max_new_tokens": 20, "do_sample": False}
-    for group, question, fact in questions():
-        messages = [SYSTEM, {"role": "user", "content": question}]
-        text = tokeniser.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        prompt = tokeniser(text, add_special_tokens=False)["input_ids"]
-        answer = whole.generate(torch.tensor([prompt]), **length)[0].tolist()
-        log.info("%s %r", question, tokeniser.decode(answer[len(prompt) :]))
-        if fact.lower() in tokeniser.decode(answer[len(prompt) :]).lower():
-            said.append((answer, len(prompt)))
-            causes.append(np.array([row for row, chat in enumerate(rows) if chat["group"] == group]))
-    asked = append_rows(whole, tail, [answer for answer, _ in said], [prompt for _, prompt in said])
-    return Trial("planted", tail, parts, asked, fit, again, 0, other_seeds=False), causes
 
 
 def best(scores: np.ndarray, count: int) -> list[set[int]]:
