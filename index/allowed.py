@@ -29,23 +29,23 @@ class Allowed:
     @classmethod
     def of(
         cls,
-        given: NDArray[np.int64] | NDArray[np.bool_] | None,
+        selection: NDArray[np.int64] | NDArray[np.bool_] | None,
         total: int,
         ranges: Sequence[tuple[int, int]],
     ) -> Self:
         """Check what a caller asks for. Memory: a byte a row of the data.
 
         Args:
-            given: Ascending row numbers, each once; or a truth value for every row; or None for all rows.
+            selection: Ascending row numbers, each once; or a truth value for every row; or None for all rows.
             total: Rows of the data.
             ranges: The rows that the index holds.
 
         Raises:
             VectorIndexError: Rows out of order, repeated or unknown; truth values for another number of rows.
         """
-        if given is None:
+        if selection is None:
             return cls(tuple(ranges), None, total)
-        array = np.asarray(given)
+        array = np.asarray(selection)
         if array.dtype == np.bool_:
             if array.shape != (total,):
                 raise VectorIndexError(
@@ -87,17 +87,17 @@ class Allowed:
     @cached_property
     def rows(self) -> NDArray[np.int64]:
         """The rows of the index that may come back, ascending."""
-        found = []
+        pieces = []
         for first, stop in self.ranges:
             inside = np.arange(first, stop, dtype=np.int64)
-            found.append(inside if self.mask is None else inside[self.mask[first:stop]])
-        return np.concatenate([np.empty(0, np.int64), *found])
+            pieces.append(inside if self.mask is None else inside[self.mask[first:stop]])
+        return np.concatenate([np.empty(0, np.int64), *pieces])
 
     def selector(self) -> Any:
         """Return FAISS's own, a bit a row."""
         assert self.mask is not None
         bits = np.packbits(self.mask, bitorder="little")
-        chosen = load_faiss().IDSelectorBitmap(bits)
+        bitmap = load_faiss().IDSelectorBitmap(bits)
         # FAISS keeps a pointer; the bits must live as long as it does.
-        chosen.bits_held = bits
-        return chosen
+        bitmap.bits_held = bits
+        return bitmap

@@ -104,12 +104,12 @@ def explicit(factory: str, reduced: int) -> tuple[str, int, int]:
     Raises:
         VectorIndexError: The factory doesn't fit so many columns.
     """
-    found = FACTORY.fullmatch(factory)
-    assert found is not None, factory  # the settings have checked it
-    transform, codes = found["transform"] or "", found["codes"]
+    match = FACTORY.fullmatch(factory)
+    assert match is not None, factory  # the settings have checked it
+    transform, codes = match["transform"] or "", match["codes"]
     numbers = [int(part) for part in transform.lstrip("PCAROQ").split("_") if part]
     width = reduced if not transform or (transform.startswith("OPQ") and len(numbers) == 1) else numbers[-1]
-    cells = int(found["lists"] or 1)
+    cells = int(match["lists"] or 1)
     if width > reduced:
         raise VectorIndexError(
             f"index.factory {factory}: {transform} makes {width:,} columns of {reduced:,}; ask for {reduced:,} "

@@ -45,8 +45,8 @@ def replace_file(path: Path, write: Callable[[Path], object]) -> None:
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:
         write(partial)
-        with partial.open("rb+") as written:
-            os.fsync(written.fileno())
+        with partial.open("rb+") as output:
+            os.fsync(output.fileno())
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
@@ -70,8 +70,8 @@ def file_record(path: Path) -> FileRecord:
 
 def digest(path: Path) -> str:
     """Return a file's SHA-256, as hexadecimal digits."""
-    with path.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def read_fields(path: Path) -> dict[str, Any]:
@@ -83,8 +83,8 @@ def read_fields(path: Path) -> dict[str, Any]:
     """
     rebuild = REBUILD.format(record=path)
     try:
-        found: Any = read_json(path)
-        version = found["format_version"]
+        fields: Any = read_json(path)
+        version = fields["format_version"]
     except FileNotFoundError:
         raise IndexCorrupt(
             f"{path}: there is no index here. Run the same build: it builds the index from the rows."
@@ -95,7 +95,7 @@ def read_fields(path: Path) -> dict[str, Any]:
         raise IndexMismatch(
             f"{path}: found format version {version}, this software reads version {FORMAT_VERSION}. {rebuild}"
         )
-    return found
+    return fields
 
 
 def parse_record(path: Path, fields: dict[str, Any], model: type[Record]) -> Record:
@@ -112,7 +112,7 @@ def parse_record(path: Path, fields: dict[str, Any], model: type[Record]) -> Rec
         raise IndexCorrupt(f"{path}: {where}: {first['msg']}. {REBUILD.format(record=path)}") from None
 
 
-def verify_file(path: Path, wanted: FileRecord, record_path: Path, how: Verify = "digest") -> None:
+def verify_file(path: Path, expected: FileRecord, record_path: Path, how: Verify = "digest") -> None:
     """Compare a file with what its record promises.
 
     Raises:
@@ -120,15 +120,15 @@ def verify_file(path: Path, wanted: FileRecord, record_path: Path, how: Verify =
     """
     rebuild = REBUILD.format(record=record_path)
     if not path.is_file():
-        raise IndexCorrupt(f"{path}: missing, and {record_path} promises {wanted.bytes:,} bytes. {rebuild}")
+        raise IndexCorrupt(f"{path}: missing, and {record_path} promises {expected.bytes:,} bytes. {rebuild}")
     size = path.stat().st_size
-    if size != wanted.bytes:
-        raise IndexCorrupt(f"{path}: found {size:,} bytes, expected {wanted.bytes:,}. {rebuild}")
-    if how == "digest" and (found := digest(path)) != wanted.sha256:
-        raise IndexCorrupt(f"{path}: found sha256 {found}, expected {wanted.sha256}. {rebuild}")
+    if size != expected.bytes:
+        raise IndexCorrupt(f"{path}: found {size:,} bytes, expected {expected.bytes:,}. {rebuild}")
+    if how == "digest" and (sha256 := digest(path)) != expected.sha256:
+        raise IndexCorrupt(f"{path}: found sha256 {sha256}, expected {expected.sha256}. {rebuild}")
 
 
 def free_bytes(directory: Path) -> str:
     """Say how much room there is, for the message of a file that couldn't be written."""
-    standing = next((folder for folder in (directory, *directory.parents) if folder.is_dir()), None)
-    return f"{shutil.disk_usage(standing).free:,} bytes are free" if standing else "the folder cannot be created"
+    existing = next((folder for folder in (directory, *directory.parents) if folder.is_dir()), None)
+    return f"{shutil.disk_usage(existing).free:,} bytes are free" if existing else "the folder cannot be created"

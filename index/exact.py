@@ -59,8 +59,8 @@ def exact_search_scores(blocks: ScoredBlocks, queries: int, k: int) -> Neighbour
     Raises:
         VectorIndexError: k < 1, a block for another number of queries, or a score that isn't finite (its row is named).
     """
-    wanted = checked_count(k)
-    largest, smallest = _Shortlist(queries, wanted), _Shortlist(queries, wanted)
+    count = checked_count(k)
+    largest, smallest = _Shortlist(queries, count), _Shortlist(queries, count)
     for start, scores in blocks:
         if scores.ndim != 2 or len(scores) != queries:
             raise VectorIndexError(
@@ -86,7 +86,7 @@ def _scored(queries: NDArray[np.float64], blocks: Blocks) -> Iterator[tuple[int,
 def _check_scores(start: int, scores: NDArray[np.float32]) -> None:
     finite = np.isfinite(scores)
     if not finite.all():
-        query, place = (int(found[0]) for found in np.nonzero(~finite))
+        query, place = (int(axis[0]) for axis in np.nonzero(~finite))
         raise VectorIndexError(
             f"Row {start + place} scores {scores[query, place]} with query {query}; a finite score was expected. "
             "Row or query is too long for float32 scores: look at that example, or compute its gradient in float32."
@@ -162,7 +162,7 @@ class _Shortlist:
     def offer(self, scores: NDArray[np.float32], rows: NDArray[np.int64]) -> None:
         pooled = np.concatenate([self.scores, scores], axis=1)
         numbered = np.concatenate([self.rows, np.broadcast_to(rows, scores.shape)], axis=1)
-        kept = [best(pooled[query], numbered[query], self.k) for query in range(len(pooled))]
-        chosen = np.array(kept, dtype=np.intp).reshape(len(pooled), min(self.k, pooled.shape[1]))
-        self.scores = np.take_along_axis(pooled, chosen, axis=1)
-        self.rows = np.take_along_axis(numbered, chosen, axis=1)
+        places = [best(pooled[query], numbered[query], self.k) for query in range(len(pooled))]
+        order = np.array(places, dtype=np.intp).reshape(len(pooled), min(self.k, pooled.shape[1]))
+        self.scores = np.take_along_axis(pooled, order, axis=1)
+        self.rows = np.take_along_axis(numbered, order, axis=1)

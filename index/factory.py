@@ -118,43 +118,43 @@ def plan_factory(settings: IndexSettings, rows: int, dims: int, step: int = 0) -
     Raises:
         VectorIndexError: The memory that is given can't hold so many rows, or the factory doesn't fit the columns.
     """
-    kind = _decided(settings, rows, dims, step)
+    kind = _kind(settings, rows, dims, step)
     if kind in ("exact", "flat"):
         return _compared(settings, kind, rows, dims)
-    turned = _turned(settings, kind, dims)
-    reduced = min(dims, settings.reduce or (dims if turned else WIDEST))
-    budget = _budget(settings, rows, dims, step, turned)
-    if turned:
+    rotate = _rotates(settings, kind, dims)
+    reduced = min(dims, settings.reduce or (dims if rotate else WIDEST))
+    budget = _budget(settings, rows, dims, step, rotate)
+    if rotate:
         reduced = fitted_turned(kind, *budget, rows, reduced, 1)
-    sampled = max(1, SAMPLE_BYTES // ((8 if turned else 4) * reduced))
+    sampled = max(1, SAMPLE_BYTES // ((8 if rotate else 4) * reduced))
     cells = 1
     if kind.startswith("ivf_"):
-        fewest = TURNED_CELL if turned else 40
+        fewest = TURNED_CELL if rotate else 40
         cells = max(1, min(2 ** round((rows or 1).bit_length() / 2), rows // fewest, sampled // PER_CELL))
     if settings.factory is not None:
         factory, cells, width = explicit(settings.factory, reduced)
-    elif turned:
+    elif rotate:
         reduced = width = fitted_turned(kind, *budget, rows, reduced, cells)
         factory = f"IVF{cells},{code_word(kind, width)}"
     else:
         width = fitted(kind, *budget, rows, reduced, cells)
         factory = f"{_transform(kind, reduced, width)}IVF{cells},{code_word(kind, width)}"
-    return _costed(kind, factory, rows, dims, (reduced, width, cells, sampled), turned=turned)
+    return _costed(kind, factory, rows, dims, (reduced, width, cells, sampled), rotate=rotate)
 
 
 def _costed(
-    kind: str, factory: str, rows: int, dims: int, sizes: tuple[int, int, int, int], *, turned: bool
+    kind: str, factory: str, rows: int, dims: int, sizes: tuple[int, int, int, int], *, rotate: bool
 ) -> IndexPlan:
     """Reckon what an approximate index takes; `sizes` are columns, coded columns, cells, and the largest sample."""
     reduced, width, cells, sampled = sizes
     sample = min(rows, sampled, max(PER_CELL * cells, 20_000))
     codes = factory.rsplit(",", 1)[-1]
     row_bytes = ID_BYTES + code_bytes(codes, width)
-    matrix = not turned and (width != reduced or "RaBitQ" in codes)
+    matrix = not rotate and (width != reduced or "RaBitQ" in codes)
     fixed = 4 * width * cells + (4 * width * reduced if matrix else 0)
     # Lists are allocated by doubling while a part is filled; training holds the sample twice and a square matrix.
     part_rows = max(1, min(rows, PART_BYTES // row_bytes))
-    training = 4 * sample * (reduced + 2 * width) + (0 if turned else 16 * reduced**2)
+    training = 4 * sample * (reduced + 2 * width) + (0 if rotate else 16 * reduced**2)
     building = max(training, 2 * part_rows * row_bytes + 2 * fixed + 12 * 2**20)
     return IndexPlan(
         kind,
@@ -168,7 +168,7 @@ def _costed(
         rows * row_bytes + fixed + 32 * cells,
         building,
         2 * fixed + 64 * 2**20,
-        turned,
+        rotate,
     )
 
 
@@ -191,7 +191,7 @@ def bytes_needed(settings: IndexSettings, rows: int, dims: int) -> int:
     return plan_factory(settings, rows, dims).disk_bytes
 
 
-def _decided(settings: IndexSettings, rows: int, dims: int, step: int) -> str:
+def _kind(settings: IndexSettings, rows: int, dims: int, step: int) -> str:
     if settings.kind != "auto":
         return settings.kind
     fits = 4 * rows * dims <= (settings.memory or FLAT_BYTES)
@@ -202,19 +202,19 @@ def _decided(settings: IndexSettings, rows: int, dims: int, step: int) -> str:
     return STEPS[step][0] or ("ivf_rabitq" if (settings.reduce or dims) > WIDEST else "ivf_rabitq2")
 
 
-def _turned(settings: IndexSettings, kind: str, dims: int) -> bool:
+def _rotates(settings: IndexSettings, kind: str, dims: int) -> bool:
     """Whether codes want a rotation, those of RaBitQ and of `auto`, and rows are too wide for its matrix."""
     coded = settings.factory is None and ("rabitq" in kind or settings.kind == "auto")
     return coded and (settings.reduce or dims) > WIDEST
 
 
-def _budget(settings: IndexSettings, rows: int, dims: int, step: int, turned: bool) -> tuple[int, int]:
+def _budget(settings: IndexSettings, rows: int, dims: int, step: int, rotate: bool) -> tuple[int, int]:
     """Return bytes a row, and bytes that the whole index may take whatever its rows."""
     if settings.memory is not None:
         return settings.memory // max(1, rows), 0
     most = max(MOST, FLAT_BYTES // max(1, rows))
     # Turned rows have nothing trained but centroids, which are small beside their codes unless there is only one.
-    free = 0 if turned and rows >= TURNED_CELL else SMALL
+    free = 0 if rotate and rows >= TURNED_CELL else SMALL
     return STEPS[step][1] * min(most, max(LEAST, dims // 8)), free
 
 

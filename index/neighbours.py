@@ -38,21 +38,21 @@ class Neighbours:
     smallest: Found
 
 
-def merge_neighbours(found: Sequence[Neighbours], k: int) -> Neighbours:
+def merge_neighbours(parts: Sequence[Neighbours], k: int) -> Neighbours:
     """Return the neighbours among several disjoint sets of rows from the neighbours in each: exact, ties by lower row.
 
     Args:
-        found: Of each set, for the same queries, with k neighbours or all that the set has.
+        parts: Of each set, for the same queries, with k neighbours or all that the set has.
         k: Neighbours wanted at each end.
     """
-    wanted = checked_count(k)
+    count = checked_count(k)
     ends = []
-    for sign, several in ((1, [one.largest for one in found]), (-1, [one.smallest for one in found])):
+    for sign, several in ((1, [part.largest for part in parts]), (-1, [part.smallest for part in parts])):
         rows = np.concatenate([end.rows for end in several], axis=1)
         scores = np.concatenate([end.scores for end in several], axis=1)
-        kept = [best(sign * line, numbers, wanted) for line, numbers in zip(scores, rows, strict=True)]
-        chosen = np.array(kept, dtype=np.intp).reshape(len(rows), min(wanted, rows.shape[1]))
-        ends.append(Found(np.take_along_axis(rows, chosen, axis=1), np.take_along_axis(scores, chosen, axis=1)))
+        places = [best(sign * line, numbers, count) for line, numbers in zip(scores, rows, strict=True)]
+        order = np.array(places, dtype=np.intp).reshape(len(rows), min(count, rows.shape[1]))
+        ends.append(Found(np.take_along_axis(rows, order, axis=1), np.take_along_axis(scores, order, axis=1)))
     return Neighbours(*ends)
 
 

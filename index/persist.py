@@ -77,15 +77,15 @@ def save(index: FlatIndex, directory: Path, fingerprint: str) -> IndexRecord:
         # Without its record the old index is no index: a crash between the two renames can't pair old with new.
         record_path.unlink(missing_ok=True)
         replace_file(vectors, lambda partial: faiss.write_index(flat, str(partial)))
-        written = file_record(vectors)
+        vectors_record = file_record(vectors)
         record = IndexRecord(
             rows=index.rows,
             dims=index.dims,
             longest=index.longest,
             fingerprint=fingerprint,
             faiss=faiss.__version__,
-            bytes=written.bytes,
-            sha256=written.sha256,
+            bytes=vectors_record.bytes,
+            sha256=vectors_record.sha256,
         )
         write_record(record_path, record)
         clear_partials(directory)
@@ -128,10 +128,10 @@ def load(directory: Path, fingerprint: str, device: Device = "cpu") -> FlatIndex
         raise IndexCorrupt(
             f"{vectors}: faiss {faiss.__version__} can't read what faiss {record.faiss} wrote ({error}). {rebuild}"
         ) from None
-    found = (type(flat).__name__, flat.ntotal, flat.d)
-    if found != ("IndexFlatIP", record.rows, record.dims):
+    actual = (type(flat).__name__, flat.ntotal, flat.d)
+    if actual != ("IndexFlatIP", record.rows, record.dims):
         raise IndexCorrupt(
-            f"{vectors}: found {found[0]} with {found[1]} rows and {found[2]} columns, expected IndexFlatIP with "
+            f"{vectors}: found {actual[0]} with {actual[1]} rows and {actual[2]} columns, expected IndexFlatIP with "
             f"{record.rows} rows and {record.dims} columns. {rebuild}"
         )
     return FlatIndex(to_device(flat, device), record.rows, record.dims, record.longest, device)

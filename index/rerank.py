@@ -41,8 +41,8 @@ def rerank(
         k: How many.
     """
     scores = scored_by(fetch)(query, candidates)
-    chosen = best(scores, candidates, k)
-    return candidates[chosen], scores[chosen]
+    order = best(scores, candidates, k)
+    return candidates[order], scores[order]
 
 
 def scored_by(fetch: Fetch) -> Score:

@@ -29,26 +29,28 @@ def search(index: FlatIndex, queries: NDArray[np.floating], k: int) -> Neighbour
     Raises:
         VectorIndexError: k < 1, or more than a GPU index can give; a query that isn't finite or is of another width.
     """
-    wanted = min(checked_count(k), index.rows)
+    best_count = min(checked_count(k), index.rows)
     queries = checked_queries(queries)
     if queries.shape[1] != index.dims:
         raise VectorIndexError(
             f"The queries have {queries.shape[1]} columns and the index has {index.dims}: they must come from the same "
             "model, layers and projection as the rows."
         )
-    count = candidates_for(wanted, index.rows)
+    count = candidates_for(best_count, index.rows)
     if index.device == "gpu" and count > GPU_LIMIT:
         raise VectorIndexError(
             f"k = {k} needs {count} candidates, and FAISS returns at most {GPU_LIMIT:,} from a GPU. "
             f"Ask for k = {(GPU_LIMIT - candidates_for(0, index.rows)) // 2} or fewer, or set index.device: cpu."
         )
-    if wanted == 0 or not len(queries):
-        nothing = Found(np.empty((len(queries), wanted), np.int64), np.empty((len(queries), wanted), np.float32))
+    if best_count == 0 or not len(queries):
+        nothing = Found(
+            np.empty((len(queries), best_count), np.int64), np.empty((len(queries), best_count), np.float32)
+        )
         return Neighbours(nothing, nothing)
     both = np.concatenate([queries, -queries])
     proposed, candidates = index.faiss.search(both.astype(np.float32), count)
-    found = [_settle(index, both[i], proposed[i], candidates[i], wanted) for i in range(len(both))]
-    rows, scores = np.stack([f[0] for f in found]), np.stack([f[1] for f in found])
+    answers = [_settle(index, both[i], proposed[i], candidates[i], best_count) for i in range(len(both))]
+    rows, scores = np.stack([f[0] for f in answers]), np.stack([f[1] for f in answers])
     m = len(queries)
     # Adding zero turns the -0.0 of a negated zero score into 0.0.
     return Neighbours(Found(rows[:m], scores[:m] + 0.0), Found(rows[m:], 0.0 - scores[m:]))

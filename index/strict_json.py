@@ -64,22 +64,22 @@ def read_bounded(path: ReadableFile) -> bytes:
         OSError: It can't be read.
         ValueError: It is no regular file, which reading might wait for without end; or it has more than 256 MiB.
     """
-    found = path.stat()
-    if not stat.S_ISREG(getattr(found, "st_mode", stat.S_IFREG)):
+    status = path.stat()
+    if not stat.S_ISREG(getattr(status, "st_mode", stat.S_IFREG)):
         raise ValueError("it is no regular file, and wasn't opened")
-    size = found.st_size
+    size = status.st_size
     if size > MAX_BYTES:
         raise ValueError(f"it has {size:,} bytes, and no such file has more than {MAX_BYTES:,}")
     return path.read_bytes()
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        seen: set[str] = set()
-        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        names: set[str] = set()
+        twice = next(key for key, _ in pairs if key in names or names.add(key))  # type: ignore[func-returns-value]
         raise ValueError(f"the key {twice!r} is given twice")
-    return found
+    return fields
 
 
 def _refuse_constant(name: str) -> Any:

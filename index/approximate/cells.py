@@ -54,12 +54,12 @@ class Cells:
             vectors: [n, d].
         """
         bands = np.searchsorted(self.edges, lengths(vectors), side="right")
-        found = np.empty(len(vectors), dtype=np.int64)
+        assignment = np.empty(len(vectors), dtype=np.int64)
         for band in np.unique(bands):
             inside = np.flatnonzero(bands == band)
             start, stop = self.starts[band], self.starts[band + 1]
-            found[inside] = start + np.argmax(product(vectors[inside], self._directions[start:stop].T), axis=1)
-        return found
+            assignment[inside] = start + np.argmax(product(vectors[inside], self._directions[start:stop].T), axis=1)
+        return assignment
 
     def order(self, queries: NDArray[np.float32], spread: float) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """Return the cells from most to least promising for each query, and ⟨q, centroid⟩ of each, both [m, cells]."""
@@ -101,17 +101,17 @@ def train_cells(sample: NDArray[np.float32], count: int, cluster: Cluster) -> Ce
             centroids[starts[band] : starts[band + 1]] *= long[inside].mean()
         elif len(inside):
             centroids[starts[band]] = sample[inside].mean(axis=0)
-    return _settled(Cells(edges, starts, centroids, np.zeros(starts[-1], np.float32)), sample)
+    return _recentre(Cells(edges, starts, centroids, np.zeros(starts[-1], np.float32)), sample)
 
 
 def _apart(edges: NDArray[np.float32], shortest: float) -> NDArray[np.float32]:
     """Keep rows of one length together, as unit rows are: what sets them apart is rounding."""
-    kept, before = [], shortest
+    separate, before = [], shortest
     for edge in edges:
         if edge > 1.01 * before:
-            kept.append(edge / 1.005)
+            separate.append(edge / 1.005)
             before = edge
-    return np.array(kept, dtype=np.float32)
+    return np.array(separate, dtype=np.float32)
 
 
 def _split(count: int, sizes: list[int]) -> list[int]:
@@ -124,14 +124,14 @@ def _split(count: int, sizes: list[int]) -> list[int]:
     return shared
 
 
-def _settled(cells: Cells, sample: NDArray[np.float32]) -> Cells:
+def _recentre(cells: Cells, sample: NDArray[np.float32]) -> Cells:
     """Put each centroid at the mean of its rows, and measure how far they scatter."""
-    found = cells.assign(sample)
+    assignment = cells.assign(sample)
     count, width = cells.centroids.shape
-    held = np.bincount(found, minlength=count)
+    sizes = np.bincount(assignment, minlength=count)
     means, squares = cells.centroids.astype(np.float64), np.zeros(count)
-    order = np.argsort(found, kind="stable")
-    for cell, inside in enumerate(np.split(order, np.cumsum(held)[:-1])):
+    order = np.argsort(assignment, kind="stable")
+    for cell, inside in enumerate(np.split(order, np.cumsum(sizes)[:-1])):
         if inside.size:
             rows = sample[inside].astype(np.float64)
             means[cell] = rows.mean(axis=0)

@@ -98,7 +98,7 @@ class Climb(BaseModel):
     @property
     def next(self) -> int:
         """The step to be tried next."""
-        return max((one.step for one in self.tried), default=-1) + 1
+        return max((step.step for step in self.tried), default=-1) + 1
 
 
 def ladder(settings: IndexSettings, rows: int, dims: int) -> tuple[IndexPlan, ...]:
@@ -125,11 +125,11 @@ def read_climb(directory: Path, fingerprint: str, plans: Sequence[IndexPlan], ta
     fresh = Climb(kind="climb", fingerprint=fingerprint, target=target, plans=tuple(plans), tried=())
     path = directory / CLIMB
     try:
-        found = parse_record(path, read_fields(path), Climb)
+        record = parse_record(path, read_fields(path), Climb)
     except VectorIndexError:
         return fresh
-    same = (found.fingerprint, found.target, found.plans) == (fingerprint, target, fresh.plans)
-    return found if same else fresh
+    same = (record.fingerprint, record.target, record.plans) == (fingerprint, target, fresh.plans)
+    return record if same else fresh
 
 
 def fell_short(directory: Path, climb: Climb, step: int, measured: Measured) -> Climb:
@@ -138,17 +138,17 @@ def fell_short(directory: Path, climb: Climb, step: int, measured: Measured) -> 
     Raises:
         IndexNotWritten: The disk is full or can't be written.
     """
-    tried = Tried.of(step, climb.plans[step], measured)
-    kept = (*(one for one in climb.tried if one.step < step), tried)
-    climbed = climb.model_copy(update={"tried": kept})
-    _written(directory / CLIMB, climbed)
+    attempt = Tried.of(step, climb.plans[step], measured)
+    attempts = (*(earlier for earlier in climb.tried if earlier.step < step), attempt)
+    climbed = climb.model_copy(update={"tried": attempts})
+    _write(directory / CLIMB, climbed)
     log.info(
         "Index: %s finds %.3f of the %d %s scores with %d candidates; the target is %.3f. Next: %s.",
-        tried.plan,
-        tried.recall,
-        tried.depth,
-        tried.end,
-        tried.candidates,
+        attempt.plan,
+        attempt.recall,
+        attempt.depth,
+        attempt.end,
+        attempt.candidates,
         climb.target,
         climb.plans[step + 1].summary,
     )
@@ -161,8 +161,8 @@ def record_scan(directory: Path, climb: Climb) -> None:
     Raises:
         IndexNotWritten: The disk is full or can't be written.
     """
-    _written(directory / RECORD, climb.model_copy(update={"kind": "exact"}))
-    best = max(climb.tried, key=lambda one: one.recall)
+    _write(directory / RECORD, climb.model_copy(update={"kind": "exact"}))
+    best = max(climb.tried, key=lambda attempt: attempt.recall)
     log.warning(
         "No index in the fallback chain reaches a recall of %.3f; the best, %s, has %.3f. Searches scan the "
         "stored rows, which is exact and slower. Raise index.memory, lower index.recall, or name an index.kind.",
@@ -192,7 +192,7 @@ def end_climb(directory: Path) -> None:
     clear_partials(directory)
 
 
-def _written(path: Path, record: Climb) -> None:
+def _write(path: Path, record: Climb) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_record(path, record)

@@ -84,10 +84,10 @@ def merge_parts(directory: Path, fingerprint: str) -> ApproximateRecord:
         IndexCorrupt: A part was altered.
         IndexNotWritten: The disk is full or can't be written.
     """
-    standing = read_approximate(directory)
-    if standing is not None and standing.fingerprint == fingerprint:
+    existing = read_approximate(directory)
+    if existing is not None and existing.fingerprint == fingerprint:
         remove_parts(directory)
-        return standing
+        return existing
     trained, record = load_trained(directory, fingerprint)
     faiss = load_faiss()
     ranges = part_ranges(trained.plan, trained.rows)
@@ -140,7 +140,7 @@ def remove_index(directory: Path, keep: str | None = None) -> None:
     remove_parts(directory)
 
 
-def record_measured(directory: Path, measured: Measured, tried: Sequence[Tried] = ()) -> ApproximateRecord:
+def record_measured(directory: Path, measured: Measured, attempts: Sequence[Tried] = ()) -> ApproximateRecord:
     """Put what was measured, and what fell short before, into the record of the merged index.
 
     Raises:
@@ -148,7 +148,7 @@ def record_measured(directory: Path, measured: Measured, tried: Sequence[Tried] 
         IndexNotWritten: The disk is full or can't be written.
     """
     record = parse_record(directory / RECORD, read_fields(directory / RECORD), ApproximateRecord)
-    changed = record.model_copy(update={"measured": measured, "tried": tuple(tried)})
+    changed = record.model_copy(update={"measured": measured, "tried": tuple(attempts)})
     try:
         write_record(directory / RECORD, changed)
     except OSError as error:
@@ -193,15 +193,15 @@ def open_index(directory: Path, fingerprint: str, verify: Verify = "digest") -> 
             f"{record_path}: built from rows with the fingerprint {record.fingerprint}, expected {fingerprint}. "
             f"Neighbours from another run would be other documents. {rebuild}"
         )
-    for name, wanted in record.files.items():
-        verify_file(directory / name, wanted, record_path, verify)
+    for name, expected in record.files.items():
+        verify_file(directory / name, expected, record_path, verify)
     trained, _ = load_trained(directory, fingerprint)
-    wanted = lists_bytes(record.sizes, trained.lists.code_size)
-    if (sum(record.sizes), len(record.sizes), record.files[LISTS].bytes) != (record.rows, trained.plan.cells, wanted):
+    expected = lists_bytes(record.sizes, trained.lists.code_size)
+    if (sum(record.sizes), len(record.sizes), record.files[LISTS].bytes) != (record.rows, trained.plan.cells, expected):
         raise IndexCorrupt(
             f"{record_path}: found {sum(record.sizes)} rows in {len(record.sizes)} lists and "
             f"{record.files[LISTS].bytes} bytes, expected {record.rows} rows in {trained.plan.cells} lists and "
-            f"{wanted} bytes. {rebuild}"
+            f"{expected} bytes. {rebuild}"
         )
     try:
         map_lists(trained.faiss, directory / LISTS, record.sizes)
@@ -224,12 +224,12 @@ def open_parts(directory: Path, fingerprint: str, numbers: list[int] | None = No
     """
     trained, record = load_trained(directory, fingerprint)
     ranges = part_ranges(trained.plan, trained.rows)
-    wanted = list(range(len(ranges))) if numbers is None else numbers
-    if missing := [part_name(n) for n in wanted if read_part(directory, n, record, "digest") is None]:
+    chosen_parts = list(range(len(ranges))) if numbers is None else numbers
+    if missing := [part_name(n) for n in chosen_parts if read_part(directory, n, record, "digest") is None]:
         raise IndexMismatch(
             f"{directory}: {', '.join(missing)} missing, altered or of another training. Build them again."
         )
     faiss = load_faiss()
     flags = faiss.IO_FLAG_MMAP | faiss.IO_FLAG_READ_ONLY
-    parts = tuple(faiss.read_index(str(directory / f"{part_name(n)}.faiss"), flags) for n in wanted)
-    return ApproximateIndex(trained, parts, tuple(ranges[n] for n in wanted), None)
+    parts = tuple(faiss.read_index(str(directory / f"{part_name(n)}.faiss"), flags) for n in chosen_parts)
+    return ApproximateIndex(trained, parts, tuple(ranges[n] for n in chosen_parts), None)

@@ -177,9 +177,9 @@ def build_part(directory: Path, fingerprint: str, number: int, blocks: Blocks) -
     """
     trained, record = load_trained(directory, fingerprint)
     first, stop = part_ranges(trained.plan, trained.rows)[number]
-    standing = read_part(directory, number, record)
-    if standing is not None:
-        return standing
+    existing = read_part(directory, number, record)
+    if existing is not None:
+        return existing
     filled = trained.emptied()
     for start, sketched in _sliced(blocks, trained.sketch, first, stop):
         _add(filled, sketched, start)
@@ -212,7 +212,7 @@ def _sliced(blocks: Blocks, sketch: Sketch, first: int, stop: int) -> Iterator[t
     Sketched first: a sketch is the same beside any rows, and 4,096 whole rows may be gigabytes.
     """
     waiting = np.empty((min(SLICE_ROWS, stop - first), sketch.reduced), dtype=np.float32)
-    due, held = first, 0
+    due, filled = first, 0
     for start, rows, _ in checked_slices(blocks, sketch.dims):
         part = sketch.apply(rows)
         if start != due or start + len(part) > stop:
@@ -221,27 +221,27 @@ def _sliced(blocks: Blocks, sketch: Sketch, first: int, stop: int) -> Iterator[t
                 "was due. Every row must come once, in order: run the same build again to complete the shards."
             )
         due += len(part)
-        taken = 0
-        while taken < len(part):
-            count = min(len(waiting) - held, len(part) - taken)
-            waiting[held : held + count] = part[taken : taken + count]
-            held, taken = held + count, taken + count
-            if held == len(waiting):
-                yield due - len(part) + taken - held, waiting
-                held = 0
+        offset = 0
+        while offset < len(part):
+            count = min(len(waiting) - filled, len(part) - offset)
+            waiting[filled : filled + count] = part[offset : offset + count]
+            filled, offset = filled + count, offset + count
+            if filled == len(waiting):
+                yield due - len(part) + offset - filled, waiting
+                filled = 0
     if due != stop:
         raise IndexMismatch(f"The blocks ended before row {due} of [{first}, {stop}): run the same build again.")
-    if held:
-        yield stop - held, waiting[:held]
+    if filled:
+        yield stop - filled, waiting[:filled]
 
 
 def _add(filled: Trained, sketched: NDArray[np.float32], start: int) -> None:
     faiss = load_faiss()
     coded = filled.transform(sketched)
-    found = filled.cells.assign(coded)
+    assignment = filled.cells.assign(coded)
     numbers = np.arange(start, start + len(coded), dtype=np.int64)
     lists = filled.lists
-    lists.add_core(len(coded), faiss.swig_ptr(coded), faiss.swig_ptr(numbers), faiss.swig_ptr(found))
+    lists.add_core(len(coded), faiss.swig_ptr(coded), faiss.swig_ptr(numbers), faiss.swig_ptr(assignment))
     filled.faiss.ntotal = lists.ntotal
 
 

@@ -43,10 +43,10 @@ class Questions:
         Args:
             fetch: Gives rows' vectors.
         """
-        found, second = fetch(self.rows), self.against != NONE
-        found = found * self.signs[:, None]
-        found[second] -= fetch(self.against[second])
-        return found
+        vectors, second = fetch(self.rows), self.against != NONE
+        vectors = vectors * self.signs[:, None]
+        vectors[second] -= fetch(self.against[second])
+        return vectors
 
     @property
     def kinds(self) -> list[NDArray[np.int64]]:
@@ -55,7 +55,7 @@ class Questions:
         parts = (~second & (self.signs > 0), ~second & (self.signs < 0), second)
         return [np.flatnonzero(part) for part in parts if part.any()]
 
-    def others(self, question: int, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    def drop_own(self, question: int, rows: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return rows without those that a question is made of, in their order."""
         return rows[(rows != self.rows[question]) & (rows != self.against[question])]
 
@@ -68,14 +68,14 @@ def questions(rows: int, count: int = COUNT) -> Questions:
         count: How many; fewer where there are fewer rows than a third of that.
     """
     random = np.random.Generator(np.random.Philox(key=SEED + 1))
-    each = min(rows, -(-count // 3))
-    plain, negated, first = (random.choice(rows, each, replace=False).astype(np.int64) for _ in range(3))
+    share = min(rows, -(-count // 3))
+    plain, negated, first = (random.choice(rows, share, replace=False).astype(np.int64) for _ in range(3))
     # Another row than the first, wherever there is one.
-    second = (first + 1 + random.integers(0, max(1, rows - 1), each)) % max(1, rows)
-    contrasts = each if rows > 1 else 0
-    none = np.full(2 * each, NONE, np.int64)
+    second = (first + 1 + random.integers(0, max(1, rows - 1), share)) % max(1, rows)
+    contrasts = share if rows > 1 else 0
+    none = np.full(2 * share, NONE, np.int64)
     return Questions(
         np.concatenate([plain, negated, first[:contrasts]]),
         np.concatenate([none, second[:contrasts]]),
-        np.repeat(np.array([1, -1, 1], np.float32), [each, each, contrasts]),
+        np.repeat(np.array([1, -1, 1], np.float32), [share, share, contrasts]),
     )

@@ -89,7 +89,7 @@ def measure_recall(
     if not depths:
         return Measured(target=target, reached=True, queries=0, spread=1.0, dials=_everything(index), curve=())
     ranks = _ranks(index, ends, fetch)
-    spread = min(SPREADS, key=lambda each: _cost(index, ranks[each], own, depths, target))
+    spread = min(SPREADS, key=lambda candidate: _cost(index, ranks[candidate], own, depths, target))
     dials, curve = [], []
     for number, (end, signed, true) in enumerate(ends):
         for depth in depths:
@@ -122,14 +122,14 @@ def _everything(index: ApproximateIndex) -> tuple[Dial, ...]:
     return tuple(Dial(end=end, depth=rows, probes=cells, candidates=rows, recall=1.0) for end in ends)
 
 
-def _without(found: Found, own: Questions) -> Found:
+def _without(neighbours: Found, own: Questions) -> Found:
     """Drop the rows that each question is made of, or else its last neighbours, so that all have equally many."""
-    count = max(0, found.rows.shape[1] - OWN)
+    count = max(0, neighbours.rows.shape[1] - OWN)
     rows = np.empty((len(own), count), np.int64)
     scores = np.empty((len(own), count), np.float32)
-    for question, line in enumerate(found.rows):
-        places = np.flatnonzero(np.isin(line, own.others(question, line)))[:count]
-        rows[question], scores[question] = line[places], found.scores[question, places]
+    for question, line in enumerate(neighbours.rows):
+        places = np.flatnonzero(np.isin(line, own.drop_own(question, line)))[:count]
+        rows[question], scores[question] = line[places], neighbours.scores[question, places]
     return Found(rows, scores)
 
 
@@ -165,22 +165,22 @@ def _ranks(
 ) -> dict[float, list[NDArray[np.int64]]]:
     """Return, for each spread and end, how many cells come before the one that holds each true row, [m, depth]."""
     trained = index.trained
-    needed = np.unique(np.concatenate([true.ravel() for _, _, true in ends]))
+    true_rows = np.unique(np.concatenate([true.ravel() for _, _, true in ends]))
     step = max(1, SLICE_BYTES // (4 * trained.dims))
     homes = [
-        trained.cells.assign(trained.reduce(fetch(needed[first : first + step])))
-        for first in range(0, needed.size, step)
+        trained.cells.assign(trained.reduce(fetch(true_rows[first : first + step])))
+        for first in range(0, true_rows.size, step)
     ]
     home = np.concatenate([np.empty(0, np.int64), *homes])
-    found: dict[float, list[NDArray[np.int64]]] = {}
+    ranks: dict[float, list[NDArray[np.int64]]] = {}
     for spread in SPREADS:
-        found[spread] = []
+        ranks[spread] = []
         for _, signed, true in ends:
             order, _ = trained.cells.order(trained.reduce(signed), spread)
             places = np.empty_like(order)
             np.put_along_axis(places, order, np.arange(order.shape[1])[None], axis=1)
-            found[spread].append(np.take_along_axis(places, home[np.searchsorted(needed, true)], axis=1))
-    return found
+            ranks[spread].append(np.take_along_axis(places, home[np.searchsorted(true_rows, true)], axis=1))
+    return ranks
 
 
 def _cost(
@@ -214,8 +214,8 @@ def _candidates(
         proposed = propose(index, signed, probes, min(index.rows, counts[-1] + OWN), spread)
         hits = np.zeros((len(true), counts[-1]), dtype=np.float64)
         for i, rows in enumerate(proposed):
-            others = own.others(i, rows)[: counts[-1]]
-            hits[i, : others.size] = np.isin(others, true[i])
+            proposals = own.drop_own(i, rows)[: counts[-1]]
+            hits[i, : proposals.size] = np.isin(proposals, true[i])
         shares = hits.cumsum(axis=1) / depth
         recalls, surely = _of_the_worst_kind(shares, own)
         read = _share_read(index, signed, probes, spread)
@@ -231,9 +231,9 @@ def _candidates(
             counts, further = [*counts, *further], []
             continue
         if sure or probes == cells:
-            chosen = sure[0] if sure else new[-1]
+            first_point = sure[0] if sure else new[-1]
             return (
-                Dial(end=end, depth=depth, probes=probes, candidates=chosen.candidates, recall=chosen.recall),
+                Dial(end=end, depth=depth, probes=probes, candidates=first_point.candidates, recall=first_point.recall),
                 points,
             )
         probes = min(cells, 2 * probes)

@@ -61,7 +61,7 @@ class Sketch:
             return np.ascontiguousarray(vectors, dtype=np.float32)
         if self.reduced > self.dims:
             return np.pad(np.asarray(vectors, dtype=np.float32), ((0, 0), (0, self.reduced - self.dims)))
-        signs, shifts = self._drawn
+        signs, shifts = self._draw
         out = np.zeros((len(vectors), self.reduced), dtype=np.float32)
         step = max(1, SKETCHED_BYTES // (4 * self.reduced))
         for first in range(0, len(vectors), step):
@@ -76,7 +76,7 @@ class Sketch:
         return out
 
     @cached_property
-    def _drawn(self) -> tuple[NDArray[np.float32], list[int]]:
+    def _draw(self) -> tuple[NDArray[np.float32], list[int]]:
         """A sign for every column, and how far each run of `reduced` columns is turned."""
         random = np.random.Generator(np.random.Philox(key=self.seed))
         signs = random.choice(np.array([-1, 1], dtype=np.float32), self.dims)

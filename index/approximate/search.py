@@ -89,7 +89,7 @@ def search(
         VectorIndexError: k < 1; queries of another width, or not finite; unknown rows in `allowed`; an index that
             wasn't measured, without probes and candidates.
     """
-    wanted = checked_count(k)
+    requested = checked_count(k)
     queries = checked_queries(queries)
     if queries.shape[1] != index.trained.dims:
         raise VectorIndexError(
@@ -97,9 +97,9 @@ def search(
             "from the same model, layers and projection as the rows."
         )
     permitted = Allowed.of(allowed, index.trained.rows, index.ranges)
-    k, given = min(wanted, permitted.count), (probes, candidates)
-    most = _search_end(index, queries, "largest", k, score, permitted, given)
-    least = _search_end(index, -queries, "smallest", k, score, permitted, given)
+    k, settings = min(requested, permitted.count), (probes, candidates)
+    most = _search_end(index, queries, "largest", k, score, permitted, settings)
+    least = _search_end(index, -queries, "smallest", k, score, permitted, settings)
     # Adding zero turns the -0.0 of a negated zero score into 0.0.
     return Neighbours(replace(most, scores=most.scores + 0.0), replace(least, scores=0.0 - least.scores))
 
@@ -120,7 +120,7 @@ def _search_end(
     probes, count, spread = dialled(index.measured, end, k, cells, *settings)
     if allowed.count <= count:
         for i, query in enumerate(queries):
-            rows[i], scores[i], _ = _decided(score, query, allowed.rows, k)
+            rows[i], scores[i], _ = _rerank(score, query, allowed.rows, k)
         return Found(rows, scores)
     effort = Effort(cells if allowed.narrow else probes, count)
     # What the user set stays as it is.
@@ -139,7 +139,7 @@ def _search_end(
         late = np.zeros(len(pending), dtype=bool)
         proposed = _proposed(index, queries[pending], effort, spread, k, allowed)
         for place, i in enumerate(pending):
-            rows[i], scores[i], places = _decided(score, queries[i], proposed[place], k)
+            rows[i], scores[i], places = _rerank(score, queries[i], proposed[place], k)
             late[place] = came_late(places, effort.candidates)
         near = np.zeros(len(pending), dtype=bool)
         if margin is not None and effort.probes < most.probes:
@@ -169,31 +169,31 @@ def _proposed(
     index: ApproximateIndex, queries: NDArray[np.float64], effort: Effort, spread: float, k: int, allowed: Allowed
 ) -> list[NDArray[np.int64]]:
     """Return each query's candidates, best codes first, at least k of them."""
-    found = propose(index, queries, effort.probes, effort.candidates, spread, allowed)
+    proposals = propose(index, queries, effort.probes, effort.candidates, spread, allowed)
     # Too few rows in the cells that were read: read them all.
-    short = [i for i, candidates in enumerate(found) if candidates.size < k]
+    short = [i for i, candidates in enumerate(proposals) if candidates.size < k]
     if short:
         again = propose(index, queries[short], index.trained.plan.cells, effort.candidates, spread, allowed)
         for i, candidates in zip(short, again, strict=True):
-            found[i] = candidates
+            proposals[i] = candidates
             if candidates.size < k:
                 raise IndexCorrupt(
                     f"The index finds {candidates.size} rows where {k} were wanted, with all its lists read: the "
                     "files were altered, or rows are too long for its codes. Open it with every byte verified; if "
                     "that passes, set index.kind: exact."
                 )
-    return found
+    return proposals
 
 
-def _decided(
+def _rerank(
     score: Score, query: NDArray[np.float64], candidates: NDArray[np.int64], k: int
 ) -> tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.intp]]:
     """Return the best k of some candidates by their true scores: rows, scores, and their places among these."""
     order = np.argsort(candidates)
     ascending = candidates[order]
     exact = score(query, ascending)
-    chosen = best(exact, ascending, k)
-    return ascending[chosen], exact[chosen], order[chosen]
+    places = best(exact, ascending, k)
+    return ascending[places], exact[places], order[places]
 
 
 def distance_to_unread(
@@ -238,7 +238,9 @@ def propose(
         cells, products = index.trained.cells.order(reduced, spread)
         cells, products = np.ascontiguousarray(cells[:, :probes]), np.ascontiguousarray(products[:, :probes])
         bits = TURNED_BITS if index.trained.plan.turned else QUERY_BITS
-        answers = [_read_lists(held, longest, reduced, cells, products, count, selector, bits) for held in index.parts]
+        answers = [
+            _read_lists(segment, longest, reduced, cells, products, count, selector, bits) for segment in index.parts
+        ]
         for i in range(len(part)):
             scores = np.concatenate([answer[0][i] for answer in answers])
             rows = np.concatenate([answer[1][i] for answer in answers])
@@ -254,7 +256,7 @@ def propose(
 
 
 def _read_lists(
-    held: Any,
+    segment: Any,
     longest: float,
     reduced: NDArray[np.float32],
     cells: NDArray[np.int64],
@@ -264,16 +266,16 @@ def _read_lists(
     bits: int,
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     faiss = load_faiss()
-    lists = lists_of(held)
+    lists = lists_of(segment)
     queries, kind = reduced, faiss.SearchParametersIVF
-    given: dict[str, Any] = {"nprobe": cells.shape[1]}
+    options: dict[str, Any] = {"nprobe": cells.shape[1]}
     if isinstance(lists, faiss.IndexIVFRaBitQ):
-        kind, given["qb"] = faiss.IVFRaBitQSearchParameters, bits
+        kind, options["qb"] = faiss.IVFRaBitQSearchParameters, bits
         scale = np.float32(QUERY_LENGTH * (longest or 1.0))
         queries, products = np.ascontiguousarray(reduced * scale), products * scale
     if selector is not None:
-        given["sel"] = selector
-    parameters = kind(**given)
+        options["sel"] = selector
+    parameters = kind(**options)
     # Queries share out the cores. FAISS could share out one query's cells too, but its threads wait for one another at
     # every cell: beside other work on the machine that took up to a hundred times as long.
     lists.parallel_mode = 3

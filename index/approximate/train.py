@@ -193,7 +193,7 @@ def _padded(cells: Cells, count: int) -> Cells:
 
 def _train_codes(faiss: Any, lists: Any, coded: NDArray[np.float32], cells: Cells) -> None:
     """Train the codec on what is left of rows beyond their centroids."""
-    found = cells.assign(coded)
+    assignment = cells.assign(coded)
     if isinstance(lists, faiss.IndexIVFPQ):
         # Meant for a filter that nobody here uses, and slow.
         lists.do_polysemous_training = False
@@ -201,6 +201,6 @@ def _train_codes(faiss: Any, lists: Any, coded: NDArray[np.float32], cells: Cell
     if not isinstance(lists, faiss.IndexIVFFlat):
         lists.by_residual = True
     if len(coded):
-        residuals = np.ascontiguousarray(coded - cells.centroids[found])
-        lists.train_encoder(len(coded), faiss.swig_ptr(residuals), faiss.swig_ptr(found))
+        residuals = np.ascontiguousarray(coded - cells.centroids[assignment])
+        lists.train_encoder(len(coded), faiss.swig_ptr(residuals), faiss.swig_ptr(assignment))
     lists.is_trained = True

@@ -11,7 +11,7 @@ PIECE = 4096
 """Columns that are summed in float32 before float64 takes over, where both sides are float32."""
 
 
-def row_dots(values: NDArray[np.floating], others: NDArray[np.floating]) -> NDArray[np.float64]:
+def row_dots(values: NDArray[np.floating], right: NDArray[np.floating]) -> NDArray[np.float64]:
     """Return ⟨row, other⟩ for every row, float64 [n].
 
     The order of a sum depends on the width alone, not on the row's address, its neighbours or the processor, as that of
@@ -20,13 +20,13 @@ def row_dots(values: NDArray[np.floating], others: NDArray[np.floating]) -> NDAr
 
     Args:
         values: [n, w].
-        others: [w], the same for all rows; or [n, w], one for each.
+        right: [w], the same for all rows; or [n, w], one for each.
     """
-    wide = any(array.dtype != np.float32 for array in (values, others))
+    wide = any(array.dtype != np.float32 for array in (values, right))
     dtype = np.float64 if wide else np.float32
-    others = np.ascontiguousarray(np.atleast_2d(others), dtype=dtype)
+    right = np.ascontiguousarray(np.atleast_2d(right), dtype=dtype)
     out = np.empty(len(values))
-    (_in_float64 if wide else _in_float32)()(np.ascontiguousarray(values, dtype=dtype), others, out)
+    (_in_float64 if wide else _in_float32)()(np.ascontiguousarray(values, dtype=dtype), right, out)
     return out
 
 
@@ -37,11 +37,11 @@ def _in_float64() -> Callable[..., None]:
 
     from index.gemm.compiled import compiled
 
-    def kernel(values: Any, others: Any, out: Any) -> None:
+    def kernel(values: Any, right: Any, out: Any) -> None:
         width = values.shape[1]
         whole = width // 8 * 8
         for row in range(values.shape[0]):
-            line, other = values[row], others[row if others.shape[0] > 1 else 0]
+            line, other = values[row], right[row if right.shape[0] > 1 else 0]
             a = b = c = d = e = f = g = h = 0.0
             for at in range(0, whole, 8):
                 a += line[at] * other[at]
@@ -74,21 +74,21 @@ def _in_float32() -> Callable[..., None]:
     several = 4
     step, piece = several * LANES, PIECE
 
-    def kernel(values: Any, others: Any, out: Any) -> None:
+    def kernel(values: Any, right: Any, out: Any) -> None:
         sums = np.empty(several)
         width = values.shape[1]
         whole = width // step * step
         for row in range(values.shape[0]):
-            other = row if others.shape[0] > 1 else 0
+            other = row if right.shape[0] > 1 else 0
             total = 0.0
             for begin in range(0, whole, piece):
-                found = zeros(several)
+                accumulators = zeros(several)
                 for at in range(begin, min(begin + piece, whole), step):
-                    found = add_dots(found, values, (row, at), others, (other, at))
-                add_lanes(found, sums)
+                    accumulators = add_dots(accumulators, values, (row, at), right, (other, at))
+                add_lanes(accumulators, sums)
                 total += (sums[0] + sums[1]) + (sums[2] + sums[3])
             for at in range(whole, width):
-                total += np.float64(values[row, at]) * np.float64(others[other, at])
+                total += np.float64(values[row, at]) * np.float64(right[other, at])
             out[row] = total
 
     read = types.Array(types.float32, 2, "C", readonly=True)

@@ -45,14 +45,14 @@ def products() -> Callable[..., None]:
             for first in range(0, left.shape[0], rows):
                 for number in range(out.shape[1] // panel):
                     at = (first, last, number * panel)
-                    found = zeros(count)
+                    sums = zeros(count)
                     if begin:
-                        found = load_tile((rows, wide), out, at)
+                        sums = load_tile((rows, wide), out, at)
                     for column in range(begin, end):
-                        found = add_outer(
-                            (rows, wide), found, left, (first, last, column), right, number * width + column
+                        sums = add_outer(
+                            (rows, wide), sums, left, (first, last, column), right, number * width + column
                         )
-                    store_tile((rows, wide), found, out, at)
+                    store_tile((rows, wide), sums, out, at)
 
     read = types.Array(types.float32, 2, "A", readonly=True)
     return compiled(kernel, "products", [vectors], read, read, types.Array(types.float32, 2, "C"))

@@ -58,13 +58,13 @@ def load_tile(_: Any, tile: Any, out: Any, place: Any) -> Any:
     rows, vectors = (part.literal_value for part in tile)
     kind = Sums(rows * vectors)
 
-    def made(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        found = ir.Constant(context.get_value_type(kind), ir.Undefined)
+    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        value = ir.Constant(context.get_value_type(kind), ir.Undefined)
         for number, at in enumerate(_tile(context, builder, signature.args[1], args[1], args[2], rows, vectors)):
-            found = builder.insert_value(found, builder.load(at, align=4), number)
-        return found
+            value = builder.insert_value(value, builder.load(at, align=4), number)
+        return value
 
-    return kind(tile, out, place), made
+    return kind(tile, out, place), emit
 
 
 @operation
@@ -72,12 +72,12 @@ def store_tile(_: Any, tile: Any, sums: Any, out: Any, place: Any) -> Any:
     """Write the `Sums` of a tile to `out`; see `load_tile`."""
     rows, vectors = (part.literal_value for part in tile)
 
-    def made(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         for number, at in enumerate(_tile(context, builder, signature.args[2], args[2], args[3], rows, vectors)):
             builder.store(builder.extract_value(args[1], number), at, align=4)
         return context.get_dummy_value()
 
-    return types.void(tile, sums, out, place), made
+    return types.void(tile, sums, out, place), emit
 
 
 @operation
@@ -94,23 +94,23 @@ def add_outer(_: Any, tile: Any, sums: Any, left: Any, place: Any, right: Any, r
     """
     rows, vectors = (part.literal_value for part in tile)
 
-    def made(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        _, found, left, place, right, row = args
+    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        _, sums, left, place, right, row = args
         nothing = ir.Constant(row.type, 0)
         start = address(context, builder, signature.args[4], right, row, nothing)
         start = builder.bitcast(start, VECTOR.as_pointer())
-        held = [builder.load(builder.gep(start, [ir.Constant(INT, n)]), align=4) for n in range(vectors)]
+        columns = [builder.load(builder.gep(start, [ir.Constant(INT, n)]), align=4) for n in range(vectors)]
         first, last, column = (builder.extract_value(place, part) for part in range(3))
         for number in range(rows):
             at = address(context, builder, signature.args[2], left, _clamped(builder, first, last, number), column)
             value = spread(builder, builder.load(builder.bitcast(at, FLOAT.as_pointer()), align=4), LANES)
             for vector in range(vectors):
-                which = number * vectors + vector
-                total = multiply_add(builder, value, held[vector], builder.extract_value(found, which))
-                found = builder.insert_value(found, total, which)
-        return found
+                number_in_tile = number * vectors + vector
+                total = multiply_add(builder, value, columns[vector], builder.extract_value(sums, number_in_tile))
+                sums = builder.insert_value(sums, total, number_in_tile)
+        return sums
 
-    return sums(tile, sums, left, place, right, row), made
+    return sums(tile, sums, left, place, right, row), emit
 
 
 @operation
@@ -125,27 +125,27 @@ def add_dots(_: Any, sums: Any, left: Any, at: Any, right: Any, beside: Any) -> 
         beside: The row and the first column.
     """
 
-    def made(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        found, left, at, right, beside = args
+    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        totals, left, at, right, beside = args
         starts = []
         for kind, array, place in ((signature.args[1], left, at), (signature.args[3], right, beside)):
             row, column = (builder.extract_value(place, part) for part in range(2))
             start = address(context, builder, kind, array, row, column)
             starts.append(builder.bitcast(start, VECTOR.as_pointer()))
         for number in range(sums.count):
-            one, other = (builder.load(builder.gep(start, [ir.Constant(INT, number)]), align=4) for start in starts)
-            total = multiply_add(builder, one, other, builder.extract_value(found, number))
-            found = builder.insert_value(found, total, number)
-        return found
+            first, other = (builder.load(builder.gep(start, [ir.Constant(INT, number)]), align=4) for start in starts)
+            total = multiply_add(builder, first, other, builder.extract_value(totals, number))
+            totals = builder.insert_value(totals, total, number)
+        return totals
 
-    return sums(sums, left, at, right, beside), made
+    return sums(sums, left, at, right, beside), emit
 
 
 @operation
 def add_lanes(_: Any, sums: Any, out: Any) -> Any:
     """Add up the lanes of each vector in float64, halves first, into an array [count]."""
 
-    def made(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         data = context.make_array(signature.args[1])(context, builder, args[1]).data
         for number in range(signature.args[0].count):
             part = builder.fpext(builder.extract_value(args[0], number), ir.VectorType(ir.DoubleType(), LANES))
@@ -158,7 +158,7 @@ def add_lanes(_: Any, sums: Any, out: Any) -> Any:
             builder.store(whole, builder.gep(data, [ir.Constant(ir.IntType(64), number)]))
         return context.get_dummy_value()
 
-    return types.void(sums, out), made
+    return types.void(sums, out), emit
 
 
 def multiply_add(builder: Any, left: Any, right: Any, total: Any) -> Any:
@@ -170,19 +170,19 @@ def multiply_add(builder: Any, left: Any, right: Any, total: Any) -> Any:
 
 def address(context: Any, builder: Any, kind: Any, array: Any, row: Any, column: Any) -> Any:
     """Return the address of an element of an array [n, w], whose rows lie anywhere, each without gaps."""
-    held = context.make_array(kind)(context, builder, array)
-    start = builder.mul(row, builder.extract_value(held.strides, 0))
+    struct = context.make_array(kind)(context, builder, array)
+    start = builder.mul(row, builder.extract_value(struct.strides, 0))
     size = ir.Constant(column.type, kind.dtype.bitwidth // 8)
     at = builder.add(start, builder.mul(column, size))
-    return builder.gep(builder.bitcast(held.data, ir.IntType(8).as_pointer()), [at])
+    return builder.gep(builder.bitcast(struct.data, ir.IntType(8).as_pointer()), [at])
 
 
 def spread(builder: Any, value: Any, count: int) -> Any:
     """Return a vector that holds a number everywhere."""
-    one = builder.insert_element(
+    single = builder.insert_element(
         ir.Constant(ir.VectorType(value.type, count), ir.Undefined), value, ir.Constant(INT, 0)
     )
-    return builder.shuffle_vector(one, one, ir.Constant(ir.VectorType(INT, count), [0] * count))
+    return builder.shuffle_vector(single, single, ir.Constant(ir.VectorType(INT, count), [0] * count))
 
 
 def _clamped(builder: Any, first: Any, last: Any, number: int) -> Any:

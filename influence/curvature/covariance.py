@@ -126,31 +126,31 @@ class CovarianceSums:
         """Add the sums of other examples; merge in a fixed order for the same bits every time."""
         self.examples += other.examples
         self.losses += other.losses
-        for mine, theirs in ((self.inputs, other.inputs), (self.outputs, other.outputs)):
-            for name, blocks in theirs.items():
-                mine[name] = [a + b for a, b in zip(mine[name], blocks, strict=True)] if name in mine else blocks
+        for own, added in ((self.inputs, other.inputs), (self.outputs, other.outputs)):
+            for name, blocks in added.items():
+                own[name] = [a + b for a, b in zip(own[name], blocks, strict=True)] if name in own else blocks
         for name, count in other.positions.items():
             self.positions[name] = self.positions.get(name, 0) + count
 
     def names(self) -> list[str]:
         """Return the names that `tensors` gives where every module ran."""
-        named = ["examples", "losses"]
+        names = ["examples", "losses"]
         for module in self.modules:
-            named.append(f"positions.{module.name}")
+            names.append(f"positions.{module.name}")
             for side, width in (("inputs", module.inputs), ("outputs", module.outputs)):
                 count = len(self.settings.cut(module.name, side, width))
-                named += [f"{side}.{number}.{module.name}" for number in range(count)]
-        return named
+                names += [f"{side}.{number}.{module.name}" for number in range(count)]
+        return names
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the state as named tensors on the CPU, to be saved."""
-        named = {"examples": torch.tensor(self.examples), "losses": torch.tensor(self.losses, dtype=torch.float64)}
+        tensors = {"examples": torch.tensor(self.examples), "losses": torch.tensor(self.losses, dtype=torch.float64)}
         for module in self.modules:
-            named[f"positions.{module.name}"] = torch.tensor(self.positions.get(module.name, 0))
+            tensors[f"positions.{module.name}"] = torch.tensor(self.positions.get(module.name, 0))
             for side, sums in (("inputs", self.inputs), ("outputs", self.outputs)):
                 for number, block in enumerate(sums.get(module.name, ())):
-                    named[f"{side}.{number}.{module.name}"] = block.cpu()
-        return named
+                    tensors[f"{side}.{number}.{module.name}"] = block.cpu()
+        return tensors
 
     @classmethod
     def from_tensors(
@@ -167,9 +167,9 @@ class CovarianceSums:
                 ("outputs", sums.outputs, module.outputs),
             ):
                 names = [f"{side}.{k}.{module.name}" for k in range(len(settings.cut(module.name, side, width)))]
-                held = [tensors[name] for name in names if name in tensors]
-                if held:
-                    into[module.name] = held
+                arrays = [tensors[name] for name in names if name in tensors]
+                if arrays:
+                    into[module.name] = arrays
         return sums
 
 
@@ -242,15 +242,15 @@ class _Covariances:
         self._place = 0
 
     def keep(self, module: nn.Module, inputs: Tensor, output: Tensor) -> NSI | None:
-        received, seen = layer_inputs(self._layer, inputs, output), known(self._layer.module)
-        if self.backward or (seen.reached is False and not self._sliced):
+        received, layout = layer_inputs(self._layer, inputs, output), known(self._layer.module)
+        if self.backward or (layout.reached is False and not self._sliced):
             return received
-        self._add_inputs(received, seen.layout or Layout.FIRST)
+        self._add_inputs(received, layout.layout or Layout.FIRST)
         return None
 
-    def take(self, grads: NSO, kept: NSI | None, *, last: bool) -> None:
-        if kept is not None:
-            self._add_inputs(kept, Layout.FIRST)
+    def take(self, grads: NSO, activations: NSI | None, *, last: bool) -> None:
+        if activations is not None:
+            self._add_inputs(activations, Layout.FIRST)
         _add(self._sums.outputs, self._layer.name, grads, self._outputs)
 
     def _add_inputs(self, received: Tensor, layout: Layout) -> None:
@@ -263,9 +263,9 @@ class _Covariances:
         if mask is not None:
             mask = layout.of_mask(mask)
         if mask is not None and mask.shape == received.shape[:2]:
-            held = (mask != 0).to(received.device)
-            received = received * held.unsqueeze(2).to(received.dtype)
-            count = int(held.sum())
+            present = (mask != 0).to(received.device)
+            received = received * present.unsqueeze(2).to(received.dtype)
+            count = int(present.sum())
         name = self._layer.name
         self._sums.positions[name] = self._sums.positions.get(name, 0) + count
         _add(self._sums.inputs, name, received, self._inputs)

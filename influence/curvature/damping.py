@@ -137,5 +137,5 @@ def _under_share(eigenvalues: Tensor, share: float) -> float:
     if share == 0:
         return 0.0
     ascending = eigenvalues.double().flatten().sort().values
-    reached = ascending.cumsum(0)
-    return float(ascending[int((reached < share * reached[-1]).sum().clamp(max=len(ascending) - 1))])
+    cumulative = ascending.cumsum(0)
+    return float(ascending[int((cumulative < share * cumulative[-1]).sum().clamp(max=len(ascending) - 1))])

@@ -66,8 +66,8 @@ class EigenvalueSums:
     @classmethod
     def from_tensors(cls, names: Sequence[str], tensors: Mapping[str, Tensor]) -> Self:
         """Return the sums that `tensors()` gave."""
-        held = {name: tensors[f"squares.{name}"] for name in names if f"squares.{name}" in tensors}
-        return cls(tuple(names), int(tensors["examples"]), held)
+        squares = {name: tensors[f"squares.{name}"] for name in names if f"squares.{name}" in tensors}
+        return cls(tuple(names), int(tensors["examples"]), squares)
 
 
 class EigenvalueFit(Hooks):
@@ -105,33 +105,33 @@ class _Squares:
     def keep(self, module: nn.Module, inputs: Tensor, output: Tensor) -> NSI:
         return layer_inputs(self._layer, inputs, output)
 
-    def take(self, grads: NSO, kept: NSI, *, last: bool) -> None:
+    def take(self, grads: NSO, activations: NSI, *, last: bool) -> None:
         dtype = torch.float64 if grads.dtype == torch.float64 else torch.float32
         total = self._total(grads, dtype)
         if last and self._pending is None:
             step = max(1, CHUNK_BYTES // (total.numel() * total.element_size()))
             for first in range(0, len(grads), step):
                 part = slice(first, first + step)
-                _add_squares(total, self._rotated(grads[part].to(dtype), kept[part].to(dtype)))
+                _add_squares(total, self._rotated(grads[part].to(dtype), activations[part].to(dtype)))
             return
-        product = torch.bmm(grads.to(dtype).transpose(1, 2), kept.to(dtype))
+        product = torch.bmm(grads.to(dtype).transpose(1, 2), activations.to(dtype))
         self._pending = product if self._pending is None else self._pending + product
         if last:
             self.finish()
 
     def finish(self) -> None:
         """Square what is pending: at the last use, or once the batch is over, where a use was due that never came."""
-        found, self._pending = self._pending, None
-        if found is not None:
-            _add_squares(self._total(found, found.dtype), self._basis_like(found).rotate(found))
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            _add_squares(self._total(pending, pending.dtype), self._basis_like(pending).rotate(pending))
 
-    def _rotated(self, grads: NSO, kept: NSI) -> Tensor:
+    def _rotated(self, grads: NSO, activations: NSI) -> Tensor:
         """Q_Sᵀ G Q_A, [n, O, I]: the factors turned before their product, or the product after, whichever is less."""
         basis = self._basis_like(grads)
-        positions, (outputs, inputs) = grads.shape[1], (grads.shape[2], kept.shape[2])
+        positions, (outputs, inputs) = grads.shape[1], (grads.shape[2], activations.shape[2])
         if positions * (outputs**2 + inputs**2) <= outputs * inputs * (outputs + inputs):
-            return torch.bmm(basis.outputs.rotate(grads).transpose(1, 2), basis.inputs.rotate(kept))
-        return basis.rotate(torch.bmm(grads.transpose(1, 2), kept))
+            return torch.bmm(basis.outputs.rotate(grads).transpose(1, 2), basis.inputs.rotate(activations))
+        return basis.rotate(torch.bmm(grads.transpose(1, 2), activations))
 
     def _total(self, grads: Tensor, dtype: torch.dtype) -> Tensor:
         name = self._layer.name
@@ -142,8 +142,8 @@ class _Squares:
 
     def _basis_like(self, like: Tensor) -> ModuleBasis:
         """The basis in the dtype and on the device of `like`, moved once."""
-        held = self._basis.inputs.vectors[0]
-        if held.dtype != like.dtype or held.device != like.device:
+        vectors = self._basis.inputs.vectors[0]
+        if vectors.dtype != like.dtype or vectors.device != like.device:
             self._basis = self._basis.to(like.device, like.dtype)
         return self._basis
 

@@ -64,13 +64,13 @@ class ModuleBasis:
 
     def rotate(self, gradients: Tensor) -> Tensor:
         """Return Q_Sᵀ G Q_A of gradients [..., O, I]."""
-        turned = self.inputs.rotate(gradients)
-        return self.outputs.rotate(turned.transpose(-1, -2)).transpose(-1, -2)
+        rotated = self.inputs.rotate(gradients)
+        return self.outputs.rotate(rotated.transpose(-1, -2)).transpose(-1, -2)
 
     def rotate_back(self, gradients: Tensor) -> Tensor:
         """Return Q_S G Q_Aᵀ of gradients [..., O, I]."""
-        turned = self.inputs.rotate_back(gradients)
-        return self.outputs.rotate_back(turned.transpose(-1, -2)).transpose(-1, -2)
+        rotated = self.inputs.rotate_back(gradients)
+        return self.outputs.rotate_back(rotated.transpose(-1, -2)).transpose(-1, -2)
 
     def to(self, device: torch.device, dtype: torch.dtype) -> "ModuleBasis":
         """Return the same with its eigenvectors on a device and in a dtype."""
@@ -99,18 +99,18 @@ class Eigenbasis:
         for module in self.modules:
             if module.name == name:
                 return module
-        held = ", ".join(module.name for module in self.modules[:8])
-        raise CurvatureError(f"There are no factors for {name}; these are for {held}. They belong to another model.")
+        names = ", ".join(module.name for module in self.modules[:8])
+        raise CurvatureError(f"There are no factors for {name}; these are for {names}. They belong to another model.")
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the state as named tensors, to be saved."""
-        named = {"loss": torch.tensor(self.loss, dtype=torch.float64)}
+        tensors = {"loss": torch.tensor(self.loss, dtype=torch.float64)}
         for module in self.modules:
             for name, side in (("inputs", module.inputs), ("outputs", module.outputs)):
-                named[f"values.{name}.{module.name}"] = side.values
+                tensors[f"values.{name}.{module.name}"] = side.values
                 for number, block in enumerate(side.vectors):
-                    named[f"vectors.{name}.{number}.{module.name}"] = block
-        return named
+                    tensors[f"vectors.{name}.{number}.{module.name}"] = block
+        return tensors
 
     @classmethod
     def from_tensors(
@@ -154,17 +154,17 @@ def decompose(sums: CovarianceSums, dtype: torch.dtype = torch.float32) -> Eigen
     return Eigenbasis(tuple(modules), sums.losses / sums.examples)
 
 
-def _side(blocks: Sequence[Tensor], count: int, what: str, dtype: torch.dtype) -> Side:
+def _side(blocks: Sequence[Tensor], count: int, label: str, dtype: torch.dtype) -> Side:
     vectors, values = [], []
     for block in blocks:
         matrix = block.double().cpu() / count
         if not bool(torch.isfinite(matrix).all()):
             raise CurvatureError(
-                f"The covariance of {what} is not finite: an activation or a gradient overflowed. Look for inf or NaN "
+                f"The covariance of {label} is not finite: an activation or a gradient overflowed. Look for inf or NaN "
                 "in the model's weights and outputs; float16 overflows where bfloat16 and float32 don't."
             )
-        found, basis = torch.linalg.eigh((matrix + matrix.T) / 2)
-        values.append(found.clamp(min=0))
+        eigenvalues, basis = torch.linalg.eigh((matrix + matrix.T) / 2)
+        values.append(eigenvalues.clamp(min=0))
         # LAPACK returns columns side by side; the same numbers in another order multiply with other roundings.
         vectors.append(_signed(basis).to(dtype).contiguous())
     return Side(tuple(vectors), torch.cat(values))
@@ -205,14 +205,14 @@ class KroneckerCurvature:
         Raises:
             CurvatureError: Eigenvalues that aren't finite, or that are singular without damping; the module is named.
         """
-        values, dampings = [found.double() for found in eigenvalues], []
-        for module, found in zip(basis.modules, values, strict=True):
-            if not bool(torch.isfinite(found).all()):
+        values, dampings = [spectrum.double() for spectrum in eigenvalues], []
+        for module, spectrum in zip(basis.modules, values, strict=True):
+            if not bool(torch.isfinite(spectrum).all()):
                 raise CurvatureError(f"The eigenvalues of {module.name} are not finite: a gradient overflowed.")
         damping = damping.within(values, budget)
-        for module, found in zip(basis.modules, values, strict=True):
-            damp = damping.resolve(found)
-            if damp == 0 and float(found.min()) <= float(found.max()) * 1e-14:
+        for module, spectrum in zip(basis.modules, values, strict=True):
+            damp = damping.resolve(spectrum)
+            if damp == 0 and float(spectrum.min()) <= float(spectrum.max()) * 1e-14:
                 raise CurvatureError(
                     f"The curvature of {module.name} is singular and the damping is 0: set a damping above 0, or fit "
                     "it to more rows."

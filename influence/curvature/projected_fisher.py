@@ -125,8 +125,8 @@ class ProjectedFisher:
             matrix = sums.sums[module.name] / sums.count
             if not bool(torch.isfinite(matrix).all()):
                 raise CurvatureError(f"The Fisher of {module.name} is not finite: a row's gradient overflowed.")
-            found, basis = torch.linalg.eigh(matrix)
-            values.append(found.clamp(min=0))
+            eigenvalues, basis = torch.linalg.eigh(matrix)
+            values.append(eigenvalues.clamp(min=0))
             # LAPACK returns columns side by side; the same numbers in another order multiply with other roundings.
             vectors.append(basis.to(dtype).contiguous())
         return cls.damped(sums.modules, values, vectors, damping)
@@ -178,11 +178,11 @@ class ProjectedFisher:
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the decomposition as named tensors, to be saved; damping is put on it anew when it is read."""
-        named = {}
+        tensors = {}
         for module, values, basis in zip(self.modules, self.eigenvalues, self.eigenvectors, strict=True):
-            named[f"eigenvalues.{module.name}"] = values
-            named[f"eigenvectors.{module.name}"] = basis
-        return named
+            tensors[f"eigenvalues.{module.name}"] = values
+            tensors[f"eigenvectors.{module.name}"] = basis
+        return tensors
 
     @classmethod
     def from_tensors(cls, modules: Sequence[ModuleColumns], tensors: Mapping[str, Tensor], damping: Damping) -> Self:

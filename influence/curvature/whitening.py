@@ -53,14 +53,14 @@ class Whitening:
         Raises:
             CurvatureError: There are no factors for the module, or they are singular and the damping is 0.
         """
-        held = _wide(getattr(self.basis[name], side))
-        damped = held.values + self.damping * held.values.mean()
+        basis = _wide(getattr(self.basis[name], side))
+        damped = basis.values + self.damping * basis.values.mean()
         if not bool((damped > 0).all()) or float(damped.min()) < 1e-14 * float(damped.max()):
             raise CurvatureError(
                 f"The covariance of the {side} of {name} is singular and the projection's damping is "
                 f"{self.damping:g}: set recipe.projection.damping above 0, or fit the factors to more rows."
             )
-        return held.rotate_back(held.rotate(drawn.double()) * damped.rsqrt())
+        return basis.rotate_back(basis.rotate(drawn.double()) * damped.rsqrt())
 
 
 @dataclass(frozen=True)
@@ -71,9 +71,9 @@ class LeadingEigenvectors:
 
     def fold(self, name: str, side: Literal["inputs", "outputs"], drawn: Tensor) -> Tensor:
         """Return as many leading eigenvectors as `drawn` has rows, largest eigenvalue first, [P, W] float64."""
-        held = _wide(getattr(self.basis[name], side))
-        order = torch.argsort(held.values, descending=True, stable=True)[: len(drawn)]
-        return held.rotate_back(torch.eye(len(held.values), dtype=torch.float64)[order])
+        basis = _wide(getattr(self.basis[name], side))
+        order = torch.argsort(basis.values, descending=True, stable=True)[: len(drawn)]
+        return basis.rotate_back(torch.eye(len(basis.values), dtype=torch.float64)[order])
 
 
 def fold_for(settings: ProjectionSettings, basis: Eigenbasis, rows: int) -> Fold:

@@ -88,27 +88,29 @@ class Division:
             return inputs.to(output.device).reshape(inputs.shape[0], -1)
         return layer_inputs(self._layer, inputs, output)
 
-    def product(self, grads: NSO, kept: Tensor, left: Tensor | None, right: Tensor | None, dtype: torch.dtype) -> NQP:
+    def product(
+        self, grads: NSO, activations: Tensor, left: Tensor | None, right: Tensor | None, dtype: torch.dtype
+    ) -> NQP:
         """Return R_o (G / (√v̂ + ε)) R_iᵀ of every example, [N, Q, P] in `dtype`.
 
         Args:
             grads: Gradient of the summed loss with respect to the layer's output, [N, S, O].
-            kept: What `keep` returned.
+            activations: What `keep` returned.
             left: R_o, [Q, O] in `dtype`; None for the identity.
             right: R_i, [P, I], likewise.
             dtype: What is computed in: float32, or float64 for a float64 model.
         """
         denominator = self._like(grads, dtype)
         if self._layer.kind == "embedding":
-            divided = grads.to(dtype) / torch.nn.functional.embedding(kept, denominator.T)
+            divided = grads.to(dtype) / torch.nn.functional.embedding(activations, denominator.T)
             padding = getattr(self._layer.module, "padding_idx", None)
-            tokens = project_tokens(kept, right, self._layer.inputs, dtype, padding)
+            tokens = project_tokens(activations, right, self._layer.inputs, dtype, padding)
             return sum_over_positions(project_output_grads(divided, left), tokens, dtype)
         step = max(1, CHUNK_BYTES // (denominator.numel() * denominator.element_size()))
         products = []
         for first in range(0, len(grads), step):
             part = slice(first, first + step)
-            gradients = sum_over_positions(grads[part], kept[part], dtype).div_(denominator)
+            gradients = sum_over_positions(grads[part], activations[part], dtype).div_(denominator)
             if left is not None:
                 gradients = left @ gradients
             products.append(gradients if right is None else gradients @ right.T)

@@ -163,17 +163,17 @@ class _Rows:
             return self._division.keep(inputs, output)
         return layer_inputs(self._layer, inputs, output, self._side("inputs", output.device, output.dtype))
 
-    def take(self, grads: NSO, kept: Tensor, *, last: bool) -> None:
+    def take(self, grads: NSO, activations: Tensor, *, last: bool) -> None:
         assert self.made is not None, "a capture gives its rows before the backward pass"
         dtype, device = self.made.dtype, grads.device
         if self._division is not None and not self.raw:
             left, right = (self._side(which, device, dtype) for which in ("outputs", "inputs"))
-            product = self._division.product(grads, kept, left, right, dtype)
+            product = self._division.product(grads, activations, left, right, dtype)
         else:
             projected = project_output_grads(grads, self._side("outputs", device, grads.dtype))
             if self.terms is not None:
-                self.terms.add(projected, kept)
-            product = sum_over_positions(projected, kept, dtype)
+                self.terms.add(projected, activations)
+            product = sum_over_positions(projected, activations, dtype)
         self.made[:, self._columns.start : self._columns.stop] += product.flatten(1).to(self.made.device)
 
     def _side(self, which: str, device: torch.device, dtype: torch.dtype) -> Tensor | None:

@@ -95,20 +95,20 @@ class _Products:
     def keep(self, module: nn.Module, inputs: Tensor, output: Tensor) -> NSI:
         return layer_inputs(self._layer, inputs, output)
 
-    def take(self, grads: NSO, kept: NSI, *, last: bool) -> None:
+    def take(self, grads: NSO, activations: NSI, *, last: bool) -> None:
         assert self.made is not None, "inner products have their scores before the backward pass"
         dtype = self.made.dtype
         held = self._there(grads.device, dtype)
         if len(held) == 2:
             left, right = held
-            products = ((grads.to(dtype) @ left) * (kept.to(dtype) @ right)).sum(dim=1)
+            products = ((grads.to(dtype) @ left) * (activations.to(dtype) @ right)).sum(dim=1)
             self.made += products.unflatten(1, (self.made.shape[1], -1)).sum(dim=2).to(self.made.device)
             return
         (matrices,) = held
         step = max(1, CHUNK_BYTES // (4 * matrices.shape[1]))
         for first in range(0, len(grads), step):
             part = slice(first, first + step)
-            gradients = torch.bmm(grads[part].to(dtype).transpose(1, 2), kept[part].to(dtype))
+            gradients = torch.bmm(grads[part].to(dtype).transpose(1, 2), activations[part].to(dtype))
             self.made[part].addmm_(gradients.flatten(1), matrices.T)
 
     def _there(self, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, ...]:

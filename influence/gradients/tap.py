@@ -22,7 +22,7 @@ class Sink(Protocol):
         """Receive a layer's input, as it was called, and return what `take` needs of it, first axis N."""
         ...
 
-    def take(self, grads: NSO, kept: Any, *, last: bool) -> None:
+    def take(self, grads: NSO, activations: Any, *, last: bool) -> None:
         """Receive the output gradient, [N, S, O], and what was kept.
 
         `last` says that no other use of the layer is due. Without it that isn't known: a use may not reach the values,
@@ -107,20 +107,20 @@ class Tap:
             )
         self._recorded = True
         self._shape = tuple(output.shape)
-        kept = None
+        activations = None
         if self.look is None and not self.quiet:
             with torch.no_grad():
-                kept = self._sink.keep(module, args[0].detach(), output)
+                activations = self._sink.keep(module, args[0].detach(), output)
         replaced = None
         if not output.requires_grad:
             replaced = output = start_graph(output)
         elif output._base is not None:
             replaced = output = own_node(output)
-        output.register_hook(lambda grad: self._backward(grad, kept))
+        output.register_hook(lambda grad: self._backward(grad, activations))
         return replaced
 
     @torch.no_grad()
-    def _backward(self, grad: Tensor, kept: Tensor | None) -> None:
+    def _backward(self, grad: Tensor, activations: Tensor | None) -> None:
         if self.examples is None:
             return
         if self.look is not None:
@@ -131,10 +131,14 @@ class Tap:
         if self.quiet:
             return
         grads = output_positions(grad) if self.layer.kind == "conv2d" else positions(grad)
-        if len(grads) != len(grad if kept is None else kept):
+        if len(grads) != len(grad if activations is None else activations):
             self._refuse(grad)
         grads = layout.by_example(grads, self.examples)
-        self._sink.take(grads, kept if kept is None else layout.by_example(kept, self.examples), last=self._due == 0)
+        self._sink.take(
+            grads,
+            activations if activations is None else layout.by_example(activations, self.examples),
+            last=self._due == 0,
+        )
 
     def _layout(self, grad: Tensor) -> Layout:
         """Return how this batch's examples lie, which a batch of one example needn't show."""

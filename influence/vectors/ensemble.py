@@ -60,7 +60,7 @@ class Ensemble:
     def query_vectors(self, gradients: ND) -> ND:
         """Turn queries' gradients −∇m of every checkpoint, [m, C·D], into vectors to search with, same shape."""
         first = self.parts[0]
-        return first.measured(self._each(gradients, lambda part, own: part.curved_queries(own)))
+        return first.measured(self._per_checkpoint(gradients, lambda part, own: part.curved_queries(own)))
 
     def row_vectors(self, gradients: ND, weights: PerExample | None = None) -> ND:
         """Turn rows' gradients of every checkpoint, [n, C·D], into vectors to search among, same shape.
@@ -70,7 +70,7 @@ class Ensemble:
             weights: [n], `mean_weights` of the checkpoints'; of a recipe whose rows have weights, and of no other.
         """
         first = self.parts[0]
-        curved = self._each(gradients, lambda part, own: part.curved_rows(own))
+        curved = self._per_checkpoint(gradients, lambda part, own: part.curved_rows(own))
         return first.measured(first.weighed(curved, weights))
 
     def stored_queries(self, vectors: ND) -> ND | None:
@@ -96,7 +96,7 @@ class Ensemble:
         shares = self.parts[0].recipe.checkpoint_shares(len(self.parts))
         return torch.stack([share * own for share, own in zip(shares, weights, strict=True)]).sum(dim=0)
 
-    def _each(self, gradients: ND, apply: Callable[[Comparison, ND], ND]) -> ND:
+    def _per_checkpoint(self, gradients: ND, apply: Callable[[Comparison, ND], ND]) -> ND:
         count = len(self.parts)
         if gradients.shape[1] % count:
             raise RecipeError(f"{gradients.shape[1]} columns aren't those of {count} checkpoints side by side.")
@@ -129,15 +129,15 @@ def compared(recipe: Recipe, fisher: ProjectedFisher | None, rows: int) -> Compa
 def apart(fisher: ProjectedFisher, count: int) -> list[ProjectedFisher]:
     """Return the Fisher of each of `count` checkpoints, from that of their columns side by side."""
     blocks, width = len(fisher.modules) // count, fisher.modules[-1].stop // count
-    found = []
+    parts = []
     for number in range(count):
         own = slice(number * blocks, (number + 1) * blocks)
         modules = tuple(
             module.model_copy(update={"start": module.start - number * width, "stop": module.stop - number * width})
             for module in fisher.modules[own]
         )
-        found.append(ProjectedFisher(modules, fisher.eigenvalues[own], fisher.eigenvectors[own], fisher.dampings[own]))
-    return found
+        parts.append(ProjectedFisher(modules, fisher.eigenvalues[own], fisher.eigenvectors[own], fisher.dampings[own]))
+    return parts
 
 
 def side_by_side(modules: Sequence[ModuleColumns], count: int) -> tuple[ModuleColumns, ...]:

@@ -24,15 +24,15 @@ def compared_queries(comparison: Compared, gradients: Tensor, names: Sequence[st
     """
     vector = "gradient" if comparison.recipe.baseline is None else "mean last hidden state"
     lengths = torch.linalg.vector_norm(gradients.double(), dim=1)
-    for name, length, said in zip(names, lengths.tolist(), measured.tolist(), strict=True):
-        if not np.isfinite(length) or not np.isfinite(said):
+    for name, length, likelihood in zip(names, lengths.tolist(), measured.tolist(), strict=True):
+        if not np.isfinite(length) or not np.isfinite(likelihood):
             raise QueryError(
-                f"The {vector} of query {name!r} is not finite (log-likelihood {said:.4g}). Look for inf or NaN in the "
-                "model's outputs on that text; in float16 activations overflow where bfloat16 would not."
+                f"The {vector} of query {name!r} is not finite (log-likelihood {likelihood:.4g}). Look for inf or NaN "
+                "in the model's outputs on that text; in float16 activations overflow where bfloat16 would not."
             )
         if length == 0:
             raise QueryError(
-                f"The {vector} of query {name!r} is zero (log-likelihood {said:.4g}): the model gives the "
+                f"The {vector} of query {name!r} is zero (log-likelihood {likelihood:.4g}): the model gives the "
                 "completion a probability of 1, so no row can raise it. Measure another completion."
             )
     return comparison.query_vectors(gradients).numpy()

@@ -42,8 +42,8 @@ class Comparison:
     def __post_init__(self) -> None:
         """Refuse a recipe whose curvature isn't there, and a curvature that no recipe asked for."""
         if (self.recipe.curvature.kind == "fisher") != (self.fisher is not None):
-            found = "no curvature was given" if self.fisher is None else "a Fisher was given"
-            raise RecipeError(f"The recipe's curvature is {self.recipe.curvature.kind}, and {found}.")
+            actual = "no curvature was given" if self.fisher is None else "a Fisher was given"
+            raise RecipeError(f"The recipe's curvature is {self.recipe.curvature.kind}, and {actual}.")
 
     def query_vectors(self, gradients: ND) -> ND:
         """Turn queries' gradients −∇m, [m, D], into vectors to search with, same shape and dtype."""
@@ -90,8 +90,8 @@ class Comparison:
     def weighed(self, vectors: ND, weights: PerExample | None) -> ND:
         """Multiply rows by their weights, where the recipe has them; see `row_vectors`."""
         if self.recipe.weighted != (weights is not None):
-            found = "no weights of its rows were given" if weights is None else "weights of its rows were given"
-            raise RecipeError(f"The recipe's measurement is {self.recipe.measurement}, and {found}.")
+            actual = "no weights of its rows were given" if weights is None else "weights of its rows were given"
+            raise RecipeError(f"The recipe's measurement is {self.recipe.measurement}, and {actual}.")
         return vectors if weights is None else vectors * weights.to(vectors).unsqueeze(1)
 
     def measured(self, vectors: ND) -> ND:
