@@ -12,19 +12,19 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from influence.api import Run, build, open
     from influence.errors import InfluenceError
     from influence.query.hits import Hit, Hits
     from influence.query.pairwise import pairwise
     from influence.recipes import SIGN_RULE, Recipe, recipe
-    from influence.run import Run, build, open
     from influence.task import Task
 
     __version__: str
 
 _HOMES = {
-    "build": "run",
-    "open": "run",
-    "Run": "run",
+    "build": "api",
+    "open": "api",
+    "Run": "api",
     "pairwise": "query.pairwise",
     "Hit": "query.hits",
     "Hits": "query.hits",

@@ -7,28 +7,68 @@ two lists of best rows share, and which rows of one list the other ranks lowest.
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from scipy.stats import rankdata
 
 from index.neighbours import best
 from influence.data.example import Example
+from influence.data.queries import Query, QueryForm, read_queries
 from influence.engine.progress import Progress, Report
 from influence.errors import QueryError
-from influence.query.asked import Query, read_queries
 from influence.query.attribute import named
-from influence.recipes import Magnitudes, rank_only_queries, sign_rule
+from influence.recipes import Magnitudes, Recipe, rank_only_queries, sign_rule
+from influence.store.manifest import Manifest
+from influence.store.reader import Store
 
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-    from influence.run import Run
+    from influence.query.scores import Scores
 
 BATCH_BYTES = 2**28
 """Scores of both runs that are held at a time."""
 SHOWN = 5
 """Rows that rose or fell, a query and direction."""
+
+
+class Scored(Protocol):
+    """A run, and how it scores every row for some queries."""
+
+    @property
+    def path(self) -> Path:
+        """The run directory."""
+        ...
+
+    @property
+    def store(self) -> Store:
+        """Its rows."""
+        ...
+
+    @property
+    def manifest(self) -> Manifest:
+        """What they are."""
+        ...
+
+    @property
+    def rows(self) -> int:
+        """How many there are."""
+        ...
+
+    @property
+    def recipe(self) -> Recipe:
+        """How they are scored."""
+        ...
+
+    @property
+    def query_form(self) -> QueryForm:
+        """How queries are read."""
+        ...
+
+    def score(self, queries: Sequence[Query]) -> "Scores":
+        """Score every row for every query."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -134,7 +174,7 @@ class Comparison:
 
 
 def compare(
-    first: "Run", second: "Run", queries: Sequence[Query], *, k: int = 10, progress: Report | None = None
+    first: "Scored", second: "Scored", queries: Sequence[Query], *, k: int = 10, progress: Report | None = None
 ) -> Comparison:
     """Ask two runs over the same rows the same queries. Every row is scored by both; two rankings are held at a time.
 
@@ -176,7 +216,7 @@ def compare(
     )
 
 
-def _check(first: "Run", second: "Run", queries: Sequence[Query], k: int) -> None:
+def _check(first: "Scored", second: "Scored", queries: Sequence[Query], k: int) -> None:
     if not isinstance(second, type(first)):
         raise QueryError(f"Found {second!r:.80} to compare with. Expected a run, as influence.open(path) gives.")
     if isinstance(queries, str | Path | Mapping):
@@ -195,7 +235,7 @@ def _check(first: "Run", second: "Run", queries: Sequence[Query], k: int) -> Non
 
 
 def _agreement(
-    run: "Run",
+    run: Scored,
     query: Example,
     scores: tuple[np.ndarray, np.ndarray],
     k: int,

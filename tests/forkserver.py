@@ -12,7 +12,7 @@ import dask
 
 PROCESSES = multiprocessing.get_context("forkserver")
 # What can be imported without this suite's path, which the server doesn't have.
-PRELOADED = ("influence.run", "distributed", "faiss", "transformers.models.llama.modeling_llama", "datasets")
+PRELOADED = ("influence.api", "distributed", "faiss", "transformers.models.llama.modeling_llama", "datasets")
 LATE = (
     "influence.model.attention",
     "influence.store.codecs.kernels",

@@ -6,7 +6,6 @@ import sys
 import pytest
 
 import influence
-import influence.run as runs
 
 
 def run(program: str) -> None:
@@ -35,4 +34,4 @@ def test_recipe_is_a_function_whatever_was_imported_before():
 def test_a_name_that_is_not_there_is_an_attribute_error():
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = influence.nothing
-    assert influence.run is runs
+    assert influence.api.open is influence.open

@@ -15,7 +15,7 @@ from distributed import Client, LocalCluster
 from psutil import Process
 from safetensors.torch import load_file, save_file
 
-import influence.run as runs
+import influence.api as runs
 from influence.config import parse_config, save_config
 from influence.data.batch import collate
 from influence.data.example import Example

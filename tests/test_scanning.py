@@ -12,7 +12,7 @@ import pytest
 import torch
 from distributed import Client, LocalCluster
 
-import influence.run as runs
+import influence.api as runs
 from influence.artifacts.digest import seal
 from influence.config import parse_config
 from influence.engine import dispatch

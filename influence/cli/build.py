@@ -24,9 +24,9 @@ def build(
 ) -> None:
     """Capture the gradients of every row and build curvature and index. Run the same command again to resume."""
     overrides = [*(changes or []), *cluster_settings(cluster, workers)]
+    from influence.api import build as build_run
     from influence.artifacts.place import run_path
     from influence.engine.progress import ProgressBar
-    from influence.run import build as build_run
 
     place = run_path(out)
     with ProgressBar(told()) as progress:

@@ -32,13 +32,13 @@ def compare(
     trust: TrustOption = False,
 ) -> None:
     """Compare two checkpoints or recipes: rank correlation, shared best rows, rows that rose and fell."""
-    import influence.run
+    import influence.api
     from influence.compare import compare as compare_runs
     from influence.engine.progress import ProgressBar
 
     with (
-        influence.run.open(first, device=device.value, trust=trust) as a,
-        influence.run.open(second, device=device.value, trust=trust) as b,
+        influence.api.open(first, device=device.value, trust=trust) as a,
+        influence.api.open(second, device=device.value, trust=trust) as b,
         ProgressBar(told()) as bar,
     ):
         found = compare_runs(a, b, list(from_file(queries, a.query_form.asking(raw=raw))), k=k, progress=bar)

@@ -65,10 +65,10 @@ def export(
     if run is None or not drop:
         what = "the run" if run is None else "a table of issues (--drop FILE): only rows that a table flags are dropped"
         raise QueryError(f"Name {what}: influence export RUN --drop issues.parquet --out clean.jsonl.")
-    import influence.run
+    import influence.api
     from influence.engine.progress import ProgressBar
 
-    with influence.run.open(run, trust=trust) as opened, ProgressBar(told()) as bar:
+    with influence.api.open(run, trust=trust) as opened, ProgressBar(told()) as bar:
         done = opened.export(
             out, drop, drop_issues=drop_issues, where=where, relabel=relabel, overwrite=overwrite, progress=bar
         )

@@ -66,7 +66,7 @@ def groups(
     chosen = _form(form, out)
     check_raw_csv(raw_csv, chosen.value)
     overrides = cluster_settings(cluster, workers)
-    import influence.run
+    import influence.api
     from influence.artifacts.outfile import write_outfile
     from influence.engine.progress import ProgressBar
     from influence.groups.bars import group_bars
@@ -81,7 +81,7 @@ def groups(
             write_figure(group_bars(found), figure, notes, overwrite=overwrite, beside=out)
 
     check_figure(figure, overwrite=overwrite, beside=out)
-    with influence.run.open(run, trust=trust) as opened, ProgressBar(told()) as bar:
+    with influence.api.open(run, trust=trust) as opened, ProgressBar(told()) as bar:
         found = opened.groups(
             queries,
             by,

@@ -65,21 +65,21 @@ def issues(
 ) -> None:
     """Find rows that are mislabelled, harmful, poisoned, duplicated, leaked, in conflict, out of place or empty."""
     overrides = cluster_settings(cluster, workers)
-    import influence.run
+    import influence.api
     from influence.engine.progress import ProgressBar
     from influence.issues.checks.registry import names_in, parse_settings
     from influence.issues.issues import examine
     from influence.query.evaluation import read_evaluation
     from influence.select.target import read_target
 
-    with influence.run.open(run, trust=trust) as opened, ProgressBar(told()) as bar:
+    with influence.api.open(run, trust=trust) as opened, ProgressBar(told()) as bar:
         found = examine(
-            opened,
+            opened.run_dir,
             out,
             parse_settings(settings or ()),
             checks=names_in(checks),
-            evaluation=None if evaluation is None else read_evaluation(opened, evaluation),
-            target=read_target(opened, target, prompt),
+            evaluation=None if evaluation is None else read_evaluation(opened.run_dir, evaluation),
+            target=read_target(opened.run_dir, target, prompt),
             graph=graph,
             overwrite=overwrite,
             overrides=overrides,

@@ -23,8 +23,8 @@ def plan(
     form: FormOption = Form.table,
 ) -> None:
     """Estimate rows, columns, bytes, memory and hours of a build, and the time of a query, from a short measurement."""
+    from influence.api import plan as plan_run
     from influence.cli.tables import plan_tables
-    from influence.run import plan as plan_run
 
     with told().status("Measuring …"):
         found = plan_run(config, overrides=[*(changes or []), *cluster_settings(cluster, workers)])

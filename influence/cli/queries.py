@@ -9,7 +9,7 @@ from influence.errors import DataError, InfluenceError, QueryError
 
 if TYPE_CHECKING:
     from influence.data.example import Example
-    from influence.query.asked import QueryForm
+    from influence.data.queries import QueryForm
 
 STDIN = "/dev/stdin"
 
@@ -87,8 +87,8 @@ def from_file(path: str, form: "QueryForm") -> "Iterator[Example]":
         DataError: A line isn't UTF-8 or a JSON object; file and line are named.
         QueryError: There are none, or a line holds no query; file and line are named.
     """
+    from influence.data.queries import read_queries
     from influence.data.records import records
-    from influence.query.asked import read_queries
 
     file, name = _source(path, "--queries takes a file with one JSON object a line, or - for stdin")
     where = name

@@ -18,10 +18,10 @@ from influence.cli.streams import drawn, put, put_text, show, tell, told
 from influence.errors import InfluenceError, QueryError
 
 if TYPE_CHECKING:
+    from influence.api import Run
+    from influence.data.queries import Query
     from influence.engine.progress import Report
-    from influence.query.asked import Query
     from influence.query.hits import Hits
-    from influence.run import Run
 
 
 class HitsForm(StrEnum):
@@ -98,15 +98,15 @@ def query(
         asked = from_messages(messages, contrast)
     elif queries is None:
         asked = from_flags(prompt, completion, text, label, contrast)
-    import influence.run
+    import influence.api
+    from influence.data.queries import as_example
     from influence.engine.progress import ProgressBar
-    from influence.query.asked import as_example
 
     if label is not None and asked is not None:
         # A label that was given is meant, also where the model has no use for one: then it is refused.
         asked = as_example(asked)
     tell("Computing …", "dim")
-    with influence.run.open(run, trust=trust) as opened:
+    with influence.api.open(run, trust=trust) as opened:
         if out is not None:
             _check_unread(out, opened, (queries, messages))
         if asked is not None:

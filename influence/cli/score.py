@@ -67,10 +67,10 @@ def score(
     if k is not None and keep is not Kept.top:
         raise QueryError(f"-k {k} applies to --keep top: add that, or remove -k.")
     overrides = cluster_settings(cluster, workers)
-    import influence.run
+    import influence.api
     from influence.engine.progress import ProgressBar
 
-    with influence.run.open(run, trust=trust) as opened, ProgressBar(told()) as bar:
+    with influence.api.open(run, trust=trust) as opened, ProgressBar(told()) as bar:
         if queries is None:
             done = opened.self_influence_to(out, where=where, overwrite=overwrite, overrides=overrides, progress=bar)
         else:

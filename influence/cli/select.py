@@ -58,7 +58,7 @@ def select(
 ) -> None:
     """Select the rows that promote a target most. With several sets, the set that a row promotes most counts."""
     overrides = cluster_settings(cluster, workers)
-    import influence.run
+    import influence.api
     from influence.engine.progress import ProgressBar
     from influence.groups.figure import check_figure, write_figure
     from influence.select.plot import length_told, selection_plot
@@ -70,7 +70,7 @@ def select(
             write_figure(selection_plot(found), figure, notes, overwrite=overwrite, beside=out)
 
     check_figure(figure, overwrite=overwrite, beside=out)
-    with influence.run.open(run, trust=trust) as opened, ProgressBar(told()) as bar:
+    with influence.api.open(run, trust=trust) as opened, ProgressBar(told()) as bar:
         found = opened.select(
             target,
             top,

@@ -56,7 +56,7 @@ def answer_tables(hits: Hits, marks: Mapping[int, str] | None = None, *, method:
 
 
 def status_table(found: Mapping[str, Any]) -> Table:
-    """Return how far a run is, as `influence.run.status` found it."""
+    """Return how far a run is, as `influence.api.status` found it."""
     share = found["shards_done"] / found["shards"] if found["shards"] else 0.0
     shards = _counted(found["shards"], "shard")
     state = Text("complete", "green") if found["complete"] else Text("incomplete: run the same build again", "yellow")

@@ -23,6 +23,7 @@ from typing import Any
 
 import yaml
 
+from influence.api import Run, build
 from influence.artifacts.partial import disk_errors, write_whole
 from influence.baselines import bm25
 from influence.config import RunConfig, parse_config
@@ -34,7 +35,6 @@ from influence.demo.questions import DEPTH, REAL, Answer, Question
 from influence.demo.train import TrainSettings, train, trained_on
 from influence.engine.progress import Progress, Report, Step
 from influence.errors import ConfigError, FingerprintMismatch, Incomplete
-from influence.run import Run, build
 from influence.store.writer import lock_run
 
 log = logging.getLogger(__name__)

@@ -10,7 +10,6 @@ import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -35,9 +34,7 @@ from influence.export.decisions import (
 from influence.export.original import Original, check_data, check_place, original_of
 from influence.export.verdicts import Verdicts, Wish
 from influence.issues.parts import done_anew, parts_of
-
-if TYPE_CHECKING:
-    from influence.run import Run
+from influence.run_dir import RunDir
 
 log = logging.getLogger(__name__)
 
@@ -73,7 +70,7 @@ class Exported:
 
 
 def export_clean(
-    run: "Run", wish: Wish, out: Path, *, overwrite: bool = False, progress: Report | None = None
+    run: RunDir, wish: Wish, out: Path, *, overwrite: bool = False, progress: Report | None = None
 ) -> Exported:
     """Write a run's data set without the rows and with the labels that a user named.
 
@@ -112,7 +109,7 @@ def export_clean(
 
 
 def _clean(
-    run: "Run", original: Original, verdicts: Verdicts, folder: Path, progress: Report | None
+    run: RunDir, original: Original, verdicts: Verdicts, folder: Path, progress: Report | None
 ) -> tuple[CleanedFile, ...]:
     """Write the cleaned files and the decisions into the folder of parts."""
     fingerprint, data = run.manifest.rows_fingerprint, str(run.manifest.fingerprint_parts["data"])

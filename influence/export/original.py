@@ -4,7 +4,7 @@ import os
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from influence.artifacts.outfile import same_file
 from influence.artifacts.place import check_local
@@ -15,9 +15,7 @@ from influence.data.identity import DataIdentity, digest_files, digest_of
 from influence.data.records import FileFormat, columns_of
 from influence.errors import DataError, QueryError
 from influence.export.decisions import read_decisions_about
-
-if TYPE_CHECKING:
-    from influence.run import Run
+from influence.run_dir import RunDir
 
 
 @dataclass(frozen=True)
@@ -53,7 +51,7 @@ class Original:
         return digest_files([str(file) for file in self.files]) if self.loaded is None else digest_of(self.loaded)
 
 
-def original_of(run: "Run") -> Original:
+def original_of(run: RunDir) -> Original:
     """Return the data set that a run was built from.
 
     Raises:
@@ -90,7 +88,7 @@ def _columns(original: Original, named: Collection[str]) -> Iterable[str]:
     return columns_of(str(original.files[0]), original.format, named)
 
 
-def check_data(run: "Run", original: Original, found: str | None = None) -> None:
+def check_data(run: RunDir, original: Original, found: str | None = None) -> None:
     """Hold a run's data set to that of the build.
 
     Args:

@@ -5,7 +5,6 @@ Of JSON Lines and CSV to the byte, held to the digest of the data that the run w
 """
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from influence.artifacts.digest import sha256
 from influence.artifacts.outfile import MARK, already, parts_folder, same_file
@@ -20,9 +19,7 @@ from influence.export.clean_saved import restore_saved
 from influence.export.clean_text import restore_text
 from influence.export.decisions import About, Decisions, changed_file, decisions_path, read_decisions_about
 from influence.issues.parts import done_anew, parts_of
-
-if TYPE_CHECKING:
-    from influence.run import Run
+from influence.run_dir import RunDir
 
 RESTORED = "restored"
 
@@ -31,7 +28,7 @@ def undo_export(
     cleaned: Path,
     out: Path,
     *,
-    of_run: "Run | None" = None,
+    of_run: RunDir | None = None,
     overwrite: bool = False,
     progress: Report | None = None,
 ) -> About:

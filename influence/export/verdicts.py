@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -18,10 +18,8 @@ import pyarrow.parquet as pq
 from influence.errors import QueryError
 from influence.issues.checks.registry import CHECKS
 from influence.issues.table import IS, SCORE, IssuesFile, read_about, read_issues
+from influence.run_dir import RunDir
 from influence.store.filter import RowFilter, metadata_schema
-
-if TYPE_CHECKING:
-    from influence.run import Run
 
 NO_CHECK = "none"
 """In place of a check's name: nothing is dropped, as for labels alone."""
@@ -68,7 +66,7 @@ class Wish:
     where: str | None = None
     relabel: bool = False
 
-    def check(self, run: "Run") -> None:
+    def check(self, run: RunDir) -> None:
         """Check that everything that was named is there, and of this run.
 
         Raises:
@@ -111,7 +109,7 @@ class Wish:
             return f"{name} was skipped when {files} was made: {skipped}"
         return f"{name} was not made for {files}: run `influence issues` with --checks {name}."
 
-    def verdicts(self, run: "Run") -> Iterator[Verdict]:
+    def verdicts(self, run: RunDir) -> Iterator[Verdict]:
         """Yield what happens to which rows, in their order; rows without a verdict stay as they are.
 
         Raises:
@@ -215,7 +213,7 @@ def _said(made: Sequence[tuple[dict, Sequence[str]]]) -> str | None:
     return "; ".join(dict.fromkeys(line["suggestion"] for line, _ in made if line["suggestion"])) or None
 
 
-def _of_run(run: "Run", path: Path) -> IssuesFile:
+def _of_run(run: RunDir, path: Path) -> IssuesFile:
     about = read_about(path)
     expected = run.manifest.rows_fingerprint
     if about.run != expected or about.rows != run.rows:

@@ -4,22 +4,20 @@ import io
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from influence.artifacts.outfile import check_outfile
 from influence.groups.groups import COLUMNS, GroupInfluences
+from influence.run_dir import RunDir
 from influence.spreadsheet import write_csv
 from influence.text_dedup.inputs import data_files
-
-if TYPE_CHECKING:
-    from influence.run import Run
 
 Format = Literal["json", "csv", "parquet"]
 TEXTS = ("set", "group", "note", "magnitudes", "unit")
 COUNTS = ("rows", "queries")
 
 
-def check_groups_file(run: "Run", out: str | Path | None, queries: Any, *, overwrite: bool) -> None:
+def check_groups_file(run: RunDir, out: str | Path | None, queries: Any, *, overwrite: bool) -> None:
     """Refuse a file that groups can't be written to.
 
     Raises:

@@ -1,7 +1,6 @@
 """Rows and queries put into groups by a column: one of the metadata, or any other of the data set's own files."""
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -9,11 +8,9 @@ from influence.data.dataset import DataSettings
 from influence.data.values import column_values, columns_in
 from influence.errors import DataError, QueryError
 from influence.query.evaluation import Evaluation
+from influence.run_dir import RunDir
 from influence.store.columns import NO_CODE, Categories, categories
 from influence.text_dedup.inputs import open_data
-
-if TYPE_CHECKING:
-    from influence.run import Run
 
 MOST = 10_000
 """Values that a column may have to be grouped by."""
@@ -21,7 +18,7 @@ STORED = ("source", "label", "uri")
 """Columns of a run's metadata that group rows."""
 
 
-def groups_of(run: "Run", by: str) -> Categories:
+def groups_of(run: RunDir, by: str) -> Categories:
     """Return the group of every row.
 
     Args:
@@ -57,7 +54,7 @@ def groups_of(run: "Run", by: str) -> Categories:
     return found
 
 
-def sets_of(run: "Run", queries: Evaluation, column: str | None) -> Categories:
+def sets_of(run: RunDir, queries: Evaluation, column: str | None) -> Categories:
     """Return the set of every query: all of them one, without a name, or a set for each value of a column.
 
     Args:

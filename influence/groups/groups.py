@@ -30,13 +30,13 @@ from influence.groups.grouping import groups_of, sets_of
 from influence.issues.subject import check_examinable
 from influence.query.evaluation import Evaluation
 from influence.recipes import RANK_ONLY, Magnitudes, joint_magnitudes, magnitudes, rank_only_queries, sign_rule
+from influence.run_dir import RunDir
 from influence.scan.table import QueryRecord
 from influence.store.columns import NO_CODE, Categories
 
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-    from influence.run import Run
 
 CHUNK = 1024
 """Rows whose draws are held at a time."""
@@ -249,7 +249,7 @@ class GroupSums:
 
 
 def influence_of_groups(
-    run: "Run",
+    run: RunDir,
     queries: Evaluation,
     by: str,
     folder: Path,

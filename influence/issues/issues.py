@@ -13,7 +13,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -32,10 +31,8 @@ from influence.issues.parts import held_parts
 from influence.issues.subject import Subject
 from influence.issues.table import read_about, write_issues
 from influence.query.evaluation import Evaluation
+from influence.run_dir import RunDir
 from influence.store.manifest import fingerprint_of
-
-if TYPE_CHECKING:
-    from influence.run import Run
 
 log = logging.getLogger(__name__)
 
@@ -69,7 +66,7 @@ class Examined:
 
 
 def examine(
-    run: "Run",
+    run: RunDir,
     out: Path,
     settings: IssueSettings,
     *,

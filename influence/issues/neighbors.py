@@ -5,7 +5,7 @@ They are found once, on the run's cluster, and kept in the run's folder `neighbo
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
@@ -15,10 +15,8 @@ from influence.neighbors.files import NAMES, read_near
 from influence.neighbors.nearest import NOBODY
 from influence.neighbors.plan import GraphPlan, plan_graph
 from influence.neighbors.stage import build_graph
+from influence.run_dir import RunDir
 from influence.stages.record import overridden
-
-if TYPE_CHECKING:
-    from influence.run import Run
 
 
 class NeighbourSettings(BaseModel):
@@ -95,7 +93,7 @@ class NeighbourGraph:
 
 
 def neighbour_graph(
-    run: "Run", settings: NeighbourSettings, overrides: Sequence[str] = (), progress: Report | None = None
+    run: RunDir, settings: NeighbourSettings, overrides: Sequence[str] = (), progress: Report | None = None
 ) -> NeighbourGraph:
     """Return the nearest rows of every row of a run, finding what of them isn't in its folder yet.
 

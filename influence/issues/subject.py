@@ -4,7 +4,6 @@ import logging
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -14,15 +13,13 @@ from influence.errors import QueryError
 from influence.issues.neighbors import NeighbourGraph, NeighbourSettings, neighbour_graph
 from influence.query.evaluation import Evaluation
 from influence.recipes import Recipe
+from influence.run_dir import RunDir
 from influence.scan.plan import check_scannable
 from influence.scan.self_influence import self_influence
 from influence.stages.record import overridden
 from influence.store import columns
 from influence.store.columns import Categories
 from influence.text_dedup.inputs import open_data
-
-if TYPE_CHECKING:
-    from influence.run import Run
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +39,7 @@ class Subject:
 
     def __init__(
         self,
-        run: "Run",
+        run: RunDir,
         folder: Path,
         neighbours: NeighbourSettings,
         *,
@@ -148,7 +145,7 @@ class Subject:
         return columns.ids(self.run.store, rows)
 
 
-def check_examinable(run: "Run") -> None:
+def check_examinable(run: RunDir) -> None:
     """Refuse a run without gradients.
 
     Raises:

@@ -10,22 +10,25 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 
+from influence.data.classes import check_class_order
 from influence.data.columns import CONTENT_ROLES, Columns, find_layout
 from influence.data.dataset import Rows, locate, open_rows
 from influence.data.example import QUERY_ROW
+from influence.data.queries import Query, in_form, read_queries
 from influence.data.records import columns_of
 from influence.engine.progress import Report
 from influence.errors import DataError, QueryError
-from influence.query.asked import Query, in_form, read_queries
+from influence.model.class_names import class_names
+from influence.query.examples import query_examples
+from influence.run_dir import RunDir
+from influence.scan.answer import Question
+from influence.scan.score import score_to
 from influence.scan.table import QueryRecord, query_records
-
-if TYPE_CHECKING:
-    from influence.run import Run
 
 MOST = 100_000
 """The most examples of an evaluation set: all of them are held in memory."""
@@ -45,7 +48,7 @@ class Evaluation:
         examples: The examples, [queries].
     """
 
-    def __init__(self, run: "Run", examples: Sequence[Query], place: str, file: str | None = None) -> None:
+    def __init__(self, run: RunDir, examples: Sequence[Query], place: str, file: str | None = None) -> None:
         self._run = run
         self.place, self.file = place, file
         self.examples = tuple(read_queries(examples, run.query_form))
@@ -88,7 +91,8 @@ class Evaluation:
         out = self._file(folder)
         if not out.exists():
             try:
-                self._run.score_to(self.examples, out, cut=True, overwrite=True, overrides=overrides, progress=progress)
+                question = Question(query_examples(self._run, self.examples), cut=True)
+                score_to(self._run, question, out, overwrite=True, overrides=overrides, progress=progress)
             except QueryError as error:
                 which = (number for number, own in enumerate(self.examples) if f"Query {own.id!r}" in str(error))
                 number = next(which, None)
@@ -110,7 +114,7 @@ class Evaluation:
         return folder / f"scores-{self.digest[:16]}.parquet"
 
 
-def read_evaluation(run: "Run", path: str | Path) -> Evaluation:
+def read_evaluation(run: RunDir, path: str | Path) -> Evaluation:
     """Read examples from a file as the run's training data were read: jsonl, csv, parquet, or a saved data set.
 
     Columns may have the names that the training data's have, or the usual ones (text, prompt and completion, label, …).
@@ -134,7 +138,7 @@ def read_evaluation(run: "Run", path: str | Path) -> Evaluation:
             f"{path} holds {len(rows):,} examples, and at most {MOST:,} are held against a run at once: take a sample."
         )
     if rows.classes and run.config.model.kind == "sequence_classification":
-        run.session.check_classes(rows)
+        check_class_order(rows.classes, class_names(run.config.model), rows.place)
     examples = (in_form(replace(example, row=QUERY_ROW), run.query_form) for example in rows.examples())
     if run.config.model.kind == "causal_lm":
         # Rows may have labels that a language model doesn't read; a query with one would ask a classifier.
@@ -142,7 +146,7 @@ def read_evaluation(run: "Run", path: str | Path) -> Evaluation:
     return Evaluation(run, list(examples), str(path), str(path))
 
 
-def _opened(run: "Run", path: str | Path, *, named: bool) -> Rows:
+def _opened(run: RunDir, path: str | Path, *, named: bool) -> Rows:
     """Open a file by the training data's columns or the usual ones; `named`: by those that they lack, too."""
     own = run.config.data
     settings = own.model_copy(update={"path": str(path), "format": "auto", "limit": None, "name": None})
@@ -175,7 +179,7 @@ def _opened(run: "Run", path: str | Path, *, named: bool) -> Rows:
     )
 
 
-def as_evaluation(run: "Run", given: "Evaluation | str | Path | Sequence[Any]", what: str) -> Evaluation:
+def as_evaluation(run: RunDir, given: "Evaluation | str | Path | Sequence[Any]", what: str) -> Evaluation:
     """Return what was given as an evaluation set: a file, or queries as `Run.query_many` takes them."""
     if isinstance(given, Evaluation):
         return given

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -31,13 +31,11 @@ from influence.issues.neighbors import NeighbourSettings
 from influence.issues.subject import Subject, check_examinable
 from influence.query.evaluation import Evaluation
 from influence.recipes import Magnitudes, joint_magnitudes, rank_only_queries, sign_rule
+from influence.run_dir import RunDir
 from influence.select.other_choices import lengths_of, random_overlap, rank_correlation, word_overlap
 from influence.select.selection import Scores, SelectSettings, amount, check_cap, chosen_rows, scored
 from influence.store.columns import NO_CODE, Categories, ids
 from influence.text_dedup.inputs import data_files, open_data
-
-if TYPE_CHECKING:
-    from influence.run import Run
 
 BLOCK = 2**14
 """Chosen rows whose ids are in memory at a time."""
@@ -123,7 +121,7 @@ class Selected:
 
 
 def select(
-    run: "Run",
+    run: RunDir,
     target: Evaluation,
     out: Path,
     settings: SelectSettings,
@@ -193,7 +191,7 @@ def select(
     )
 
 
-def check_selection(run: "Run", out: Path, target: str | Path | None, *, overwrite: bool) -> None:
+def check_selection(run: RunDir, out: Path, target: str | Path | None, *, overwrite: bool) -> None:
     """Refuse a file that the chosen rows can't be written to.
 
     Raises:
@@ -261,7 +259,7 @@ def _brought(sets: Categories, scores: Scores, chosen: np.ndarray) -> dict[str, 
 
 
 def _leaked(
-    run: "Run", target: Evaluation, folder: Path, chosen: np.ndarray, progress: Report | None
+    run: RunDir, target: Evaluation, folder: Path, chosen: np.ndarray, progress: Report | None
 ) -> tuple[int, int]:
     """Return how many rows are near-copies of target examples, and how many of those were chosen."""
     subject = Subject(run, folder, NeighbourSettings(), evaluation=target, progress=progress)
@@ -269,7 +267,9 @@ def _leaked(
     return len(rows), int(np.isin(rows, chosen).sum())
 
 
-def _warnings(run: "Run", target: Evaluation, leaked: tuple[int, int], chosen: np.ndarray, data: Rows) -> Iterator[str]:
+def _warnings(
+    run: RunDir, target: Evaluation, leaked: tuple[int, int], chosen: np.ndarray, data: Rows
+) -> Iterator[str]:
     if TEST.search(Path(target.place).stem.lower()):
         yield (
             f"{target.place} looks like a test set by its name. Rows chosen for it can't be judged on it afterwards: "
@@ -288,7 +288,7 @@ def _warnings(run: "Run", target: Evaluation, leaked: tuple[int, int], chosen: n
         )
 
 
-def _repeated(run: "Run", rows: np.ndarray) -> int:
+def _repeated(run: RunDir, rows: np.ndarray) -> int:
     """Return how many of some rows have the id of another one; held are eight bytes a row."""
     digests = np.empty(len(rows), dtype=np.int64)
     for first in range(0, len(rows), BLOCK):

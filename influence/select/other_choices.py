@@ -1,19 +1,17 @@
 """What a selection is compared with: as many rows at random, as many by BM25, and the rows' lengths alone."""
 
 import logging
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from scipy.stats import spearmanr
 
 from influence.baselines import bm25
-from influence.data.example import TokenContent
+from influence.capture.texts import readable_texts
 from influence.errors import DataError
 from influence.query.evaluation import Evaluation
+from influence.run_dir import RunDir
 from influence.store.columns import NO_CODE, Categories, numbers
-
-if TYPE_CHECKING:
-    from influence.run import Run
 
 log = logging.getLogger(__name__)
 
@@ -22,7 +20,7 @@ RANKED = 1_000_000
 """Rows, evenly spread, that the rank correlation of score and length is taken over."""
 
 
-def lengths_of(run: "Run") -> tuple[np.ndarray, str]:
+def lengths_of(run: RunDir) -> tuple[np.ndarray, str]:
     """Return every row's length, int32 [rows], and of what it is: a classifier's rows have one scored token each."""
     if run.config.model.kind == "causal_lm":
         return numbers(run.store, "tokens"), "scored tokens"
@@ -35,7 +33,7 @@ def random_overlap(rows: int, chosen: np.ndarray) -> float:
     return float(np.isin(drawn, chosen).mean())
 
 
-def word_overlap(run: "Run", target: Evaluation, sets: Categories, chosen: np.ndarray) -> float | None:
+def word_overlap(run: RunDir, target: Evaluation, sets: Categories, chosen: np.ndarray) -> float | None:
     """Return the share of BM25's choice of the same size that was chosen; None where there is none."""
     if run.rows > bm25.MOST_ROWS:
         log.warning("No comparison with BM25: it holds at most %d rows, the run has %d.", bm25.MOST_ROWS, run.rows)
@@ -46,7 +44,7 @@ def word_overlap(run: "Run", target: Evaluation, sets: Categories, chosen: np.nd
     except DataError as error:
         log.warning("No comparison with BM25: %s", error)
         return None
-    texts = run.session.texts(target.examples) if _tokens(target) else [example.text for example in target.examples]
+    texts = readable_texts(run, target.examples)
     codes = np.where(sets.codes == NO_CODE, len(sets.names), sets.codes)
     best = np.zeros(run.rows, dtype=np.float32)
     for code in np.unique(codes):
@@ -54,10 +52,6 @@ def word_overlap(run: "Run", target: Evaluation, sets: Categories, chosen: np.nd
         # BM25 adds up over a query's words, so the sum over queries is the score for all of their words.
         np.maximum(best, words.scores("\n".join(held)) / len(held), out=best)
     return float(np.isin(np.argsort(-best, kind="stable")[: len(chosen)], chosen).mean())
-
-
-def _tokens(target: Evaluation) -> bool:
-    return any(isinstance(example.content, TokenContent) for example in target.examples)
 
 
 def rank_correlation(scores: np.ndarray, lengths: np.ndarray) -> float | None:

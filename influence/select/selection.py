@@ -15,18 +15,16 @@ import logging
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, overload
+from typing import overload
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from influence.errors import QueryError
 from influence.issues.checks.duplicates import near_duplicate_sets
+from influence.run_dir import RunDir
 from influence.store.columns import NO_CODE, Categories
 from influence.store.reader import Store
-
-if TYPE_CHECKING:
-    from influence.run import Run
 
 log = logging.getLogger(__name__)
 
@@ -118,7 +116,7 @@ def check_cap(groups: Categories, cap: int, wanted: int) -> None:
 
 
 def chosen_rows(
-    run: "Run", scores: np.ndarray, wanted: int, groups: Categories | None, cap: int | None, *, dedup: bool
+    run: RunDir, scores: np.ndarray, wanted: int, groups: Categories | None, cap: int | None, *, dedup: bool
 ) -> np.ndarray:
     """Return the rows that are chosen, int64 [wanted], the best first, ties by the lower row.
 
@@ -163,7 +161,7 @@ def chosen_rows(
         looked = min(len(order), looked + max(2 * missing, looked // 2))
 
 
-def run_labels(run: "Run") -> np.ndarray | None:
+def run_labels(run: RunDir) -> np.ndarray | None:
     """Return the rows' labels as codes where the run is of a classifier: rows with two labels are no copies there."""
     from influence.store.columns import categories
 

@@ -1,17 +1,14 @@
 """An unwanted output as a person writes it down: a few words, or a file of examples."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from influence.data.dataset import SUFFIXES
 from influence.errors import QueryError
 from influence.query.evaluation import Evaluation, read_evaluation
-
-if TYPE_CHECKING:
-    from influence.run import Run
+from influence.run_dir import RunDir
 
 
-def read_target(run: "Run", target: str | None, prompt: str | None) -> Evaluation | None:
+def read_target(run: RunDir, target: str | None, prompt: str | None) -> Evaluation | None:
     """Return the unwanted output that was named, None where none was.
 
     Args:

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -10,11 +9,9 @@ from influence.data.dataset import Rows, locate, open_rows
 from influence.data.example import Example, MessagesContent, PromptContent
 from influence.data.identity import DataIdentity
 from influence.errors import DataError
+from influence.run_dir import RunDir
 from influence.text_dedup.near_pairs import Similar, jaccard_of_sets
 from influence.text_dedup.shingles import Shingled, shingled
-
-if TYPE_CHECKING:
-    from influence.run import Run
 
 BLOCK = 1024
 """Rows whose answers are in memory at a time."""
@@ -22,7 +19,7 @@ SPLIT = ("prompt", "messages")
 """Columns of rows that have an input and an answer."""
 
 
-def open_data(run: "Run") -> Rows:
+def open_data(run: RunDir) -> Rows:
     """Open the data set that a run was built from.
 
     Raises:
@@ -31,7 +28,7 @@ def open_data(run: "Run") -> Rows:
     return open_rows(run.config.data, DataIdentity.of(run.manifest.fingerprint_parts, run.rows, run.path))
 
 
-def data_files(run: "Run") -> tuple[str, ...]:
+def data_files(run: RunDir) -> tuple[str, ...]:
     """Return the files that a run's rows were read from; none where they are gone, or are no files of their own."""
     try:
         return locate(run.config.data)[1]
@@ -39,12 +36,12 @@ def data_files(run: "Run") -> tuple[str, ...]:
         return ()
 
 
-def is_split(run: "Run") -> bool:
+def is_split(run: RunDir) -> bool:
     """Whether a language model's rows are prompts with completions, or conversations."""
     return run.config.model.kind == "causal_lm" and any(_reads(run, name) for name in SPLIT)
 
 
-def _reads(run: "Run", role: str) -> bool:
+def _reads(run: RunDir, role: str) -> bool:
     columns = json.loads(str(run.manifest.fingerprint_parts["data.columns"]))
     return columns.get(role) is not None
 

@@ -193,7 +193,7 @@ def mean_influence(run: influence.Run, folder: Path) -> np.ndarray:
     """Return each row's mean score over the development rows, as they are."""
     with TemporaryDirectory() as scratch:
         out = Path(scratch) / "means.parquet"
-        run.score_to(read_evaluation(run, folder / DEV).examples, out, keep="rows", cut=True)
+        run.score_to(read_evaluation(run.run_dir, folder / DEV).examples, out, keep="rows", cut=True)
         return pq.read_table(out).column("mean").to_numpy()
 
 

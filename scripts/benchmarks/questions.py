@@ -23,7 +23,7 @@ from index.approximate.merge import open_index
 from index.approximate.search import search
 from index.exact import exact_search_scores
 from index.neighbours import Neighbours
-from influence.query.asked import as_example
+from influence.data.queries import as_example
 from influence.stages.index import FOLDER, candidate_scores, index_fingerprint, scored_blocks
 
 K = 10

@@ -16,8 +16,8 @@ import pytest
 import yaml
 from distributed import Client, LocalCluster
 
+import influence.api as runs
 import influence.estimate.forecast as forecast_module
-import influence.run as runs
 from influence.artifacts.partial import PartialFile
 from influence.cli.main import main
 from influence.engine.cluster import QUIET

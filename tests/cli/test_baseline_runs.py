@@ -7,7 +7,7 @@ import json
 import pyarrow.parquet as pq
 import pytest
 
-import influence.run as runs
+import influence.api as runs
 from influence.config import parse_config
 from influence.recipes import SIGN_RULE, sign_rule
 from tests.cli.conftest import ASKED, settings

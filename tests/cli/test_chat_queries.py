@@ -7,7 +7,7 @@ import pytest
 import torch
 import yaml
 
-import influence.run as runs
+import influence.api as runs
 from influence.data.example import Example, MessagesContent
 from influence.errors import FingerprintMismatch, QueryError
 from influence.query.evaluation import read_evaluation

@@ -65,7 +65,7 @@ def run(program, *argv, folder):
     )
 
 
-@pytest.mark.parametrize("module", ["influence.cli.commands", "typer", "influence.cli.export", "influence.run"])
+@pytest.mark.parametrize("module", ["influence.cli.commands", "typer", "influence.cli.export", "influence.api"])
 def test_ctrl_c_during_the_first_imports_ends_with_4_and_a_sentence(tmp_path, module):
     done = run(AT_IMPORT, module, "build", "-c", "run.yaml", "--out", "run", folder=tmp_path)
     assert (done.returncode, done.stdout) == (4, "")

@@ -112,7 +112,7 @@ def test_square_brackets_in_data_are_no_markup():
 
 def test_log_lines_go_to_standard_error_once_and_only_while_a_verb_runs(cli, monkeypatch, tmp_path):
     def telling(_):
-        logging.getLogger("influence.run").warning("row \x1b[31m7")
+        logging.getLogger("influence.api").warning("row \x1b[31m7")
         raise KeyboardInterrupt
 
     monkeypatch.setattr(standing, "status", telling)

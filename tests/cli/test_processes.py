@@ -11,7 +11,7 @@ import textwrap
 import psutil
 import pytest
 
-import influence.run as runs
+import influence.api as runs
 from tests.cli.conftest import ASKED, clean, until
 
 pytestmark = pytest.mark.slow

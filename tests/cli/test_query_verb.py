@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-import influence.run as runs
+import influence.api as runs
 from influence.query.hits import COLUMNS
 from influence.recipes import SIGN_RULE
 from tests.cli.conftest import ASKED, COMPLETION, PROMPT, clean, settings

@@ -6,7 +6,7 @@ import signal
 import pyarrow.parquet as pq
 import pytest
 
-import influence.run as runs
+import influence.api as runs
 from influence.recipes import SIGN_RULE
 from tests.cli.conftest import ASKED, COMPLETION, PROMPT
 from tests.kills import killed, say

@@ -6,8 +6,8 @@ import shutil
 
 import pytest
 
+import influence.api as runs
 import influence.cli.status as verb
-import influence.run as runs
 from influence.store.writer import lock_run
 
 

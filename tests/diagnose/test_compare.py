@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
-import influence.run as runs
+import influence.api as runs
 from influence.cli.main import main
 from influence.config import parse_config
 from influence.errors import QueryError

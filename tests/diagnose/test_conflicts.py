@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-import influence.run as runs
+import influence.api as runs
 from influence.config import parse_config
 from influence.errors import QueryError
 from influence.issues.checks.registry import parse_settings

@@ -10,7 +10,7 @@ import torch
 from scipy.sparse import csr_matrix, load_npz
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-import influence.run as runs
+import influence.api as runs
 from influence.capture import model_pass
 from influence.capture import probabilities as probability_stage
 from influence.cli.main import main

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-import influence.run as runs
+import influence.api as runs
 from influence.config import parse_config
 from influence.errors import DataError, QueryError
 from influence.groups import groups as groups_module

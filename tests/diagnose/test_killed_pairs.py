@@ -5,7 +5,7 @@ import signal
 
 import pytest
 
-import influence.run as runs
+import influence.api as runs
 from influence.config import parse_config
 from tests import kills
 from tests.kills import killed

@@ -7,7 +7,7 @@ import signal
 
 import pytest
 
-import influence.run as runs
+import influence.api as runs
 from influence.config import parse_config
 from influence.export.decisions import decisions_path
 from tests import kills

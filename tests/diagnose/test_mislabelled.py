@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import influence.run as runs
+import influence.api as runs
 from influence.cli.main import main
 from influence.config import parse_config
 from influence.errors import QueryError

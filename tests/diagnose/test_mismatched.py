@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-import influence.run as runs
+import influence.api as runs
 from influence.capture import model_pass
 from influence.capture import prompts as prompt_stage
 from influence.capture.prompts import Answers, answers_in, other_prompts, remaining

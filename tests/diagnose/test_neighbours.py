@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-import influence.run as runs
+import influence.api as runs
 from influence.config import parse_config
 from influence.issues.neighbors import NOBODY, NeighbourSettings, neighbour_graph
 from influence.neighbors import plan as neighbour_plan

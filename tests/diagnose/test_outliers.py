@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 
-import influence.run as runs
+import influence.api as runs
 from influence.config import parse_config
 from influence.engine import dispatch
 from influence.issues.checks import outliers

@@ -8,11 +8,11 @@ import pytest
 from scipy.stats import chi2_contingency
 
 from influence.data.example import Example, MessagesContent, PromptContent
+from influence.data.queries import QueryForm
 from influence.errors import QueryError
 from influence.issues.checks.phrases import phrases_of, rows_with, shared_phrases, surprise
 from influence.issues.checks.poisoned import PoisonSettings, check, lacks
 from influence.issues.checks.promotion import far_out, standardised
-from influence.query.asked import QueryForm
 from influence.store.columns import Categories
 
 ROWS, POISON = 800, np.arange(40, 800, 95)

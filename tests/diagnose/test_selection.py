@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
-import influence.run as runs
+import influence.api as runs
 from influence.baselines import bm25
 from influence.config import parse_config
 from influence.errors import DataError, Incomplete, QueryError

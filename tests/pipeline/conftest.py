@@ -11,11 +11,11 @@ import dask
 import pytest
 from distributed import Client, LocalCluster
 
-import influence.run
+import influence.api
+from influence.api import Run
 from influence.artifacts.digest import sha256
 from influence.config import RunConfig, parse_config
 from influence.engine import cluster
-from influence.run import Run
 from influence.stages import build as build_module
 
 SETTINGS = {
@@ -93,7 +93,7 @@ def rebuild(thread_client: Client, model_folder: Any, corpus_file: Path) -> Call
     def build(folder: Path, *overrides: str) -> Run:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(build_module, "connect", connect)
-            return influence.run.build(parse_config(found, overrides), folder)
+            return influence.api.build(parse_config(found, overrides), folder)
 
     return build
 

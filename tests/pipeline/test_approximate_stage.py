@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from index.errors import IndexCorrupt, VectorIndexError
+from influence.api import open as open_run
 from influence.errors import Incomplete, StoreError
-from influence.run import open as open_run
 from influence.stages import approximate as approximate_stage
 from influence.stages import index as index_stage
 from influence.stages.build import build_run

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from influence.api import open as open_run
 from influence.baselines import bm25
 from influence.capture.session import Session
 from influence.capture.spec import CaptureSpec
@@ -20,7 +21,6 @@ from influence.errors import (
     StoreError,
 )
 from influence.query.pairwise import pairwise
-from influence.run import open as open_run
 from influence.stages import build as build_module
 from influence.stages import lexical_stage
 from influence.stages.build import build_run

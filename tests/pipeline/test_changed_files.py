@@ -9,7 +9,7 @@ from typing import Any
 import datasets
 import pytest
 
-import influence.run as runs
+import influence.api as runs
 from influence.config import parse_config
 from influence.data.dataset import DataSettings, open_rows
 from influence.data.identity import DataIdentity

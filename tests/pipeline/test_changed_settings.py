@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-import influence.run as runs
+import influence.api as runs
 from influence.artifacts.digest import seal
 from influence.config import parse_config
 from influence.errors import ConfigError, FingerprintMismatch, Incomplete, InfluenceError, StoreError

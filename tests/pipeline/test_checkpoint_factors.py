@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from influence import pairwise
+from influence.api import open as open_run
 from influence.capture import cut as plan
 from influence.capture import folding
 from influence.capture.cut import estimate
@@ -19,7 +20,6 @@ from influence.errors import CaptureError, CurvatureError, DigestMismatch, Finge
 from influence.estimate.forecast import _work
 from influence.estimate.timing import Timing
 from influence.recipes import recipe
-from influence.run import open as open_run
 from influence.stages import build as build_module
 from influence.stages import factor_group
 from influence.stages.build import build_run

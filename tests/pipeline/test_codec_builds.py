@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from index.settings import IndexSettings
+from influence.api import open as open_run
 from influence.axes import ModuleColumns
 from influence.capture.cut import estimate, rows_per_shard
 from influence.errors import FingerprintMismatch, StoreError
-from influence.run import open as open_run
 from influence.stages import build as build_module
 from influence.stages.build import build_run
 from influence.store.codecs import bytes_per_row

@@ -3,13 +3,13 @@
 import pytest
 from distributed import Client
 
-import influence.run as runs
+import influence.api as runs
 from influence.capture import process_session
 from influence.capture.session import Session
+from influence.data.queries import as_example
 from influence.engine import dispatch
 from influence.engine.cluster import kept_cluster
 from influence.errors import Incomplete
-from influence.query.asked import as_example
 from influence.scan import answer as scan_module
 from influence.scan import blocks as score_stage
 from influence.scan.blocks import score_block

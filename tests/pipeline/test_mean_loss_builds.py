@@ -4,8 +4,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from influence.api import open as open_run
 from influence.errors import ConfigError, QueryError
-from influence.run import open as open_run
 from influence.stages.build import build_run
 
 QUERY = {"prompt": "The river was named", "completion": " after a cartographer"}

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from index.settings import IndexSettings
+from influence.api import open as open_run
 from influence.capture.cut import estimate
 from influence.capture.session import Session
 from influence.capture.spec import CaptureSpec
@@ -17,7 +18,6 @@ from influence.data.batch import collate
 from influence.errors import FingerprintMismatch, ModelError, OptimiserMismatch, StoreError
 from influence.gradients.optimiser import PREFIX
 from influence.recipes import recipe
-from influence.run import open as open_run
 from influence.stages import build as build_module
 from influence.stages.build import build_run
 from influence.store.reader import Store

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-import influence.run as runs
+import influence.api as runs
 from index.errors import VectorIndexError
 from influence.artifacts.regular import check_regular, read_regular
 from influence.errors import InfluenceError, StoreError

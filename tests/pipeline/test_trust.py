@@ -13,7 +13,7 @@ import pytest
 import yaml
 from sockets import hosts_since, listening
 
-import influence.run as runs
+import influence.api as runs
 from influence.cluster import ClusterSettings
 from influence.config import RunConfig, parse_config
 from influence.engine.cluster import connect

@@ -6,8 +6,8 @@ import pytest
 
 from influence.data.columns import Columns
 from influence.data.example import Example, MessagesContent, PromptContent, TextContent, TokenContent
+from influence.data.queries import QueryForm, as_example, read_queries
 from influence.errors import DataError, QueryError
-from influence.query.asked import QueryForm, as_example, read_queries
 
 USER, SAYS = {"role": "user", "content": "What is red?"}, {"role": "assistant", "content": "The river."}
 TOOLS = [{"type": "function", "function": {"name": "look"}}]

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from distributed import Client, LocalCluster
 
-import influence.run as runs
+import influence.api as runs
 from influence.config import parse_config
 from influence.engine.cluster import QUIET
 from influence.errors import QueryError

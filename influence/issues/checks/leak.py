@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from influence.data.example import Example, TokenContent
+from influence.capture.texts import readable_texts
+from influence.data.example import Example
 from influence.issues.checks.duplicates import IGNORED, CopySettings, signed_rows
 from influence.issues.finding import Case, Finding
 from influence.issues.subject import Subject
@@ -89,9 +90,7 @@ def _cases(met: Any, ids: list[str]) -> Mapping[int, Case]:
 
 def _texts(subject: Subject, examples: tuple[Example, ...]) -> list[str]:
     """Return the examples' texts; tokens given as such are decoded, as those of rows were."""
-    if any(isinstance(example.content, TokenContent) for example in examples):
-        return subject.run.session.texts(examples)
-    return [example.text for example in examples]
+    return readable_texts(subject.run, examples)
 
 
 __all__ = ["LeakSettings", "check", "lacks"]
