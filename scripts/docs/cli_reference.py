@@ -30,7 +30,7 @@ def _sections(command: Any, context: Any) -> Iterator[str]:
         yield f"## {context.command_path}\n\n{' '.join(command.help.split())}\n"
         records = [one.get_help_record(context) for one in command.get_params(context) if one.name != "help"]
         yield "| Argument or option | Meaning |\n|---|---|"
-        yield from (f"| `{_cell(names)}` | {_cell(meaning)} |" for names, meaning in filter(None, records))
+        yield from (f"| `{names}` | {_cell(meaning)} |" for names, meaning in filter(None, records))
         yield ""
     for name, inner in getattr(command, "commands", {}).items():
         yield from _sections(inner, inner.make_context(name, [], context, **_QUIET))

@@ -31,6 +31,14 @@ def test_every_file_that_a_page_names_exists(page):
     assert [path for path in NAMED.findall(page.read_text()) if not (ROOT / path).exists()] == []
 
 
+def test_the_page_on_the_house_has_every_room_and_no_other():
+    table = (ROOT / "docs" / "contributing" / "house.md").read_text().split("| Rooms |")[1].split("\n\n")[0]
+    rooms = {name for line in table.splitlines() for name in re.findall(r"`([\w.]+/?)`", line.split("|")[1])}
+    folders = {f"{folder.parent.name}/" for folder in (ROOT / "influence").glob("*/__init__.py")}
+    files = {file.name for file in (ROOT / "influence").glob("*.py")} - {"__init__.py"}
+    assert rooms == folders | files
+
+
 def test_the_readme_names_the_two_commands_that_the_makefile_has():
     targets = (ROOT / "Makefile").read_text()
     for command in ("demo", "test", "docs"):
