@@ -11,7 +11,6 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import bm25s
 import numpy as np
 
 from influence.errors import DataError
@@ -74,10 +73,11 @@ def fit(texts: Iterable[str]) -> BM25:
     Raises:
         DataError: No text has a word.
     """
-    ids, vocabulary = bm25s.tokenize(texts, stopwords=STOP_WORDS, return_ids=True, show_progress=False)  # type: ignore[arg-type]
+    bm25s = _library()
+    ids, vocabulary = bm25s.tokenize(texts, stopwords=STOP_WORDS, return_ids=True, show_progress=False)
     if not vocabulary:
         raise DataError(f"None of the {len(ids)} texts has a word that BM25 could look up.")
-    retriever = bm25s.BM25(**SETTINGS)  # type: ignore[arg-type]
+    retriever = bm25s.BM25(**SETTINGS)
     # Numbers of words and not the words: the library would number those in the order of a set.
     retriever.index((ids, vocabulary), create_empty_token=False, show_progress=False)
     return BM25(retriever)
@@ -85,7 +85,14 @@ def fit(texts: Iterable[str]) -> BM25:
 
 def load(folder: Path) -> BM25:
     """Open what `save` wrote; lists of texts are mapped, and read where a query's words need them."""
-    return BM25(bm25s.BM25.load(folder, mmap=True, show_progress=False))
+    return BM25(_library().BM25.load(folder, mmap=True, show_progress=False))
+
+
+def _library() -> Any:
+    """Return bm25s. It loads numba: half a second of processor time, which a query without BM25 doesn't need."""
+    import bm25s
+
+    return bm25s
 
 
 def count_words(texts: Sequence[str]) -> np.ndarray:
@@ -94,7 +101,7 @@ def count_words(texts: Sequence[str]) -> np.ndarray:
 
 
 def _words(texts: Sequence[str]) -> list[list[str]]:
-    return bm25s.tokenize(list(texts), stopwords=STOP_WORDS, return_ids=False, show_progress=False)  # type: ignore[return-value]
+    return _library().tokenize(list(texts), stopwords=STOP_WORDS, return_ids=False, show_progress=False)
 
 
 __all__ = ["BM25", "MOST_ROWS", "SETTINGS", "STOP_WORDS", "count_words", "fit", "load"]
