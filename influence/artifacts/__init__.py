@@ -1,5 +1,6 @@
-"""Runs on an object store: what a user typed to a path, and paths into a bucket that read and write as local ones do.
+"""Files of a run, in a local folder or in a bucket: locations, commits, locks, output files.
 
-`place` decides which of the two a text is; `path` is the interface that both share, over any fsspec filesystem; `s3` is
-S3's, with its errors in words; `access` is what differs between the two when files are read, listed and written.
+`place` turns the text that a user typed into a path; `path` is the interface of both kinds of path, over any fsspec
+filesystem; `s3` is S3 with its errors as messages; `access` holds what differs between the two when files are read,
+listed and written.
 """

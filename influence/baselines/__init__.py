@@ -1,1 +1,1 @@
-"""What an influence method has to beat: rankings that know nothing of the model's gradients."""
+"""Baselines: rankings that do not use the model's gradients."""

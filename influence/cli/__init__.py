@@ -1,1 +1,1 @@
-"""The command line: one file a verb, and the only room that prints."""
+"""The command line: one file per verb. Only this room prints."""

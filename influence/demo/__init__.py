@@ -1,1 +1,1 @@
-"""The demo: a model trained on this computer's own Python documentation, with planted facts to trace."""
+"""The demo: a model trained on the Python documentation of this machine and on planted facts."""

@@ -1,10 +1,10 @@
-"""Does the capture work here, on this model and these rows? Each check measures one identity that every row rests on.
+"""Checks of the capture in this environment, on this model and these rows, one identity per check.
 
-A row's gradient may depend on nothing but the row: not on padding, not on its batch; its scored tokens add up to it;
-and an ordinary backward pass finds the same. Where a model breaks one of these, every score of a run is wrong, and
-nothing else shows it. Errors are relative: |a − b| / |b|, the worst of the rows.
+A row's gradient depends on the row only: not on padding and not on the batch. It is the sum over its scored tokens, and
+it equals that of an ordinary backward pass. If a model violates one of these, every score of a run is wrong, and no
+other check detects it. Errors are relative: |a − b| / |b|, the maximum over the rows.
 
-Examples are ten rows of the user's data, captured alone, in the run's own dtype.
+The examples are ten rows of the user's data, captured alone, in the run's dtype.
 """
 
 from influence.doctor.check import Check

@@ -1,1 +1,1 @@
-"""What a build takes, measured on a few rows."""
+"""Estimates of a build's time, memory and disk, measured on a few rows."""

@@ -1,1 +1,1 @@
-"""How well scores do what they claim: predictions held against models that were trained again."""
+"""Measures of quality: predictions of scores compared with retrained models."""

@@ -1,1 +1,1 @@
-"""The cleaned data set, and its undo."""
+"""Export of the cleaned data set, and its undo."""

@@ -1,1 +1,1 @@
-"""Per-example gradients of a frozen model, captured by hooks and projected before they are ever formed."""
+"""Per-example gradients of a frozen model, captured by hooks and projected without being formed."""

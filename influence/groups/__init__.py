@@ -1,1 +1,1 @@
-"""Scores summed by group, with confidence intervals."""
+"""Influence summed by group of rows, with confidence intervals."""

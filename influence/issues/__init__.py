@@ -1,1 +1,1 @@
-"""What is wrong with the rows: a table, a row an issue."""
+"""Checks of the data's quality: one table with a line per row."""

@@ -1,1 +1,1 @@
-"""A trained model from its folder, frozen and checked, and the layers of it whose gradients are rows."""
+"""Models: loading from a folder, freezing, checks, and the choice of tracked layers."""

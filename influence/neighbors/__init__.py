@@ -1,1 +1,1 @@
-"""Every row's nearest rows."""
+"""The nearest rows of every row."""

@@ -1,1 +1,1 @@
-"""One question's way from a prompt and a completion to its hits, as tables, documents and pages."""
+"""One query: from prompt and completion to hits, as tables, documents and pages."""

@@ -1,11 +1,11 @@
 """A recipe: the parts of an influence method, and the named presets.
 
-No method has code of its own. A recipe names its parts, and the rooms of the house read the part that is theirs:
-measurement (`task`), gradient and projection (`gradients`), curvature (`curvature`), comparison (`vectors`). A new
-method is a new line in `PRESETS`, or one new part in one new file.
+No method has code of its own. A recipe names its parts, and each room reads its own part: measurement (`task`),
+gradient and projection (`gradients`), curvature (`curvature`), comparison (`vectors`). A new method is a new line in
+`PRESETS`, or one new part in one new file.
 
-The sign rule, for every recipe but the baselines: **positive = training more on this row raises the measured output's
-log-probability (promotes it); negative = opposes it.** What a baseline's scores say is beside it in `sign`.
+The sign rule, for every recipe except the baselines: **positive = training more on this row raises the measured
+output's log-probability (promotes it); negative = opposes it.** The rule of a baseline's scores is in `sign`.
 """
 
 from influence.recipes.checkpoint import Checkpoint

@@ -1,1 +1,1 @@
-"""Every row against many queries."""
+"""Scores of every row for many queries."""

@@ -1,1 +1,1 @@
-"""Rows to train on."""
+"""Selection of rows to train on (LESS)."""

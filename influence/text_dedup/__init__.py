@@ -1,1 +1,1 @@
-"""Texts that repeat one another: shingles, MinHash, pairs."""
+"""Duplicate texts: shingles, MinHash, pairs."""

@@ -1,1 +1,1 @@
-"""From a stored row to a comparable vector: curvature first, then length, then one plain inner product."""
+"""Comparison of stored rows and queries: curvature first, then length, then one inner product."""

@@ -1,1 +1,1 @@
-"""A check a file."""
+"""The checks, one per file."""

@@ -1,4 +1,4 @@
-"""The codecs, one a file, and the one place that knows all their names."""
+"""The codecs, one per file, and the list of their names."""
 
 from collections.abc import Sequence
 
