@@ -1,8 +1,8 @@
 """How much is added to the curvature before it is inverted.
 
     relative   λ = c · mean(Λ), Λ the eigenvalues of one module's curvature
-    bounded    the same, with the smallest c from `value` on for which Σ Λ/(Λ + λ), over all modules, is at most N times
-               a row's mean loss
+    bounded    the same, with the smallest c from `value` to 100 for which Σ Λ/(Λ + λ), over all modules, is at most N
+               times a row's mean loss; 100 where none is
     trace      the λ under which a share c of the trace Σ Λ lies
     training   λ = √(mean(Λ)/B) / (η T), of a training by AdamW: T steps at a mean rate η, of B rows each
     absolute   λ itself, in the units of the mean example loss's Gauss-Newton matrix
@@ -11,7 +11,9 @@ Relative, bounded and trace mean the same in layers of different scale, and don'
 a constant. How eigenvalues are spread differs, though: in a large model nearly all of the trace lies in few directions,
 and with λ = .01 · mean(Λ) the others, where no row has much of a gradient, are left to 1/λ. Bounded follows the spread:
 (1/N) Σ Λ/(Λ + λ) is what a row's extra copy does to the row itself, in the mean over rows whose labels the model drew,
-and a copy can't raise a row's log-likelihood by more than its loss.
+and a copy can't raise a row's log-likelihood by more than its loss. Beyond c = 100 hardly an eigenvalue decides
+anything and the order of scores becomes that of raw gradients: a model that has learnt its rows by heart, with losses
+near 0, gets 100, and scores that promise more than an output's probability allows are marked as ranks.
 
 Where only the order of rows counts, little damping is best. Where a score is to be the number of nats that one more
 copy of a row would have brought, λ is what the training itself stood for. SGD at rate η reaches a direction of
@@ -28,6 +30,9 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
 from influence.errors import CurvatureError
+
+MOST_SHARE = 100.0
+"""The largest c of a bounded damping, unless its least is larger."""
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
@@ -110,7 +115,10 @@ class Damping(BaseModel):
 
 
 def _least_share(eigenvalues: Sequence[Tensor], least: float, budget: float) -> float:
-    """Return the smallest c ≥ least with Σ Λ/(Λ + c · mean(Λ)) ≤ budget, from a histogram of log Λ/mean(Λ)."""
+    """Return the smallest c ≥ least with Σ Λ/(Λ + c · mean(Λ)) ≤ budget, from a histogram of log Λ/mean(Λ).
+
+    It is `MOST_SHARE` at the most, unless `least` is larger.
+    """
     edges = torch.linspace(-14, 14, 1401, dtype=torch.float64)
     counts = torch.zeros(1400, dtype=torch.float64)
     for values in eigenvalues:
@@ -123,9 +131,11 @@ def _least_share(eigenvalues: Sequence[Tensor], least: float, budget: float) -> 
     def dimension(share: float) -> float:
         return float((counts * ratios / (ratios + share)).sum())
 
-    low, high = math.log10(least), 14.0
-    if dimension(least) <= budget:
+    if dimension(least) <= budget or least >= MOST_SHARE:
         return least
+    if dimension(MOST_SHARE) >= budget:
+        return MOST_SHARE
+    low, high = math.log10(least), math.log10(MOST_SHARE)
     for _ in range(50):
         middle = (low + high) / 2
         low, high = (low, middle) if dimension(10**middle) <= budget else (middle, high)

@@ -27,12 +27,13 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from influence.curvature.damping import MOST_SHARE
 from influence.curvature.kfac import Eigenbasis, Side
 from influence.errors import CurvatureError
 from influence.gradients.projection import Fold, ProjectionSettings
 
-LEAST_SHARE, MOST_SHARE = 0.01, 100.0
-"""What a bounded damping is at least and at most."""
+LEAST_SHARE = 0.01
+"""What a bounded damping is at least; it is `damping.MOST_SHARE` at most."""
 
 
 @dataclass(frozen=True)
