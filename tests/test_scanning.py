@@ -14,6 +14,7 @@ from distributed import Client, LocalCluster
 
 import influence.api as runs
 from influence.artifacts.digest import seal
+from influence.artifacts.lock import lock_folder
 from influence.config import parse_config
 from influence.engine import dispatch
 from influence.engine.cluster import QUIET
@@ -25,7 +26,6 @@ from influence.scan import shortlist
 from influence.scan import table as score_table
 from influence.scan.shortlist import Shortlist
 from influence.stages import build as build_module
-from influence.store.writer import lock_run
 
 QUERIES = [
     {"prompt": "The river was named after", "completion": " a cartographer who never saw it.", "id": "river"},
@@ -386,7 +386,7 @@ def test_a_scan_killed_before_its_parts_were_removed_only_removes_them(built, tm
 
 def test_two_scans_cannot_write_one_file(built, tmp_path):
     out = tmp_path / "s.parquet"
-    with lock_run(parts_of(out)), pytest.raises(RunLocked, match=r"s\.parquet is being written already"):
+    with lock_folder(parts_of(out)), pytest.raises(RunLocked, match=r"s\.parquet is being written already"):
         built().score_to(QUERIES[:1], out)
 
 

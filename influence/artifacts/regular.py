@@ -10,6 +10,7 @@ import stat
 from pathlib import Path
 
 from index.strict_json import MAX_BYTES, read_bounded
+from influence.artifacts.path import ObjectPath
 from influence.errors import StoreError
 
 KINDS = (
@@ -42,7 +43,7 @@ def irregular(path: str | Path) -> str | None:
     return None if stat.S_ISREG(mode) else _kind(mode)
 
 
-def check_regular(path: Path) -> None:
+def check_regular(path: Path | ObjectPath) -> None:
     """Refuse what is no regular file. An object in a bucket is one.
 
     Raises:
@@ -59,7 +60,7 @@ def check_regular(path: Path) -> None:
         _check_mode(path, mode)
 
 
-def read_regular(path: Path) -> bytes:
+def read_regular(path: Path | ObjectPath) -> bytes:
     """Return the bytes of a regular file that is read whole.
 
     Raises:

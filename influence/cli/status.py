@@ -73,17 +73,17 @@ def _watch(run: str, form: Form) -> None:
 
 def _begun(run: str) -> dict[str, Any]:
     """Read the status of a watched run; wait for a build that has just started."""
+    from influence.artifacts.lock import lock_holder
     from influence.artifacts.place import run_path
     from influence.errors import Incomplete
     from influence.stages.status import status as look
-    from influence.store.writer import building
 
     told_why = False
     while True:
         try:
             return look(run)
         except Incomplete as error:
-            if building(run_path(run)) is None:
+            if lock_holder(run_path(run)) is None:
                 raise
             if not told_why:
                 tell(f"Waiting: {error}", "dim")

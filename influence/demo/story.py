@@ -24,6 +24,7 @@ from typing import Any
 import yaml
 
 from influence.api import Run, build
+from influence.artifacts.lock import lock_folder
 from influence.artifacts.partial import disk_errors, write_whole
 from influence.baselines import bm25
 from influence.config import RunConfig, parse_config
@@ -35,7 +36,6 @@ from influence.demo.questions import DEPTH, REAL, Answer, Question
 from influence.demo.train import TrainSettings, train, trained_on
 from influence.engine.progress import Progress, Report, Step
 from influence.errors import ConfigError, FingerprintMismatch, Incomplete
-from influence.store.writer import lock_run
 
 log = logging.getLogger(__name__)
 
@@ -110,7 +110,7 @@ def tell(
     seconds: dict[str, float] = {}
     _claim(out)
     try:
-        with lock_run(out):
+        with lock_folder(out):
             with _timed(seconds, "corpus"):
                 rows, digest = _write_rows(out / CORPUS, most_rows, progress)
             with _timed(seconds, "training"):

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from index.strict_json import parse_json
+from influence.artifacts.lock import lock_holder
 from influence.artifacts.place import is_remote
 from influence.artifacts.regular import read_regular
 from influence.engine.progress import Report, Step
 from influence.errors import StoreError
-from influence.store.writer import building
 
 NOTE = ".progress.json"
 INTERVAL = 1.0
@@ -91,7 +91,7 @@ def read_note(run_dir: Path) -> dict[str, Any] | None:
         stage, its tasks `done` of `total` and `retried`; workers_lost; rows_per_second, tokens_per_second and
         seconds_left, each None where it can't be said yet.
     """
-    if building(run_dir) is None:
+    if lock_holder(run_dir) is None:
         return None
     try:
         return parse_json(read_regular(run_dir / NOTE))

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from influence.artifacts.lock import HOLDER, LOCK, lock_folder
 from influence.artifacts.partial import SUFFIX
 from influence.artifacts.place import is_remote
 from influence.engine.jobs import JOBS
@@ -12,7 +13,6 @@ from influence.engine.note import NOTE
 from influence.errors import StoreError
 from influence.store.manifest import MANIFEST
 from influence.store.shard import ROWS
-from influence.store.writer import HOLDER, LOCK, lock_run
 
 
 @contextmanager
@@ -22,7 +22,7 @@ def held(run_dir: Path) -> Iterator[None]:
     made = [folder for folder in (run_dir, *run_dir.parents) if not folder.exists()]
     with ExitStack() as stack:
         stack.callback(_clear, run_dir, made)
-        stack.enter_context(lock_run(run_dir))
+        stack.enter_context(lock_folder(run_dir))
         if not is_remote(run_dir):
             remove_abandoned_keys(run_dir / JOBS)
         yield

@@ -6,10 +6,10 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from influence.artifacts.lock import HOLDER, LOCK, lock_folder
 from influence.artifacts.outfile import MARK, parts_folder, remove_parts
 from influence.artifacts.partial import remove_half_written, remove_partials
 from influence.errors import Incomplete, InfluenceError, RunLocked
-from influence.store.writer import HOLDER, LOCK, lock_run
 
 
 @contextmanager
@@ -43,7 +43,7 @@ def held_parts(folder: Path, out: Path) -> Iterator[None]:
     """
     with ExitStack() as stack:
         try:
-            stack.enter_context(lock_run(folder))
+            stack.enter_context(lock_folder(folder))
         except RunLocked as error:
             raise RunLocked(f"{out} is being written already. {error}") from None
         except InfluenceError:

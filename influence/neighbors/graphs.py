@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from influence.artifacts.digest import FORMAT_VERSION, seal, unseal
+from influence.artifacts.lock import lock_folder
 from influence.artifacts.partial import write_whole
 from influence.errors import InfluenceError, RunLocked, StoreError
 from influence.neighbors.plan import VERSION, GraphPlan
 from influence.store.reader import Store
-from influence.store.writer import lock_run
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +44,7 @@ def remove_useless(plan: GraphPlan, store: Store) -> None:
         if _usable(folder / plan.mark.name, store) or not all(FILES.fullmatch(path.name) for path in folder.iterdir()):
             continue
         try:
-            with lock_run(folder):
+            with lock_folder(folder):
                 # It may have been finished while this process was looking.
                 if not _usable(folder / plan.mark.name, store):
                     shutil.rmtree(folder, ignore_errors=True)

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from influence.artifacts.lock import lock_folder
 from influence.artifacts.place import is_remote
 from influence.artifacts.tensors import save_tensors, saved_for
 from influence.config import RunConfig
@@ -25,7 +26,6 @@ from influence.neighbors.graphs import remove_useless, save_mark
 from influence.neighbors.nearest import Nearest, own_places
 from influence.neighbors.plan import GraphPlan, directions
 from influence.store.reader import Store
-from influence.store.writer import lock_run
 
 log = logging.getLogger(__name__)
 
@@ -74,7 +74,7 @@ def build_graph(config: RunConfig, store: Store, plan: GraphPlan, report: Report
         if plan.compared is not None:
             plan.remove(PASSING)
         return
-    with lock_run(plan.folder):
+    with lock_folder(plan.folder):
         save_zero_rows(plan, store)
         if plan.compared is None:
             _compare_all(config, plan, report)

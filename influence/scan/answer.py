@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from influence.artifacts.digest import FORMAT_VERSION, seal, unseal
+from influence.artifacts.lock import lock_folder
 from influence.artifacts.partial import check_replaceable, remove_half_written, write_whole
 from influence.artifacts.place import check_local
 from influence.capture.spec import CaptureSpec
@@ -31,7 +32,6 @@ from influence.scan.table import answer_bytes, queries_file, query_records, writ
 from influence.store.filter import passing_rows
 from influence.store.manifest import Part, fingerprint_of
 from influence.store.reader import Store
-from influence.store.writer import lock_run
 
 log = logging.getLogger(__name__)
 
@@ -232,7 +232,7 @@ def _held(scan: Scan, parts: dict[str, Part], out: Path) -> Iterator[None]:
     """Hold the folder of parts. Where nothing was computed when an error ends it, it goes again."""
     with ExitStack() as stack:
         try:
-            stack.enter_context(lock_run(scan.folder))
+            stack.enter_context(lock_folder(scan.folder))
         except RunLocked as error:
             raise RunLocked(f"{out} is being written already. {error}") from None
         _begin(scan, parts, out)

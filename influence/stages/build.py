@@ -6,6 +6,7 @@ from pathlib import Path
 
 from distributed import Client
 
+from influence.artifacts.lock import LOCK
 from influence.artifacts.place import absolute
 from influence.capture import rows as capture_stage
 from influence.capture.cut import most_shards
@@ -48,7 +49,6 @@ from influence.store.manifest import (
     fingerprint_of,
 )
 from influence.store.reader import missing_shards
-from influence.store.writer import LOCK
 
 log = logging.getLogger(__name__)
 

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from influence.artifacts.access import bytes_under, each
+from influence.artifacts.lock import lock_holder
 from influence.artifacts.place import run_path
 from influence.config import RunConfig
 from influence.engine.note import read_note
@@ -15,7 +16,6 @@ from influence.stages.index import index_stands
 from influence.store.manifest import Manifest
 from influence.store.reader import missing_shards
 from influence.store.shard import ShardFiles, ShardRecord
-from influence.store.writer import building
 
 
 def status(path: str | Path) -> dict[str, Any]:
@@ -35,7 +35,7 @@ def status(path: str | Path) -> dict[str, Any]:
         Incomplete: A build has begun and has nothing to show yet, or stopped that early.
     """
     run_dir = run_path(path)
-    builder = building(run_dir)
+    builder = lock_holder(run_dir)
     if builder and not (run_dir / CONFIG).exists():
         raise Incomplete(f"{run_dir} is being begun by {builder}, which still looks at the model and the data.")
     manifest = Manifest.load(run_dir)

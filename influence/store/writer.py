@@ -1,36 +1,22 @@
-"""Write shards, each whole or not at all, and let one build at a time write into a run.
+"""Write shards, each whole or not at all.
 
 A task owns a whole shard. The order is: both data files as `.partial`, flushed; both renamed; the commit record, last.
 Kill the writer between any two steps and there is no shard, only files that the next attempt replaces.
 """
 
-import json
 import logging
-import os
-import socket
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from datetime import UTC, datetime
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from filelock import FileLock, Timeout
 
-from index.strict_json import parse_json
-from influence.artifacts.object_lock import lives, object_lock
-from influence.artifacts.partial import PartialFile, disk_errors, remove_partials, sync_folder, write_whole
-from influence.artifacts.path import ObjectPath
-from influence.artifacts.place import is_remote
-from influence.artifacts.regular import check_regular, irregular, read_regular
-from influence.errors import DigestMismatch, RunLocked, StoreError
+from influence.artifacts.partial import PartialFile, disk_errors, sync_folder, write_whole
+from influence.errors import DigestMismatch, StoreError
 from influence.store.codec import Codec, Encoded, finite_rows
 from influence.store.manifest import Manifest, Part, Quarantined, ShardRange, check_fingerprint
 from influence.store.shard import ROW_GROUP, RowMeta, ShardFiles, ShardRecord, rows_header
-
-LOCK = ".lock"
-HOLDER = ".lock.json"
 
 log = logging.getLogger(__name__)
 
@@ -137,61 +123,6 @@ def committed(
     return record
 
 
-@contextmanager
-def lock_run(run_dir: Path) -> Iterator[None]:
-    """Hold a run directory for writing, and remove what a killed build left half-written, or a worker that was lost.
-
-    On a disk the operating system frees the lock when its holder dies, however it dies; for a bucket see `object_lock`.
-
-    Raises:
-        RunLocked: Another process holds it; the message names its host and process id.
-        StoreError: The directory can't be made or written to.
-    """
-    with object_lock(run_dir / LOCK, run_dir) if isinstance(run_dir, ObjectPath) else _file_lock(run_dir):
-        _remove_half_written(run_dir, "a killed build")
-        yield
-        _remove_half_written(run_dir, "lost workers")
-
-
-def _remove_half_written(run_dir: Path, whose: str) -> None:
-    left = remove_partials(run_dir)
-    if left:
-        log.info("removed %d half-written files that %s left in %s", left, whose, run_dir)
-
-
-def _make_folder(run_dir: Path) -> None:
-    try:
-        run_dir.mkdir(parents=True, exist_ok=True)
-    except FileExistsError:
-        kind = irregular(run_dir) or "a file"
-        raise StoreError(f"{run_dir} is {kind}, expected a directory or a name that is free. Name another.") from None
-
-
-@contextmanager
-def _file_lock(run_dir: Path) -> Iterator[None]:
-    with disk_errors(run_dir, "the lock", 0):
-        _make_folder(run_dir)
-        with suppress(FileNotFoundError):
-            check_regular(run_dir / LOCK)
-        lock = FileLock(run_dir / LOCK)
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            raise RunLocked(
-                f"{run_dir} is being written by {_holder(run_dir)}. "
-                "Wait for it, or stop it: two builds can't share a run."
-            ) from None
-    try:
-        since = datetime.now(UTC).isoformat(timespec="seconds")
-        write_whole(
-            run_dir / HOLDER, json.dumps({"host": socket.gethostname(), "pid": os.getpid(), "since": since}).encode()
-        )
-        yield
-    finally:
-        (run_dir / HOLDER).unlink(missing_ok=True)
-        lock.release()
-
-
 def _write_data(
     files: ShardFiles, span: ShardRange, pieces: Sequence[memoryview], table: pa.Table
 ) -> list[PartialFile]:
@@ -218,39 +149,6 @@ def _write_data(
             for file in written:
                 file.discard()
     return written
-
-
-def building(run_dir: Path) -> str | None:
-    """Return who builds into a run at this moment, in words, or None.
-
-    Read from the note that a builder leaves beside its lock: one that was killed is told from a living one only on its
-    own machine.
-    """
-    try:
-        holder = parse_json(read_regular(_holder_file(run_dir)))
-        if is_remote(run_dir):
-            return _holder(run_dir) if lives(dict(holder)) else None
-        if holder["host"] == socket.gethostname():
-            os.kill(int(holder["pid"]), 0)
-    except PermissionError:
-        pass
-    except (OSError, StoreError, ValueError, KeyError, TypeError):
-        return None
-    return _holder(run_dir)
-
-
-def _holder(run_dir: Path) -> str:
-    try:
-        holder = parse_json(read_regular(_holder_file(run_dir)))
-        return f"process {holder['pid']} on {holder['host']} (since {holder['since']})"
-    except (OSError, StoreError, ValueError, KeyError, TypeError):
-        # The holder has the lock and hasn't yet signed, or is about to leave.
-        return "another process"
-
-
-def _holder_file(run_dir: Path) -> Path:
-    """Return what says who holds a run: in a bucket the lock itself."""
-    return run_dir / (LOCK if is_remote(run_dir) else HOLDER)
 
 
 def _check_rows(span: ShardRange, codec: Codec, encoded: Encoded, norms: np.ndarray) -> None:

@@ -6,9 +6,9 @@ import shutil
 import pytest
 from safetensors.torch import load_file, save_file
 
+from influence.artifacts.lock import lock_folder
 from influence.cli.cluster import cluster_settings
 from influence.errors import ConfigError
-from influence.store.writer import lock_run
 from tests.cli.conftest import ASKED, clean, until
 
 pytestmark = pytest.mark.usefixtures("in_process")
@@ -141,7 +141,7 @@ def test_a_directory_that_holds_another_run_is_refused_with_both_values(cli, run
 
 
 def test_a_second_build_into_a_directory_that_is_being_written_is_refused(cli, run_file, run_dir):
-    with lock_run(run_dir):
+    with lock_folder(run_dir):
         ended = cli("build", "-c", run_file(), "--out", run_dir)
     assert ended.code == 2
     assert "is being written by process" in ended.told

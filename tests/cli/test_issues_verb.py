@@ -9,9 +9,9 @@ import pytest
 
 import influence
 from influence.artifacts.digest import sha256
+from influence.artifacts.lock import lock_folder
 from influence.artifacts.outfile import MARK, parts_folder
 from influence.errors import InfluenceError
-from influence.store.writer import lock_run
 from tests.cli.conftest import clean
 from tests.diagnose.exported import table_of
 
@@ -169,7 +169,7 @@ def test_what_a_killed_call_left_is_cleared_and_another_file_of_that_name_stays(
 
 
 def test_another_process_at_the_file_is_named_and_nothing_of_it_is_removed(cli, own, out):
-    with lock_run(parts_folder(out)):
+    with lock_folder(parts_folder(out)):
         left = parts_folder(out) / "x.partial"
         left.write_bytes(b"half")
         ended = cli("issues", own, *QUICK, "--out", out)

@@ -8,7 +8,7 @@ import pytest
 
 import influence.api as runs
 import influence.cli.status as verb
-from influence.store.writer import lock_run
+from influence.artifacts.lock import lock_folder
 
 
 def test_a_finished_run_is_told_as_a_table_or_json(cli, built):
@@ -103,7 +103,7 @@ def test_watching_in_a_terminal_redraws_and_ctrl_c_ends_it(cli, run_copy, monkey
 
 
 def test_a_build_that_has_only_begun_is_told_from_no_run(cli, tmp_path):
-    with lock_run(tmp_path / "run"):
+    with lock_folder(tmp_path / "run"):
         ended = cli("status", tmp_path / "run")
     assert ended.code == 4
     assert f"is being begun by process {os.getpid()}" in ended.told
@@ -111,7 +111,7 @@ def test_a_build_that_has_only_begun_is_told_from_no_run(cli, tmp_path):
 
 def test_a_build_whose_manifest_stands_alone_is_told_from_one_that_stopped(cli, run_copy):
     (run_copy / "config.yaml").unlink()
-    with lock_run(run_copy):
+    with lock_folder(run_copy):
         ended = cli("status", run_copy)
     assert ended.code == 4
     assert f"is being begun by process {os.getpid()}" in ended.told
@@ -129,7 +129,7 @@ def test_watching_says_once_what_it_waits_for_until_the_build_has_begun(cli, bui
         if len(slept) == 3:
             shutil.copytree(built, run, dirs_exist_ok=True)
 
-    with lock_run(run):
+    with lock_folder(run):
         monkeypatch.setattr(verb.time, "sleep", sleep)
         ended = cli("status", run, "--watch", "--format", "json")
     assert ended.code == 0
@@ -144,7 +144,7 @@ def test_ctrl_c_ends_the_waiting_for_a_build_that_has_only_begun(cli, tmp_path, 
         raise KeyboardInterrupt
 
     monkeypatch.setattr(verb.time, "sleep", interrupted)
-    with lock_run(tmp_path / "run"):
+    with lock_folder(tmp_path / "run"):
         ended = cli("status", tmp_path / "run", "--watch", "--format", form)
     assert ended.code == 0
     assert ended.out == ""

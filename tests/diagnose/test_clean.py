@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from influence.artifacts.lock import lock_folder
 from influence.errors import DataError, DigestMismatch, Incomplete, QueryError, RunLocked
 from influence.export import clean as clean_module
 from influence.export import original as original_module
@@ -16,7 +17,6 @@ from influence.export.clean import export_clean
 from influence.export.decisions import decisions_path
 from influence.export.undo import undo_export
 from influence.export.verdicts import Wish
-from influence.store.writer import lock_run
 from tests.diagnose.exported import run_of, table_of
 
 LINES = (
@@ -292,7 +292,7 @@ def test_an_interrupted_export_leaves_nothing(run, tmp_path, monkeypatch):
 
 def test_two_exports_to_one_file_don_t_meet(run, tmp_path):
     table = table_of(run, tmp_path / "issues.parquet", drop=[1])
-    with lock_run(tmp_path / "clean.jsonl.parts"), pytest.raises(RunLocked, match="is being written already"):
+    with lock_folder(tmp_path / "clean.jsonl.parts"), pytest.raises(RunLocked, match="is being written already"):
         export_clean(run, Wish((table,)), tmp_path / "clean.jsonl")
 
 

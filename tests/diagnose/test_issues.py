@@ -8,6 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import influence.api as runs
+from influence.artifacts.lock import lock_folder
 from influence.cli.main import main
 from influence.config import parse_config
 from influence.errors import ConfigError, Incomplete, QueryError, RunLocked
@@ -17,7 +18,6 @@ from influence.issues.checks.registry import Check, IssueSettings, parse_setting
 from influence.issues.finding import Case, Finding
 from influence.issues.issues import examine
 from influence.issues.table import read_about, read_issues
-from influence.store.writer import lock_run
 
 PLAIN = ("empty", "zero_gradient")
 DROPPING = ("harmful", "poisoned", "near_duplicate")
@@ -172,7 +172,7 @@ def test_other_thresholds_make_a_check_again(run, tmp_path, monkeypatch):
 def test_two_examinations_into_one_file_are_refused(run, tmp_path):
     folder = tmp_path / "issues.parquet.parts"
     folder.mkdir()
-    with lock_run(folder), pytest.raises(RunLocked, match="is being written already"):
+    with lock_folder(folder), pytest.raises(RunLocked, match="is being written already"):
         examine(run, tmp_path / "issues.parquet", IssueSettings())
     assert folder.exists()
 

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 
 from index.errors import FaissMissing
+from influence.artifacts.lock import lock_folder
 from influence.capture import rows as capture_stage
 from influence.config import load_config
 from influence.errors import FingerprintMismatch, Incomplete, InfluenceError, ModelError, RunLocked
 from influence.stages import build as build_module
 from influence.stages.build import build_run
-from influence.store.writer import lock_run
 
 
 @pytest.fixture
@@ -113,7 +113,7 @@ def test_a_directory_of_another_run_is_refused_by_setting_and_both_values(
 
 
 def test_two_builds_into_one_directory_are_told_apart(configured, in_process, run_dir):
-    with lock_run(run_dir), pytest.raises(RunLocked, match=r"is being written by process \d+"):
+    with lock_folder(run_dir), pytest.raises(RunLocked, match=r"is being written by process \d+"):
         build_run(configured(), run_dir)
 
 

@@ -5,12 +5,12 @@ import sys
 
 import pytest
 
+from influence.artifacts.lock import lock_folder
 from influence.errors import StoreError
 from influence.neighbors import graphs as neighbour_graphs
 from influence.neighbors import plan as neighbour_plan
 from influence.neighbors.plan import plan_graph
 from influence.neighbors.stage import build_graph
-from influence.store.writer import lock_run
 from tests.pipeline.test_neighbour_stage import clustered, dying_after, graph, stored
 
 __all__ = ["stored"]
@@ -40,7 +40,7 @@ def test_an_unfinished_graph_of_other_settings_is_gone_once_another_stands(confi
 
 def test_what_another_process_holds_and_what_is_somebodys_own_stay(configured, unfinished):
     store, left = unfinished
-    with lock_run(left):
+    with lock_folder(left):
         graph(configured(), store, k=3)
         assert list(left.glob("codes-*.safetensors"))
     (left / "notes.txt").write_text("mine")

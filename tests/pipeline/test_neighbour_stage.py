@@ -6,6 +6,7 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 
+from influence.artifacts.lock import lock_folder
 from influence.engine import dispatch
 from influence.errors import DigestMismatch, QueryError, RunLocked, StoreError
 from influence.neighbors import cells as neighbour_cells
@@ -20,7 +21,7 @@ from influence.store.codecs import codec_for
 from influence.store.manifest import Manifest, ShardRange, fingerprint_of
 from influence.store.reader import Store
 from influence.store.shard import RowMeta
-from influence.store.writer import lock_run, write_shard
+from influence.store.writer import write_shard
 from tests.store.conftest import columns_of
 
 
@@ -272,7 +273,7 @@ def test_other_settings_make_another_graph_beside_the_first(configured, stored):
 
 def test_a_graph_is_made_by_one_process_at_a_time(configured, stored):
     plan = plan_graph(stored(clustered(64)), 3, None)
-    with lock_run(plan.folder), pytest.raises(RunLocked):
+    with lock_folder(plan.folder), pytest.raises(RunLocked):
         build_graph(configured(), plan.store, plan)
 
 

@@ -2,17 +2,17 @@
 
 import pytest
 
+from influence.artifacts.lock import lock_folder
 from influence.cli.tables import status_table
 from influence.engine.note import NOTE, Note, read_note
 from influence.engine.progress import Progress
 from influence.stages.build import build_run
 from influence.stages.status import status
-from influence.store.writer import lock_run
 
 
 def test_rates_and_time_left_count_what_this_build_did(tmp_path):
     seconds = iter(range(100))
-    with lock_run(tmp_path):
+    with lock_folder(tmp_path):
         note = Note(tmp_path, None, clock=lambda: float(next(seconds)))
         stage = Progress("capture", 100, note, done=40)
         assert read_note(tmp_path) == {
@@ -34,7 +34,7 @@ def test_rates_and_time_left_count_what_this_build_did(tmp_path):
 
 def test_a_note_is_written_once_a_second_and_at_both_ends_of_a_stage(tmp_path):
     now = [0.0]
-    with lock_run(tmp_path):
+    with lock_folder(tmp_path):
         note = Note(tmp_path, None, clock=lambda: now[0])
         stage, seen = Progress("capture", 9, note), []
         for moment in (0.1, 0.2, 1.5, 1.6, 2.4, 2.6, 2.7, 2.8, 2.9):

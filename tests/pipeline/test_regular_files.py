@@ -12,11 +12,11 @@ import pytest
 
 import influence.api as runs
 from index.errors import VectorIndexError
+from influence.artifacts.lock import lock_folder
 from influence.artifacts.regular import check_regular, read_regular
 from influence.errors import InfluenceError, StoreError
 from influence.stages.status import status
 from influence.store.manifest import MANIFEST
-from influence.store.writer import lock_run
 
 
 @pytest.fixture(autouse=True)
@@ -110,7 +110,7 @@ def test_a_file_that_may_not_be_read_says_whose_it_is_and_what_to_do():
 
 def test_a_fifo_in_place_of_a_lock_keeps_no_build_waiting(tmp_path):
     os.mkfifo(tmp_path / ".lock")
-    with pytest.raises(StoreError, match="is a FIFO"), lock_run(tmp_path):
+    with pytest.raises(StoreError, match="is a FIFO"), lock_folder(tmp_path):
         pass
 
 

@@ -12,6 +12,7 @@ from distributed import Client, LocalCluster
 
 import influence
 from influence.artifacts.digest import sha256
+from influence.artifacts.lock import LOCK, lock_folder
 from influence.artifacts.place import run_path
 from influence.cli.main import main
 from influence.config import parse_config, save_config
@@ -21,7 +22,6 @@ from influence.stages import build as build_module
 from influence.stages.build import build_run
 from influence.stages.status import status
 from influence.store.reader import Store
-from influence.store.writer import LOCK, lock_run
 from tests import kills
 
 ASKED = {"prompt": "The river was named after", "completion": " a cartographer who never saw it."}
@@ -219,7 +219,7 @@ def test_a_flipped_bit_of_the_index_is_refused_by_the_objects_name(run_dir, flip
 
 @pytest.mark.slow
 def test_two_builds_into_one_folder_are_refused(settings, here, folder):
-    with lock_run(folder), pytest.raises(RunLocked, match="two builds can't share a run"):
+    with lock_folder(folder), pytest.raises(RunLocked, match="two builds can't share a run"):
         build_run(settings(), folder)
     assert folder.sizes() == {}
 

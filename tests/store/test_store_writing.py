@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 
 from influence.artifacts import partial
+from influence.artifacts.lock import lock_folder
 from influence.errors import Incomplete, RunLocked, StoreError
 from influence.store import writer
 from influence.store.reader import Store, missing_shards
-from influence.store.writer import committed, lock_run
+from influence.store.writer import committed
 
 STEPS = [
     "open vectors",
@@ -79,7 +80,7 @@ def test_killed_between_any_two_steps_there_is_no_shard_and_the_next_build_gives
     assert committed(run.folder, run.manifest.shards[0], run.manifest.fingerprint) is None
     with pytest.raises(Incomplete):
         Store(run.folder)
-    with lock_run(run.folder):
+    with lock_folder(run.folder):
         for span in run.manifest.shards:
             run.write(span.shard)
     written = run.bytes_on_disk()
@@ -183,19 +184,19 @@ def test_a_folder_that_can_not_be_made_is_named(run):
     run.folder.write_text("a file")
     with pytest.raises(StoreError, match=r"can't be written into .*run"):
         run.write(0)
-    with pytest.raises(StoreError, match=r"run is a file, expected a directory"), lock_run(run.folder):
+    with pytest.raises(StoreError, match=r"run is a file, expected a directory"), lock_folder(run.folder):
         pass
     run.folder.unlink()
     os.mkfifo(run.folder)
-    with pytest.raises(StoreError, match=r"run is a FIFO, expected a directory"), lock_run(run.folder):
+    with pytest.raises(StoreError, match=r"run is a FIFO, expected a directory"), lock_folder(run.folder):
         pass
 
 
 HOLD = """
     import sys
     from pathlib import Path
-    from influence.store.writer import lock_run
-    with lock_run(Path(sys.argv[1])):
+    from influence.artifacts.lock import lock_folder
+    with lock_folder(Path(sys.argv[1])):
         print("held", flush=True)
         sys.stdin.read()
 """
@@ -219,7 +220,7 @@ def holder(tmp_path):
 def test_a_second_process_is_refused_and_told_who_holds_the_run(run, holder):
     with (
         pytest.raises(RunLocked, match=rf"being written by process {holder.pid} on .* two builds can't share"),
-        lock_run(run.folder),
+        lock_folder(run.folder),
     ):
         pass
     assert holder.poll() is None
@@ -231,13 +232,13 @@ def test_the_lock_of_a_killed_process_is_free_and_its_half_files_go(run, holder)
     half.write_bytes(b"half")
     holder.kill()
     holder.wait()
-    with lock_run(run.folder):
+    with lock_folder(run.folder):
         assert not half.exists()
 
 
 def test_a_lock_is_given_back(run):
     for _ in range(2):
-        with lock_run(run.folder), pytest.raises(RunLocked), lock_run(run.folder):
+        with lock_folder(run.folder), pytest.raises(RunLocked), lock_folder(run.folder):
             pass
 
 
