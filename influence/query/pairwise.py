@@ -69,7 +69,8 @@ def pairwise(
             `log_odds(model, batch) -> [N]` with `residual(model, batch) -> [N]`, and, of a loss that is a mean over
             tokens, `averaged_tokens(batch) -> [N]`, without which every curvature is too small.
         train: Batches in the form that the task reads, kept in memory if the recipe needs more than one pass. The
-            `attention_mask` of a batch, if there is one, marks the positions that hold tokens.
+            `attention_mask` of a batch, as an attribute or a key, marks the positions that hold tokens; without one
+            Kronecker factors count every position, padding included.
         queries: Batches in the same form.
         recipe: The method, or a preset's name; see `influence.recipe`.
         layers: Which layers are tracked.
