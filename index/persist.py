@@ -92,8 +92,8 @@ def save(index: FlatIndex, directory: Path, fingerprint: str) -> IndexRecord:
     except (OSError, RuntimeError) as error:
         raise IndexNotWritten(
             f"{directory}: the index couldn't be written ({error}). It needs about {4 * index.rows * index.dims:,} "
-            f"bytes; {free_bytes(directory)}. Make room or choose another folder, then run the same command: it "
-            "goes on from here."
+            f"bytes; {free_bytes(directory)}. Free some space or choose another folder, then run the same "
+            "command to resume."
         ) from None
     return record
 

@@ -231,7 +231,7 @@ def _check(first: "Scored", second: "Scored", queries: Sequence[Query], k: int) 
             "compared where both runs were built from the same data: build one of them again from the other's."
         )
     if not 1 <= k <= first.rows:
-        raise QueryError(f"k is {k}, but the runs have {first.rows} rows: ask for 1 to {first.rows}.")
+        raise QueryError(f"k is {k}, but the runs have {first.rows} rows: set k from 1 to {first.rows}.")
 
 
 def _agreement(

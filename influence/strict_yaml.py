@@ -85,7 +85,7 @@ def _check_events(source: str) -> None:
     depth = 0
     for event in yaml.parse(source, Loader=yaml.SafeLoader):
         if isinstance(event, yaml.AliasEvent):
-            raise _refusal(f"the alias *{event.anchor} is not read: write out what it stands for", event)
+            raise _refusal(f"the alias *{event.anchor} is not supported: write its content out", event)
         if isinstance(event, yaml.CollectionStartEvent):
             depth += 1
             if depth > MAX_DEPTH:

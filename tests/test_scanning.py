@@ -327,7 +327,7 @@ def test_another_question_into_a_file_whose_parts_stand_is_refused_with_both_nam
 
     with monkeypatch.context() as patch:
         patch.setattr(scan_module, "write_answer", stopped)
-        with pytest.raises(Incomplete, match=r"Interrupted. What stands is in .*s\.parquet\.parts"):
+        with pytest.raises(Incomplete, match=r"Interrupted. Partial results are in .*s\.parquet\.parts"):
             run.score_to(QUERIES, out)
     with pytest.raises(QueryError, match=r"parts of another question: keep is 'all' there and 'rows' here"):
         run.score_to(QUERIES, out, keep="rows")

@@ -118,7 +118,7 @@ def merge_parts(directory: Path, fingerprint: str) -> ApproximateRecord:
     except (OSError, RuntimeError) as error:
         raise IndexNotWritten(
             f"{directory}: the parts couldn't be merged ({error}). It needs {trained.plan.disk_bytes:,} bytes "
-            f"beside them; {free_bytes(directory)}. Make room, then run the same command: it goes on from here."
+            f"beside them; {free_bytes(directory)}. Free some space, then run the same command to resume."
         ) from None
     remove_parts(directory)
     return merged

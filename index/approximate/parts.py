@@ -247,6 +247,6 @@ def _add(filled: Trained, sketched: NDArray[np.float32], start: int) -> None:
 
 def _not_written(directory: Path, error: Exception) -> str:
     return (
-        f"{directory}: a part of the index couldn't be written ({error}); {free_bytes(directory)}. Make room or choose "
-        "another folder, then run the same command: it goes on from here."
+        f"{directory}: a part of the index couldn't be written ({error}); {free_bytes(directory)}. Free some space or "
+        "choose another folder, then run the same command to resume."
     )

@@ -161,7 +161,7 @@ def _warn_unless_exclusive(lock: ObjectPath, folder: ObjectPath) -> None:
 
 
 def _breaking(lock: ObjectPath, when: str) -> str:
-    return f"{when}, delete the object {lock} (aws s3 rm {lock}) and run the same command again: it goes on from there."
+    return f"{when}, delete the object {lock} (aws s3 rm {lock}) and run the same command again to resume."
 
 
 def _writing(folder: Path | ObjectPath, who: str) -> str:

@@ -4,7 +4,7 @@
 1  a defect of ours: the traceback, and where to take it
 2  usage or bad input: the message alone
 3  a gate failed
-4  incomplete: the same command goes on from what stands
+4  incomplete: run the same command again to resume
 
 Ctrl-C ends a verb in good order, which may take a while: workers are stopped, jobs cancelled. A second one ends it at
 once, as `kill -9` would, and with code 4.

@@ -124,5 +124,5 @@ def _end_at_once(number: int, frame: FrameType | None) -> None:
     """End the process without another line of Python: local workers follow it, jobs of a queue miss it and end."""
     # Straight to the descriptor: a signal may come in the middle of another line.
     shown_again = b"\x1b[?25h" if sys.stderr.isatty() else b""
-    os.write(2, shown_again + b"\nEnded at once. Run the same command again: it goes on from what stands.\n")
+    os.write(2, shown_again + b"\nEnded at once. Run the same command again to resume.\n")
     os._exit(INCOMPLETE)

@@ -62,7 +62,7 @@ def _shown(session: Session, example: Example, parts: Sequence[Part]) -> Check:
         "row as scored",
         "pass" if scored else "note",
         f"{found}: {place_of(example)}",
-        f"what is trained on stands in {BEGIN}{END}" if part.label is None else "the text that is classified",
+        f"scored tokens are in {BEGIN}{END}" if part.label is None else "the text that is classified",
         "No token of this row is scored: check its content.",
         value=float(scored),
         shown=marked(part, session.tokeniser),

@@ -134,8 +134,9 @@ def check_place(original: Original, read: Iterable[Path], out: Path, decisions: 
         about = read_decisions_about(decisions)  # nothing else of that name is replaced
         if (about.format, about.folder) != (original.format, original.folder):
             raise QueryError(
-                f"{decisions}, for the decisions, is about {'several files' if about.folder else 'a file'} of "
-                f"{about.format} that were cleaned: name another with --out, so that it can be undone still."
+                f"{decisions}, for the decisions, belongs to {'several files' if about.folder else 'a file'} of "
+                f"{about.format} that were cleaned: name another file with --out, so that the earlier export can "
+                "still be undone."
             )
 
 

@@ -125,7 +125,8 @@ def _check(cleaned: Path, decisions: Path, about: About, out: Path, overwrite: b
     if changed is not None:
         path, digest, expected = changed
         raise DataError(
-            f"{path} isn't what {decisions} is about: its digest is {digest}, the export wrote {expected}. It was "
+            f"{path} is not the file that {decisions} describes: its digest is {digest}, the export wrote "
+            f"{expected}. It was "
             "changed since, or an export that should replace it was interrupted: put it back, or export again."
         )
 

@@ -96,7 +96,7 @@ class TrakProjection:
         """
         if rows.shape[1] != self.columns:
             raise ProjectionError(
-                f"These rows have {rows.shape[1]:,} columns, and the projector was made for {self.columns:,}."
+                f"These rows have {rows.shape[1]:,} columns, and the projector was created for {self.columns:,}."
             )
         given = rows.to(self._device, self._dtype)
         if self._settings.projector == "basic":

@@ -166,8 +166,8 @@ def _captured(capture: Capture, measure: Measure, batch: Any) -> tuple[Tensor, T
         if "modified by an inplace operation" not in str(error):
             raise
         raise ModelError(
-            f"An ordinary backward pass through {type(capture.model).__name__} fails in evaluation mode, so what is "
-            f"captured of its layers can't be held against it: {str(error).splitlines()[0]}"
+            f"An ordinary backward pass through {type(capture.model).__name__} fails in evaluation mode, so "
+            f"the captured gradients of its layers cannot be compared with it: {str(error).splitlines()[0]}"
         ) from error
 
 

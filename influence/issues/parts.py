@@ -55,7 +55,7 @@ def held_parts(folder: Path, out: Path) -> Iterator[None]:
             yield
         except KeyboardInterrupt:
             raise Incomplete(
-                f"Interrupted. What stands is in {folder}: run the same command again to go on from there."
+                f"Interrupted. Partial results are in {folder}. Run the same command again to resume."
             ) from None
         finally:
             _remove_empty(folder, out)

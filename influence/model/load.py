@@ -245,7 +245,7 @@ def _load_whole(
     used = getattr(model.config, "_attn_implementation", settings.attention)
     if settings.attention and used != settings.attention:
         raise ModelError(
-            f"model.attention asks for {settings.attention!r} and transformers would use {used!r} instead: install "
+            f"model.attention requires {settings.attention!r} and transformers would use {used!r} instead: install "
             f"what {settings.attention!r} needs, or set model.attention to {used!r}."
         )
     if settings.attention is None:

@@ -50,7 +50,7 @@ def remove_useless(plan: GraphPlan, store: Store) -> None:
                     shutil.rmtree(folder, ignore_errors=True)
                     log.info("Removed %s, which nothing can use any more.", folder)
         except RunLocked:
-            log.debug("%s is being made by another process.", folder)
+            log.debug("%s is being computed by another process.", folder)
         except StoreError as error:
             log.debug("%s stays: %s", folder, error)
 
@@ -58,7 +58,7 @@ def remove_useless(plan: GraphPlan, store: Store) -> None:
 def _usable(mark: Path, store: Store) -> bool:
     """Whether a graph with this mark stands and is of the run's rows and of this version."""
     try:
-        return mark.exists() and unseal(mark, "It is made again.") == _told(store)
+        return mark.exists() and unseal(mark, "It is computed again.") == _told(store)
     except InfluenceError:
         return False
 

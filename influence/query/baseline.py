@@ -86,7 +86,7 @@ def check_asked(recipe: Recipe, path: Path, queries: Sequence[Example], *, exact
     if contrasted is not None:
         raise QueryError(
             f"Query {contrasted.id!r} asks for one completion rather than another, and {path} is a run of the baseline "
-            f"{recipe.baseline}, for which there is no difference of two. {instead}; or ask about each by itself."
+            f"{recipe.baseline}, for which there is no difference of two. {instead}; or measure each separately."
         )
 
 

@@ -135,7 +135,8 @@ def read_evaluation(run: RunDir, path: str | Path) -> Evaluation:
         rows.check(run.config.model.kind)
     if len(rows) > MOST:
         raise QueryError(
-            f"{path} holds {len(rows):,} examples, and at most {MOST:,} are held against a run at once: take a sample."
+            f"{path} holds {len(rows):,} examples, and at most {MOST:,} can be compared with a run at once: "
+            "take a sample."
         )
     if rows.classes and run.config.model.kind == "sequence_classification":
         check_class_order(rows.classes, class_names(run.config.model), rows.place)
@@ -173,7 +174,7 @@ def _opened(run: RunDir, path: str | Path, *, named: bool) -> Rows:
     content = tuple(name for role in CONTENT for name in (getattr(own.columns, role),) if name is not None)
     ways = dict.fromkeys((content, *CONTENT_ROLES.values()))
     raise DataError(
-        f"{path} has no column that {run.path} could be asked about. Columns found: "
+        f"{path} has no column that a query of {run.path} can have. Columns found: "
         f"{', '.join(map(repr, found)) or 'none'}. Expected {' and '.join(map(repr, content))}, as in the training "
         f"data; or {'; or '.join(' and '.join(map(repr, way)) for way in list(ways)[1:])}."
     )

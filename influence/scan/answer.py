@@ -141,7 +141,7 @@ def _check_question(question: Question, store: Store) -> None:
     if question.keep not in get_args(Keep):
         raise QueryError(f"keep is {question.keep!r}; expected one of {', '.join(get_args(Keep))}.")
     if question.keep == "top" and not 1 <= question.k <= store.rows:
-        raise QueryError(f"k is {question.k}, but {store.run_dir} has {store.rows} rows: ask for 1 to {store.rows}.")
+        raise QueryError(f"k is {question.k}, but {store.run_dir} has {store.rows} rows: set k from 1 to {store.rows}.")
 
 
 def _check_folder(out: Path) -> None:
@@ -242,7 +242,7 @@ def _held(scan: Scan, parts: dict[str, Part], out: Path) -> Iterator[None]:
             yield
         except KeyboardInterrupt:
             raise Incomplete(
-                f"Interrupted. What stands is in {scan.folder}: run the same command again to go on from there."
+                f"Interrupted. Partial results are in {scan.folder}. Run the same command again to resume."
             ) from None
         except InfluenceError:
             if not _parts_stand(scan.folder):
@@ -256,7 +256,7 @@ def _begin(scan: Scan, parts: dict[str, Part], out: Path) -> None:
     if not path.exists():
         write_whole(path, seal({"format_version": FORMAT_VERSION, "fingerprint": scan.fingerprint, "parts": parts}))
         return
-    there = unseal(path, f"Delete {scan.folder} to begin anew.")
+    there = unseal(path, f"Delete {scan.folder} to start again.")
     if there["fingerprint"] != scan.fingerprint and not _parts_stand(scan.folder):
         path.unlink()
         _begin(scan, parts, out)

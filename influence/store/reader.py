@@ -332,7 +332,7 @@ class Store:
         if wanted.size == 0:
             return np.empty(0, dtype=np.int64)
         if wanted.ndim != 1 or wanted.dtype.kind not in "iu":
-            raise StoreError(f"Rows are asked for by number, found {wanted.dtype} {list(wanted.shape)}.")
+            raise StoreError(f"Rows are selected by number, found {wanted.dtype} {list(wanted.shape)}.")
         outside = wanted[(wanted < 0) | (wanted >= self.rows)]
         if outside.size:
             raise StoreError(f"Row {outside[0]} was asked of {self.run_dir}, which holds rows 0 to {self.rows - 1}.")

@@ -110,7 +110,7 @@ def test_a_second_ctrl_c_ends_a_build_at_once_and_the_same_command_goes_on(cli, 
         start_new_session=True,
     )
     assert (done.returncode, done.stdout) == (4, ""), done.stderr
-    assert done.stderr.splitlines()[-1] == "Ended at once. Run the same command again: it goes on from what stands."
+    assert done.stderr.splitlines()[-1] == "Ended at once. Run the same command again to resume."
     assert not any(word in done.stderr for word in ("Traceback", "Error", "distributed", "leaked", "Interrupted"))
     left = [psutil.Process(int(pid)) for pid in workers.read_text().split() if psutil.pid_exists(int(pid))]
     assert psutil.wait_procs(left, timeout=60)[1] == []

@@ -103,7 +103,7 @@ def test_a_scan_ended_in_the_middle_goes_on_with_the_same_command(cli, built, as
     assert code == (4 if number == signal.SIGINT else -number)
     assert [path.name for path in parts.glob("queries-*.json")] == ["queries-00000.json"]
     assert not out.exists()
-    assert ("Interrupted. What stands is in" in log.read_text()) == (number == signal.SIGINT)
+    assert ("Interrupted. Partial results are in" in log.read_text()) == (number == signal.SIGINT)
     assert "Traceback" not in log.read_text()
     asked_again = (parts / "queries-00000.safetensors").stat().st_mtime_ns
     killed_before = killed(say, words, log, "influence.scan.blocks:save_tensors", 1)

@@ -126,7 +126,7 @@ def test_decisions_about_another_cleaned_file_stay_even_where_files_may_be_repla
     csv = tmp_path / "rows.csv"
     csv.write_text("text,label\na,1\nb,0\n")
     other = run_of(csv)
-    with pytest.raises(QueryError, match="is about a file of jsonl that were cleaned: name another"):
+    with pytest.raises(QueryError, match="belongs to a file of jsonl that were cleaned: name another"):
         export_clean(
             other,
             Wish((table_of(other, tmp_path / "two.parquet", drop=[1]),)),

@@ -129,7 +129,7 @@ def test_deviations_are_those_of_the_bulk_and_none_where_all_are_alike():
 
 def test_too_few_rows_and_a_recipe_without_self_influence_are_said_in_a_sentence(built, tmp_path):
     few = subject_of(built("data.limit=12"), tmp_path)
-    assert outliers.lacks(few) == "It needs 20 rows or more to know what is usual, and there are 12."
+    assert outliers.lacks(few) == "It needs 20 rows or more to estimate the usual value, and there are 12."
     assert outliers.lacks(subject_of(built(), tmp_path)) is None
 
 

@@ -234,7 +234,7 @@ def test_what_a_baseline_cannot_be_asked_is_refused_with_what_can(configured, in
             with pytest.raises(QueryError, match=f"baseline {name}, which has no gradients .* such as whitened"):
                 run.query(completion="The river", **asked)
         for ask in (run.query_many, run.score):
-            with pytest.raises(QueryError, match=r"one completion rather than another.*ask about each by itself"):
+            with pytest.raises(QueryError, match=r"one completion rather than another.*measure each separately"):
                 ask([{**ASKED[0], "contrast": " a queen"}])
         if name == "bm25":
             with pytest.raises(QueryError, match="captures nothing"):

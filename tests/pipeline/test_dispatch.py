@@ -114,7 +114,7 @@ def test_a_session_that_is_opened_here_is_closed_also_by_ctrl_c_and_the_same_sca
 
     monkeypatch.setattr(score_stage, "save_tensors", interrupted)
     out = tmp_path / "s.parquet"
-    with pytest.raises(Incomplete, match=r"Interrupted. What stands is in .*s\.parquet\.parts"):
+    with pytest.raises(Incomplete, match=r"Interrupted. Partial results are in .*s\.parquet\.parts"):
         run.score_to(QUERIES, out)
     monkeypatch.setattr(score_stage, "save_tensors", save)
     steps = []

@@ -137,7 +137,7 @@ def test_the_store_imports_no_torch():
 def test_rows_that_are_not_there_are_refused(run, rows):
     store = run.write_all()
     for read in (store.vectors, store.meta):
-        with pytest.raises(StoreError, match=r"which holds rows 0 to 10|asked for by number"):
+        with pytest.raises(StoreError, match=r"which holds rows 0 to 10|selected by number"):
             read(rows)
 
 

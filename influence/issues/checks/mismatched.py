@@ -76,7 +76,7 @@ def lacks(subject: Subject) -> str | None:
             "the rows are no prompts with completions and no conversations: there is no answer to hold to a question."
         )
     if subject.rows < FEWEST:
-        return f"it needs {FEWEST} rows or more to know what is usual, and there are {subject.rows}."
+        return f"it needs {FEWEST} rows or more to estimate the usual value, and there are {subject.rows}."
     return data_lacks(subject)
 
 

@@ -47,7 +47,7 @@ class OutlierSettings(BaseModel):
 def lacks(subject: Subject) -> str | None:
     """Say what is missing: rows to compare with, or scores of rows for themselves."""
     if subject.rows < FEWEST:
-        return f"It needs {FEWEST} rows or more to know what is usual, and there are {subject.rows}."
+        return f"It needs {FEWEST} rows or more to estimate the usual value, and there are {subject.rows}."
     try:
         subject.check_self_influence()
     except QueryError as error:
