@@ -54,7 +54,8 @@ def groups(
         Path | None, typer.Option("--out", help="Write the table to a file. Then an interrupted scan can be resumed.")
     ] = None,
     figure: Annotated[
-        Path | None, typer.Option("--figure", metavar="FILE.svg|.html", help="Also draw sums and means as bars.")
+        Path | None,
+        typer.Option("--figure", metavar="FILE.svg|.html", help="Also draw sums and means as bars (extra: plots)."),
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace existing files.")] = False,
     raw_csv: RawCsvOption = False,

@@ -48,7 +48,8 @@ def select(
     dedup: Annotated[bool, typer.Option("--dedup", help="Skip near-copies of better rows.")] = False,
     words: Annotated[bool, typer.Option("--bm25/--no-bm25", help="Compare with as many rows selected by BM25.")] = True,
     figure: Annotated[
-        Path | None, typer.Option("--figure", metavar="FILE.svg|.html", help="Also draw score against length.")
+        Path | None,
+        typer.Option("--figure", metavar="FILE.svg|.html", help="Also draw score against length (extra: plots)."),
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace existing files.")] = False,
     form: FormOption = Form.table,
@@ -61,11 +62,11 @@ def select(
     import influence.api
     from influence.engine.progress import ProgressBar
     from influence.groups.figure import check_figure, write_figure
-    from influence.select.plot import length_told, selection_plot
+    from influence.select.plot import correlation, selection_plot
 
     def draw(found: "Selected") -> None:
         if figure is not None:
-            notes = [f"Scores in {found.unit}. {found.sign}", f"{length_told(found)} {found.recipe}, run {found.run}."]
+            notes = [f"Scores in {found.unit}. {found.sign}", f"{correlation(found)} {found.recipe}, run {found.run}."]
             notes += [] if found.caution is None else [found.caution]
             write_figure(selection_plot(found), figure, notes, overwrite=overwrite, beside=out)
 

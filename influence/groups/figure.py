@@ -1,75 +1,139 @@
-"""Pictures without a plotting library: a few marks on a sheet, as SVG or on an HTML page.
+"""Charts as SVG files or HTML pages, drawn by matplotlib, which the extra `plots` installs.
 
-What is drawn names itself to who can't see it (title and description), and its colours follow the reader's system,
-light or dark. Nothing is fetched and nothing runs; every text is somebody's data, and is escaped.
+A chart has a title and a description for screen readers. Its colours follow the reader's system, light or dark. It
+loads nothing and runs no script. Texts come from the user's data: they are escaped, and never read as mathematics. The
+same numbers give the same bytes, whatever the reader's matplotlibrc says.
 """
 
+import os
+import re
 import unicodedata
-from collections.abc import Sequence
-from dataclasses import dataclass
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from functools import cache
+from io import StringIO
 from itertools import accumulate, takewhile
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING
 
 from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup, escape
 
 from influence.artifacts.outfile import check_outfile, same_file, write_outfile
-from influence.control_characters import shown
-from influence.errors import QueryError
+from influence.control_characters import show_controls, shown
+from influence.errors import ConfigError, MissingExtra, QueryError
+
+if TYPE_CHECKING:
+    from matplotlib.artist import Artist
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 SUFFIXES = (".svg", ".html")
+PAPER, INK, SOFT, LINE = "#faf8f4", "#22272b", "#5e656b", "#d8d2c6"
+PROMOTES, OPPOSES, OTHER = "#1c6c86", "#a84b22", "#9aa0a2"
+"""Blue, orange and grey differ for every kind of colour vision. templates/drawing.svg has their dark twins."""
+TEXT, SMALL, HEADING = 13, 12, 15
+"""Font sizes in pixels."""
+UNITS_PER_INCH = 72
+"""Of matplotlib's SVG; one unit is a pixel here."""
 LETTER, CAPITAL, WIDE = 8.0, 10.0, 14.0
-"""Widths that letters hardly go beyond at the sheet's size of print, to cut what wouldn't fit: most, broad, CJK."""
+"""Widths in pixels that few letters exceed at the size `TEXT`: most letters, broad ones, CJK."""
 BROAD = frozenset("mwMW@%&—…ÆŒæœ\ufffd")
 
 
-@dataclass(frozen=True, slots=True)
-class Mark:
-    """One thing drawn, at x, y in pixels from the upper left corner.
-
-    Attributes:
-        kind: What.
-        look: Its classes; see the template's style.
-        width: Of a bar; a dot's radius.
-        height: Of a bar.
-        to_x: Where a line ends.
-        to_y: Where a line ends.
-        text: Of a text.
-        anchor: Which end of a text is at x.
-        full: Shown where a reader points at the mark: a whole name, the numbers.
-    """
-
-    kind: Literal["text", "bar", "line", "dot"]
-    x: float
-    y: float
-    look: str = ""
-    width: float = 0
-    height: float = 0
-    to_x: float = 0
-    to_y: float = 0
-    text: str = ""
-    anchor: Literal["start", "middle", "end"] = "start"
-    full: str = ""
-
-
 @dataclass(frozen=True)
-class Drawing:
-    """A sheet with marks on it.
+class Chart:
+    """A chart that is not yet written.
 
     Attributes:
         title: What it shows.
-        about: The same for who can't see it, with what is to be seen.
-        width: In pixels.
-        height: In pixels.
-        marks: In the order they are drawn.
+        description: What can be seen, in words, for screen readers.
+        figure: Its drawing; `width` × `height` pixels are figure units.
+        tooltips: What a mark shows where a reader points at it, by the mark's id.
     """
 
     title: str
-    about: str
-    width: int
-    height: int
-    marks: Sequence[Mark]
+    description: str
+    figure: "Figure"
+    tooltips: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height in pixels."""
+        width, height = self.figure.get_size_inches() * UNITS_PER_INCH
+        return round(width), round(height)
+
+    def axes(self, x: float, y: float, width: float, height: float) -> "Axes":
+        """Add a panel without frame or ticks; x, y is its upper left corner in pixels from the chart's."""
+        whole_width, whole_height = self.size
+        place = (x / whole_width, 1 - (y + height) / whole_height, width / whole_width, height / whole_height)
+        axes = self.figure.add_axes(place, frameon=False)
+        axes.tick_params(bottom=False, left=False, labelsize=SMALL, labelcolor=SOFT)
+        return axes
+
+    def text(
+        self, x: float, y: float, text: str, *, size: int = SMALL, color: str = SOFT, anchor: str = "left"
+    ) -> "Artist":
+        """Add a line of text; x, y is its anchor on the baseline, in pixels from the upper left corner."""
+        width, height = self.size
+        weight = "bold" if size == HEADING else "normal"
+        style = {"size": size, "color": color, "weight": weight, "ha": anchor, "va": "baseline"}
+        return self.figure.text(x / width, 1 - y / height, show_controls(text), style)
+
+    def tooltip(self, mark: "Artist", text: str) -> None:
+        """Show a text where a reader points at a mark: a whole name, the numbers."""
+        gid = f"mark-{len(self.tooltips)}"
+        mark.set_gid(gid)
+        self.tooltips[gid] = text
+
+
+def new_chart(title: str, description: str, width: int, height: int) -> Chart:
+    """Return an empty chart of `width` × `height` pixels. Call it, and draw, within `chart_style`."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width / UNITS_PER_INCH, height / UNITS_PER_INCH), facecolor=PAPER)
+    return Chart(title, description, figure)
+
+
+@contextmanager
+def chart_style() -> Iterator[None]:
+    """Use the charts' settings in the place of the reader's matplotlibrc.
+
+    Raises:
+        MissingExtra: matplotlib isn't installed.
+    """
+    check_matplotlib()
+    import matplotlib as mpl
+
+    with mpl.rc_context(), warnings.catch_warnings():
+        # Browsers draw the letters; matplotlib only measures them, and its own font lacks many scripts.
+        warnings.filterwarnings("ignore", message=r"Glyph \d+")
+        mpl.rcdefaults()
+        # An equal hashsalt gives equal ids.
+        mpl.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "influence", "text.parse_math": False})
+        yield
+
+
+def check_matplotlib(purpose: str = "A figure") -> None:
+    """Refuse a figure where matplotlib can't be imported.
+
+    Raises:
+        MissingExtra: It isn't installed.
+        ConfigError: MPLBACKEND names no backend, which matplotlib refuses at its import.
+    """
+    try:
+        import matplotlib as mpl  # noqa: F401
+    except ImportError as error:
+        raise MissingExtra(
+            f"{purpose} needs matplotlib, which can't be imported ({error}). "
+            "Install it: pip install 'influence[plots]'."
+        ) from None
+    except ValueError as error:
+        raise ConfigError(
+            f"{purpose} needs matplotlib, which refuses MPLBACKEND={os.environ.get('MPLBACKEND')}: {error}. Unset it."
+        ) from None
 
 
 def check_figure(path: Path | None, *, overwrite: bool = False, beside: Path | None = None) -> None:
@@ -82,6 +146,7 @@ def check_figure(path: Path | None, *, overwrite: bool = False, beside: Path | N
 
     Raises:
         QueryError: Its suffix isn't .svg or .html, its folder doesn't exist, it is there already, or it is the other.
+        MissingExtra: matplotlib isn't installed.
     """
     if path is None:
         return
@@ -90,43 +155,56 @@ def check_figure(path: Path | None, *, overwrite: bool = False, beside: Path | N
     if beside is not None and same_file(path, beside):
         raise QueryError(f"--figure {path} is what --out writes too. Name two files.")
     check_outfile(path, "the figure", overwrite=overwrite, beside=beside)
+    check_matplotlib(f"--figure {path}")
 
 
 def write_figure(
-    drawing: Drawing, path: Path, notes: Sequence[str], *, overwrite: bool = False, beside: Path | None = None
+    chart: Chart, path: Path, notes: Sequence[str], *, overwrite: bool = False, beside: Path | None = None
 ) -> None:
-    """Write a drawing as its file's suffix says.
+    """Write a chart in the format of its file's suffix.
 
     Args:
-        drawing: What is drawn.
+        chart: What is drawn.
         path: `….svg` or `….html`.
         notes: Sentences above it, on a page.
         overwrite: Replace what is there.
-        beside: The file that was written first, whose parts are held.
+        beside: The file that was written first, whose parts still exist.
 
     Raises:
-        QueryError: Another file has come there, and may not be replaced.
+        QueryError: Another file is there and may not be replaced.
     """
-    content = render(drawing, notes, page=path.suffix.lower() == ".html").encode()
+    content = render(chart, notes, page=path.suffix.lower() == ".html").encode()
     write_outfile(path, content, overwrite=overwrite, beside=beside)
 
 
-def render(drawing: Drawing, notes: Sequence[str] = (), *, page: bool = False) -> str:
-    """Return a drawing as SVG, or as an HTML page that holds it."""
+@chart_style()
+def render(chart: Chart, notes: Sequence[str] = (), *, page: bool = False) -> str:
+    """Return a chart as SVG, or as an HTML page that holds it."""
+    buffer = StringIO()
+    # No date and no version: the bytes depend on the chart alone.
+    chart.figure.savefig(buffer, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
+    drawing = buffer.getvalue()
+    inside = drawing[drawing.index(">", drawing.index("<svg")) + 1 : drawing.rindex("</svg>")]
+    # matplotlib escapes `<` in texts, so only its own groups match.
+    inside = re.sub(r'<g id="(mark-\d+)">', lambda group: group[0] + _title(chart.tooltips[group[1]]), inside)
     template = _templates().get_template("figure.html" if page else "drawing.svg")
-    return template.render(drawing=drawing, notes=notes)
+    return template.render(chart=chart, inside=Markup(inside), notes=notes)  # noqa: S704
 
 
-def fitted(text: str, width: float, end: str = "", *, scale: float = 1) -> str:
-    """Return a text on one line, cut to a width in pixels; what it ends with is never cut.
+def _title(text: str) -> str:
+    return f"<title>{escape(show_controls(text))}</title>"
+
+
+def shorten(text: str, width: float, end: str = "", *, scale: float = 1) -> str:
+    """Return a text on one line, cut to a width in pixels; its end is never cut.
 
     Args:
         text: The text.
         width: In pixels.
         end: What follows it.
-        scale: The size of print, in the sheet's.
+        scale: The font's size, in units of `TEXT`.
     """
-    line, left = " ".join(text.split()), width / scale - sum(map(_width, end))
+    line, left = show_controls(" ".join(text.split())), width / scale - sum(map(_width, end))
     if sum(map(_width, line)) <= left:
         return line + end
     ends = accumulate(map(_width, line))
@@ -142,7 +220,7 @@ def _width(letter: str) -> float:
     return CAPITAL if letter.isupper() or letter in BROAD else LETTER
 
 
-def written(value: float) -> str:
+def signed_number(value: float) -> str:
     """Return a number with its sign, three digits and a true minus sign."""
     return f"{value:+.3g}".replace("-", "−")
 
@@ -160,4 +238,15 @@ def _templates() -> Environment:
     )
 
 
-__all__ = ["SUFFIXES", "Drawing", "Mark", "check_figure", "fitted", "render", "write_figure", "written"]
+__all__ = [
+    "SUFFIXES",
+    "Chart",
+    "chart_style",
+    "check_figure",
+    "check_matplotlib",
+    "new_chart",
+    "render",
+    "shorten",
+    "signed_number",
+    "write_figure",
+]

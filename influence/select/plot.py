@@ -1,69 +1,104 @@
-"""The plot of a selection: every row's score against its length, the chosen ones marked."""
+"""The plot of a selection: every row's score against its length, the selected ones in colour."""
+
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from influence.groups.figure import Drawing, Mark, written
+from influence.groups.figure import (
+    HEADING,
+    INK,
+    LINE,
+    OPPOSES,
+    OTHER,
+    PROMOTES,
+    Chart,
+    chart_style,
+    new_chart,
+    signed_number,
+)
 from influence.select.less import Selected
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
 DOTS = 2_000
-"""Of the chosen and of the other rows, evenly spread."""
+"""Of the selected and of the other rows, evenly spread."""
 WIDTH, HEIGHT = 760, 480
 LEFT, RIGHT, TOP, BOTTOM = 90, 20, 50, 120
-LABELLED = 8
-"""Lengths that are written along the axis, at most."""
+MOST_TICKS = 8
+"""Of the lengths' axis; a ninth where they don't divide evenly."""
 OUTSIDE = 0.001
 """Share of rows on either side whose scores are drawn at the edge."""
 
 
-def selection_plot(found: Selected) -> Drawing:
-    """Draw score against length; the lengths' axis is logarithmic."""
-    lengths = np.maximum(found.lengths, 1)
-    is_chosen = np.zeros(found.rows, dtype=bool)
-    is_chosen[found.chosen] = True
-    lowest = float(found.scores[found.chosen[-1]])
-    low, high = (float(end) for end in np.quantile(found.scores, (OUTSIDE, 1 - OUTSIDE)))
-    low, high = min(low, lowest), max(high, lowest)
-    span = high - low
-    widest = max(1.0, float(np.log2(lengths.max())))
+@chart_style()
+def selection_plot(selected: Selected) -> Chart:
+    """Draw score against length; the lengths' axis is logarithmic.
 
-    def x(tokens: float) -> float:
-        return round(LEFT + np.log2(tokens) / widest * (WIDTH - LEFT - RIGHT), 1)
-
-    def y(score: float) -> float:
-        share = (min(max(score, low), high) - low) / span if span else 0.5
-        return round(HEIGHT - BOTTOM - share * (HEIGHT - TOP - BOTTOM), 1)
-
-    marks = [Mark("text", LEFT, 24, "heading", text=f"{len(found.chosen):,} of {found.rows:,} rows chosen")]
-    for power in range(0, int(widest) + 1, 1 + int(widest) // LABELLED):
-        place = x(2.0**power)
-        marks.append(Mark("line", place, TOP, "grid", to_x=place, to_y=HEIGHT - BOTTOM))
-        marks.append(
-            Mark("text", place, HEIGHT - BOTTOM + 18, "soft small number", text=f"{2**power:,}", anchor="middle")
-        )
-    for score in dict.fromkeys((low, (low + high) / 2, high)):
-        marks.append(Mark("line", LEFT, y(score), "grid", to_x=WIDTH - RIGHT, to_y=y(score)))
-        marks.append(Mark("text", LEFT - 8, y(score) + 4, "soft small number", text=written(score), anchor="end"))
-    for rows, look, radius in ((np.flatnonzero(~is_chosen), "rest", 2.0), (np.flatnonzero(is_chosen), "for", 2.5)):
-        for row in rows[:: max(1, -(-len(rows) // DOTS))].tolist():
-            marks.append(Mark("dot", x(float(lengths[row])), y(float(found.scores[row])), look, radius))
-    marks.append(Mark("line", LEFT, y(lowest), "limit", to_x=WIDTH - RIGHT, to_y=y(lowest)))
-    middle = (LEFT + WIDTH - RIGHT) / 2
-    marks.append(Mark("text", middle, HEIGHT - BOTTOM + 38, "soft small", text=found.length_of, anchor="middle"))
-    unit, said = f"Score in {found.unit}.", "Coloured dots are chosen; the dashed line is the lowest score among them."
-    for number, line in enumerate((unit, said, length_told(found))):
-        marks.append(Mark("text", LEFT, HEIGHT - 46 + 18 * number, "soft small", text=line))
-    about = (
-        f"Each dot is a row; its score for the target against its length. {unit} {said} {length_told(found)} "
-        f"Scores from {written(low)} to {written(high)}, the lowest chosen {written(lowest)}."
+    Raises:
+        MissingExtra: matplotlib isn't installed.
+    """
+    threshold = float(selected.scores[selected.chosen[-1]])
+    low, high = (float(end) for end in np.quantile(selected.scores, (OUTSIDE, 1 - OUTSIDE)))
+    low, high = min(low, threshold), max(high, threshold)
+    unit = f"Score in {selected.unit}."
+    legend = "Coloured dots are chosen; the dashed line is the lowest score among them."
+    description = (
+        f"Each dot is a row; its score for the target against its length. {unit} {legend} {correlation(selected)} "
+        f"Scores from {signed_number(low)} to {signed_number(high)}, the lowest chosen {signed_number(threshold)}."
     )
-    return Drawing("Score against length", about, WIDTH, HEIGHT, marks)
+    chart = new_chart("Score against length", description, WIDTH, HEIGHT)
+    heading = f"{len(selected.chosen):,} of {selected.rows:,} rows chosen"
+    chart.text(LEFT, 24, heading, size=HEADING, color=INK)
+    axes = chart.axes(LEFT, TOP, WIDTH - LEFT - RIGHT, HEIGHT - TOP - BOTTOM)
+    _scales(axes, int(selected.lengths.max()), low, high)
+    _dots(axes, selected, low, high)
+    axes.axhline(threshold, color=OPPOSES, linewidth=1.5, dashes=(5 / 1.5, 4 / 1.5), zorder=3, clip_on=False)
+    chart.text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - BOTTOM + 38, selected.length_of, anchor="center")
+    for number, line in enumerate((unit, legend, correlation(selected))):
+        chart.text(LEFT, HEIGHT - 46 + 18 * number, line)
+    return chart
 
 
-def length_told(found: Selected) -> str:
-    """Say how score and length go together."""
-    if found.length is None:
+def _scales(axes: "Axes", longest: int, low: float, high: float) -> None:
+    """Set limits, ticks and grid; scores that are all the same lie in the middle."""
+    powers = max(1, int(np.log2(max(longest, 1))))
+    ticks = [2**power for power in range(0, powers + 1, 1 + powers // MOST_TICKS)]
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
+    axes.minorticks_off()
+    axes.set_xlim(1, max(2, longest))
+    scores = list(dict.fromkeys((low, (low + high) / 2, high)))
+    axes.set_yticks(scores, [signed_number(score) for score in scores])
+    room = 0 if high > low else abs(low) or 1
+    axes.set_ylim(low - room, high + room)
+    axes.grid(color=LINE, linewidth=1, clip_on=False)
+    axes.set_axisbelow(True)
+
+
+def _dots(axes: "Axes", selected: Selected, low: float, high: float) -> None:
+    """Draw the other rows, then the selected ones over them."""
+    is_chosen = np.zeros(selected.rows, dtype=bool)
+    is_chosen[selected.chosen] = True
+    style = {"linestyle": "none", "marker": "o", "markeredgewidth": 0, "clip_on": False}
+    for name, which, look in (
+        ("other-rows", ~is_chosen, {"color": OTHER, "alpha": 0.55, "markersize": 4}),
+        ("chosen-rows", is_chosen, {"color": PROMOTES, "markersize": 5}),
+    ):
+        rows = np.flatnonzero(which)
+        rows = rows[:: max(1, -(-len(rows) // DOTS))]
+        lengths, scores = (
+            np.maximum(selected.lengths[rows], 1),
+            np.clip(selected.scores[rows].astype(np.float64), low, high),
+        )
+        axes.plot(lengths, scores, gid=name, **style, **look)
+
+
+def correlation(selected: Selected) -> str:
+    """Say how score and length are correlated."""
+    if selected.length is None:
         return "Scores or lengths are all the same: there is no correlation."
-    return f"Rank correlation of score and length ({found.length_of}): {written(found.length)}."
+    return f"Rank correlation of score and length ({selected.length_of}): {signed_number(selected.length)}."
 
 
-__all__ = ["length_told", "selection_plot"]
+__all__ = ["correlation", "selection_plot"]

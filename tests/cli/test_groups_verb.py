@@ -1,6 +1,7 @@
 """`influence groups`: its forms, its picture, and what it refuses."""
 
 import json
+import sys
 from xml.etree import ElementTree
 
 import pyarrow.parquet as pq
@@ -78,3 +79,16 @@ def test_queries_with_other_columns_are_refused_with_those_found_and_expected(cl
     assert "other.jsonl" in ended.told
     assert "'body'" in ended.told
     assert "'text'" in ended.told
+
+
+@pytest.mark.parametrize("verb", ["groups", "select"])
+def test_without_matplotlib_a_figure_is_refused_before_anything_is_computed(
+    cli, built, dev, tmp_path, monkeypatch, verb
+):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    out = tmp_path / ("chosen.jsonl" if verb == "select" else "groups.csv")
+    flags = ["--target", dev, "--top", 3] if verb == "select" else ["--queries", dev]
+    ended = cli(verb, built, *flags, "--out", out, "--figure", tmp_path / "figure.svg")
+    assert ended.code == 2
+    assert "pip install 'influence[plots]'" in " ".join(ended.told.split())
+    assert list(tmp_path.iterdir()) == [dev]

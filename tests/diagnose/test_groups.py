@@ -150,7 +150,10 @@ def test_the_picture_is_xml_with_a_title_and_a_description_and_no_markup_of_the_
     assert root.attrib["aria-labelledby"] == "drawing-title drawing-about"
     assert "<script" not in drawn
     assert "prefers-color-scheme: dark" in drawn
-    assert len([bar for bar in root.iter(f"{space}rect") if bar.get("class") in ("for", "against")]) == 12
+    tooltips = [
+        group.findtext(f"{space}title") for group in root.iter(f"{space}g") if group.find(f"{space}path") is not None
+    ]
+    assert len([tooltip for tooltip in tooltips if tooltip and ", from " in tooltip]) == 12
     page = render(group_bars(told), ["<b>In nats.</b>"], page=True)
     assert "&lt;b&gt;In nats.&lt;/b&gt;" in page
     assert "<svg" in page

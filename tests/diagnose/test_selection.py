@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -148,7 +149,9 @@ def test_the_summary_compares_with_random_rows_bm25_and_length(run, dev, tmp_pat
     tokens = [line["tokens"] for line in run.meta(range(40))]
     assert found.length == pytest.approx(spearmanr(found.scores, tokens).statistic)
     drawn = render(selection_plot(found))
-    assert drawn.count("<circle") == 40
+    root = ElementTree.fromstring(drawn)
+    dots = {name: root.findall(f".//{{*}}g[@id='{name}-rows']//{{*}}use") for name in ("chosen", "other")}
+    assert (len(dots["chosen"]), len(dots["other"])) == (12, 28)
     assert "Rank correlation of score and length (scored tokens)" in drawn
     assert run.select(dev, 12, tmp_path / "again.jsonl", words=False).words is None
 
