@@ -18,9 +18,9 @@ from influence.artifacts.lock import lock_folder
 from influence.config import parse_config
 from influence.engine import dispatch
 from influence.engine.cluster import QUIET
+from influence.engine.stage import Task
 from influence.errors import Incomplete, QueryError, RunLocked, StoreError
 from influence.scan import answer as scan_module
-from influence.scan import blocks as score_stage
 from influence.scan import plan as score_plan
 from influence.scan import shortlist
 from influence.scan import table as score_table
@@ -293,14 +293,14 @@ def test_a_scan_that_is_killed_again_and_again_goes_on_to_the_same_bytes(
         return task
 
     out = tmp_path / "killed.parquet"
-    save, write = score_stage.save_tensors, score_table.write_whole
+    save, write = Task.save, score_table.write_whole
     for limit in (1, 4, 9):
-        monkeypatch.setattr(score_stage, "save_tensors", dying(save, limit))
+        monkeypatch.setattr(Task, "save", dying(save, limit))
         with pytest.raises(StoreError, match="the power is cut"):
             run.score_to(QUERIES, out, keep=keep, k=4, where="row <> 8")
         let_finish(client)
         assert not out.exists()
-    monkeypatch.setattr(score_stage, "save_tensors", save)
+    monkeypatch.setattr(Task, "save", save)
     monkeypatch.setattr(score_table, "write_whole", dying(write, 0))
     with pytest.raises(StoreError, match="the power is cut"):
         run.score_to(QUERIES, out, keep=keep, k=4, where="row <> 8")
@@ -447,10 +447,8 @@ def test_a_damaged_part_is_refused_by_name(built, cut_small, tmp_path, monkeypat
 
 def test_no_task_keeps_more_than_its_block_and_batch(built, cut_small, tmp_path, monkeypatch):
     held = []
-    save = score_stage.save_tensors
-    monkeypatch.setattr(
-        score_stage, "save_tensors", lambda path, tensors, own: held.append(tensors) or save(path, tensors, own)
-    )
+    save = Task.save
+    monkeypatch.setattr(Task, "save", lambda task, tensors: held.append(tensors) or save(task, tensors))
     built().score_to(QUERIES, tmp_path / "s.parquet")
     shapes = [tuple(tensors["scores"].shape) for tensors in held if "scores" in tensors]
     assert sorted(set(shapes)) == [(5, 1), (5, 2), (7, 1), (7, 2)]

@@ -5,12 +5,12 @@ is asked. The model may have been trained on these very rows: what it says of th
 """
 
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from influence.artifacts.tensors import load_tensors, save_tensors, saved_for
 from influence.capture.opening import check_unchanged, run_spec
 from influence.capture.process_session import session_here
 from influence.capture.queries import TOKEN_SECONDS
@@ -18,9 +18,9 @@ from influence.capture.session import Session
 from influence.capture.spec import CaptureSpec
 from influence.config import RunConfig
 from influence.data.tokenise import Part
-from influence.engine.dispatch import dispatcher
-from influence.engine.progress import Progress, Report
-from influence.errors import InfluenceError
+from influence.engine.dispatch import complete, workers_for
+from influence.engine.progress import Report
+from influence.engine.stage import Stage, Task
 from influence.model.load import weight_count
 from influence.store.manifest import fingerprint_of
 from influence.store.reader import Store
@@ -33,37 +33,54 @@ Ask = Callable[[Session, list[Part], int], dict[str, torch.Tensor]]
 """What is computed of a block: its parts and its number of rows to tensors, a line a row."""
 
 
-@dataclass(frozen=True)
-class PassTask:
-    """A block of rows that a model is asked about.
+@dataclass
+class ModelPass(Stage):
+    """What a model makes of blocks of rows.
 
     Attributes:
         spec: Of the run.
         folder: Where it leaves what it found.
-        fingerprint: Of the rows and of what is asked.
-        what: Is asked, for messages and names of files.
+        stored: Fingerprint of the rows.
+        name: What is computed, in a word or two; for messages and names of files.
         ask: Computes it; a function of a module, which workers import.
-        first: The first row.
-        stop: The row after the last.
+        rows: N.
     """
 
     spec: CaptureSpec
     folder: Path
-    fingerprint: str
-    what: str
+    stored: str
+    name: str
     ask: Ask
-    first: int
-    stop: int
+    rows: int
 
     @property
-    def name(self) -> str:
-        """For messages."""
-        return f"{self.what} of rows {self.first} to {self.stop - 1}"
+    def key(self) -> str:
+        """Of the rows and of what is computed."""
+        return fingerprint_of({"rows": self.stored, "what": self.name, "version": VERSION})
 
-    @property
-    def file(self) -> Path:
-        """What it leaves."""
-        return self.folder / f"{self.what.replace(' ', '-')}-{self.first:012d}.safetensors"
+    def cut(self) -> list[Task]:
+        """Return a task for each block of `ROWS` rows."""
+        key, tasks = self.key, list[Task]()
+        for number, first in enumerate(range(0, self.rows, ROWS)):
+            stop = min(self.rows, first + ROWS)
+            path = self.folder / f"{self.name.replace(' ', '-')}-{first:012d}.safetensors"
+            tasks.append(Task(self, number, f"{self.name} of rows {first} to {stop - 1}", (first, stop), path, key))
+        return tasks
+
+    def session(self, task: Task) -> AbstractContextManager[Session]:
+        """Lend the session of the run."""
+        return session_here(self.spec)
+
+    def run(self, task: Task, session: Session) -> None:
+        """Compute over a block's rows and save it."""
+        examples = [session.rows.example(row) for row in range(*task.span)]
+        parts = session.tokenise(examples)
+        with session.computing:
+            session.load(session.checkpoints - 1)
+            # Nothing is differentiated. Whoever captures next sets hooks again.
+            session.close()
+            tensors = self.ask(session, parts, len(examples))
+        task.save(tensors)
 
 
 def model_pass(
@@ -86,37 +103,16 @@ def model_pass(
         InfluenceError: What else a worker met.
     """
     spec = run_spec(config, store.run_dir, store.manifest)
-    fingerprint = fingerprint_of({"rows": store.manifest.fingerprint, "what": what, "version": VERSION})
-    blocks = range(0, store.rows, ROWS)
-    tasks = [PassTask(spec, folder, fingerprint, what, ask, first, min(store.rows, first + ROWS)) for first in blocks]
-    missing = [task for task in tasks if not saved_for(task.file, fingerprint)]
-    stage = Progress(what, len(tasks), report, done=len(tasks) - len(missing))
+    stage = ModelPass(spec, folder, store.manifest.fingerprint, what, ask, store.rows)
+    missing = stage.missing()
     if missing:
         check_unchanged(config, store.run_dir, store.manifest)
-        tokens = sum(task.stop - task.first for task in missing) * config.data.max_tokens
-        seconds = tokens * weight_count(config.model) * TOKEN_SECONDS
-        with dispatcher(config, store.run_dir, seconds, len(missing)) as dispatch:
-            for _ in dispatch(run_pass, missing, stage):
-                pass
-    for task in tasks:
-        yield task.first, load_tensors(task.file, fingerprint)
+    tokens = sum(task.span[1] - task.span[0] for task in missing) * config.data.max_tokens
+    seconds = tokens * weight_count(config.model) * TOKEN_SECONDS if missing else 0.0
+    with workers_for(config, store.run_dir, seconds, len(missing)) as workers:
+        complete([stage], workers, report)
+    for task in stage.cut():
+        yield task.span[0], task.load()
 
 
-def run_pass(task: PassTask) -> int:
-    """Ask about a block's rows and save what comes back; the entry point of a task."""
-    try:
-        with session_here(task.spec) as session:
-            examples = [session.rows.example(row) for row in range(task.first, task.stop)]
-            parts = session.tokenise(examples)
-            with session.computing:
-                session.load(session.checkpoints - 1)
-                # Nothing is differentiated. Whoever captures next sets hooks again.
-                session.close()
-                found = task.ask(session, parts, len(examples))
-    except InfluenceError as error:
-        raise type(error)(f"{task.name}: {error}") from error
-    save_tensors(task.file, found, task.fingerprint)
-    return task.first
-
-
-__all__ = ["Ask", "PassTask", "model_pass", "run_pass"]
+__all__ = ["Ask", "ModelPass", "model_pass"]

@@ -16,10 +16,18 @@ from influence.errors import FingerprintMismatch
 from influence.store.manifest import Manifest
 
 
-def run_spec(config: RunConfig, path: Path, manifest: Manifest) -> CaptureSpec:
-    """Return what a worker is told of a finished run: with its factors, and the digests that it must find."""
+def run_spec(config: RunConfig, path: Path, manifest: Manifest, *, fitted: bool = True) -> CaptureSpec:
+    """Return what a worker is told of a run that has a manifest, with the digests that it must find.
+
+    Args:
+        config: Of the run.
+        path: The run.
+        manifest: Of the run.
+        fitted: Whether its projection reads the factors; not while they are fitted.
+    """
     parts = manifest.fingerprint_parts
-    spec = CaptureSpec.of(config, factor_files(path, manifest, config.recipe), drawn_of(parts))
+    factors = factor_files(path, manifest, config.recipe) if fitted else ()
+    spec = CaptureSpec.of(config, factors, drawn_of(parts))
     identity = DataIdentity.of(parts, manifest.rows, path)
     return spec.model_copy(update={"digests": expected_digests(config, parts), "identity": identity})
 

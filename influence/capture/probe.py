@@ -1,8 +1,8 @@
 """A look at a run before it starts, on a worker: what resolves to what, and whether gradients arrive at all."""
 
 import logging
-from collections.abc import Callable, Collection, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,9 +22,12 @@ from influence.data.dataset import open_rows
 from influence.data.example import Example, place_of
 from influence.data.tokenise import Part
 from influence.data.truncation import nothing_scored
+from influence.engine.dispatch import Workers, complete
 from influence.engine.memory import out_of_memory
-from influence.engine.poison import Dead, died_of
+from influence.engine.poison import died_of
+from influence.engine.progress import Progress
 from influence.engine.quarantine import without_failing_rows
+from influence.engine.stage import NO_DEAD, Dead, RowStage, Task
 from influence.errors import CaptureError, ClusterError, DataError, ModelError
 from influence.gradients.capture_check import check_capture
 from influence.task import row_loss
@@ -39,54 +42,72 @@ SEARCHED = 1024
 """Rows it looks through for some with a scored token."""
 
 
-@dataclass(frozen=True)
-class ProbeTask:
-    """What a worker is sent: a specification to open, and the file that shows it shares the coordinator's disk."""
+@dataclass
+class Probe(RowStage):
+    """A look at a few rows, by one worker.
+
+    Attributes:
+        spec: To open.
+        shared: A file of the coordinator's that shows whether the worker shares its disk; None looks for nothing.
+        found: What the worker answered.
+    """
 
     spec: CaptureSpec
     shared: Path | None
+    found: Probed | None = None
 
-    def session(self) -> AbstractContextManager[Session]:
-        """Lend the session that it needs, in the process that does it."""
-        return session_here(self.spec)
+    name = "probe"
+    single = True
+
+    def cut(self) -> list[Task]:
+        """Return the one task, whose rows are those that are looked at first."""
+        rows = tuple(_spread(len(open_rows(self.spec.data))))
+        return [Task(self, 0, "the probe of the model and data", rows=rows)]
+
+    @contextmanager
+    def session(self, task: Task) -> Iterator[Session]:
+        """Lend the session of the specification, where the disk is shared."""
+        if self.shared is not None and not self.shared.exists():
+            raise ClusterError(
+                f"A worker does not see {self.shared}, which is on the coordinator's disk. Workers write their "
+                "shards themselves: put the run directory (and the data and model) on a disk that all of them share."
+            )
+        with session_here(self.spec) as session:
+            yield session
 
     @property
-    def name(self) -> str:
-        """For messages."""
-        return "the probe of the model and data"
+    def room(self) -> int:
+        """As many as may be set aside."""
+        return self.spec.data.quarantine
 
-    @property
-    def numbers(self) -> Sequence[int]:
-        """The rows that are looked at first."""
-        return _spread(len(open_rows(self.spec.data)))
-
-
-def run_probe(task: ProbeTask) -> Probed:
-    """Probe in a worker's session; the entry point of a task."""
-    if task.shared is not None and not task.shared.exists():
-        raise ClusterError(
-            f"A worker does not see {task.shared}, which is on the coordinator's disk. Workers write their shards "
-            "themselves: put the run directory (and the data and model) on a disk that all of them share."
-        )
-    with task.session() as session:
-        return probe(session)
-
-
-def try_probe(
-    session: Session, task: ProbeTask, positions: Sequence[int], dead: Dead, tokenised: Callable[[], None]
-) -> Probed | None:
-    """Probe without the dead rows; where that isn't what is left, try some rows and return nothing."""
-    numbers = task.numbers
-    if len(positions) + len(dead) == len(numbers):
+    def run(
+        self, task: Task, session: Session, dead: Dead = NO_DEAD, tokenised: Callable[[], None] = lambda: None
+    ) -> Probed:
+        """Probe without the dead rows."""
         for position, during in dead.items():
-            log.warning("The probe leaves out row %d: %s", numbers[position], died_of(during))
-        return probe(session, [numbers[position] for position in dead], tokenised)
-    examples = [session.rows.example(numbers[position]) for position in positions]
-    parts = session.contributing(session.tokenise(examples))
-    tokenised()
-    names = [place_of(example) for example in examples]
-    without_failing_rows(lambda chosen: _rows_of(session, parts, names, chosen), range(len(examples)), len(examples))
-    return None
+            log.warning("The probe leaves out row %d: %s", task.rows[position], died_of(during))
+        return probe(session, [task.rows[position] for position in dead], tokenised)
+
+    def rehearse(self, task: Task, session: Session, positions: Sequence[int], tokenised: Callable[[], None]) -> None:
+        """Capture some of the rows."""
+        examples = [session.rows.example(task.rows[position]) for position in positions]
+        parts = session.contributing(session.tokenise(examples))
+        tokenised()
+        names = [place_of(example) for example in examples]
+        everyone = range(len(examples))
+        without_failing_rows(lambda chosen: _rows_of(session, parts, names, chosen), everyone, len(examples))
+
+    def take(self, result: Probed, progress: Progress) -> None:
+        """Keep what was found."""
+        self.found = result
+
+
+def probe_by(workers: Workers, spec: CaptureSpec, shared: Path | None = None) -> Probed:
+    """Probe a specification on one of the workers; see `Probe` and `probe`."""
+    stage = Probe(spec, shared)
+    complete([stage], workers)
+    assert stage.found is not None, "a probe that ends without an error has an answer"
+    return stage.found
 
 
 def probe(session: Session, left_out: Collection[int] = (), tokenised: Callable[[], None] = lambda: None) -> Probed:

@@ -4,13 +4,13 @@ A task owns its whole shard. What stands already is left alone, so the same buil
 """
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-from distributed import Client
 
 from influence.artifacts.access import each, listed
 from influence.capture.captured import Captured, capture_most
@@ -20,163 +20,130 @@ from influence.capture.spec import CaptureSpec
 from influence.data.example import Example
 from influence.data.tokenise import Part
 from influence.data.truncation import Truncation
-from influence.engine.poison import Dead, died_of, run_surviving
+from influence.engine.poison import died_of
 from influence.engine.progress import Progress
-from influence.errors import CaptureError, InfluenceError
+from influence.engine.stage import NO_DEAD, Dead, RowStage, Stage, Task
+from influence.errors import CaptureError
 from influence.recipes import Baseline
 from influence.store.codec import CodecSettings
 from influence.store.codecs import codec_for
 from influence.store.manifest import Manifest, Quarantined, ShardRange
 from influence.store.manifest import Part as FingerprintPart
-from influence.store.shard import ROWS, RowMeta, ShardRecord
+from influence.store.shard import ROWS, RowMeta, ShardFiles, ShardRecord
 from influence.store.writer import committed, write_shard
 
 log = logging.getLogger(__name__)
 
-NO_DEAD: Dead = {}
 
-
-@dataclass(frozen=True)
-class ShardTask:
-    """What a worker is sent: one shard to capture."""
-
-    spec: CaptureSpec
-    run_dir: Path
-    span: ShardRange
-    fingerprint: str
-    fingerprint_parts: dict[str, FingerprintPart]
-    codec: CodecSettings = CodecSettings()
-
-    def session(self) -> AbstractContextManager[Session]:
-        """Lend the session that it needs, in the process that does it."""
-        return session_here(self.spec)
-
-    @property
-    def name(self) -> str:
-        """The shard and its rows, for messages."""
-        return f"{self.span.name} (rows {self.span.start} to {self.span.stop - 1})"
-
-    @property
-    def numbers(self) -> Sequence[int]:
-        """The row at each position."""
-        return range(self.span.start, self.span.stop)
+NOTHING_CUT = Truncation.of([], 0)
 
 
 @dataclass(frozen=True)
 class ShardDone:
     """What a worker answers; the rows are on disk."""
 
-    shard: int
     rows: int
     tokens: int
     zero_rows: tuple[int, ...]
-    quarantined: tuple[Quarantined, ...]
-    truncation: Truncation
+    quarantined: tuple[Quarantined, ...] = ()
+    truncation: Truncation = NOTHING_CUT
 
 
-def missing(run_dir: Path, manifest: Manifest) -> tuple[list[ShardRange], list[int]]:
-    """Return the shards that are still to be captured, and the zero rows of those that stand, ascending.
+class RowShards(Stage):
+    """The rows of a run, a shard a task.
 
-    A shard with quarantined rows is captured again: the same build gives them another try.
-    """
-    todo, zeros, present = [], [], listed(run_dir / ROWS)
-
-    def standing(span: ShardRange) -> ShardRecord | None:
-        return committed(run_dir, span, manifest.fingerprint, manifest.fingerprint_parts, present)
-
-    for span, record in zip(manifest.shards, each(standing, manifest.shards, run_dir), strict=True):
-        if record is None or record.quarantined:
-            todo.append(span)
-        else:
-            zeros += record.zero_rows
-    return todo, zeros
-
-
-def capture_missing(
-    client: Client, spec: CaptureSpec, run_dir: Path, manifest: Manifest, todo: Iterable[ShardRange], stage: Progress
-) -> tuple[list[int], list[Quarantined]]:
-    """Capture shards on the cluster and return their zero rows and their quarantined rows.
-
-    Args:
-        client: Of the cluster, whose workers have the session plugin.
-        spec: With dtype and device decided.
+    Attributes:
         run_dir: The run, in reach of every worker.
         manifest: Of the run.
-        todo: The shards to capture.
-        stage: Hears of every shard.
-
-    Raises:
-        InfluenceError: As a worker raised it; the message names the shard and, where one is to blame, the row.
-        CaptureError: More rows than `data.quarantine` failed.
-        ClusterError: Worker after worker was lost on a shard, and no few rows of it are to blame.
+        parts: Of the run's fingerprint.
+        quarantined: Rows that were set aside now.
     """
-    codec = CodecSettings(codec=manifest.codec, rank=manifest.rank)
-    tasks = (ShardTask(spec, run_dir, span, manifest.fingerprint, manifest.fingerprint_parts, codec) for span in todo)
-    zeros: list[int] = []
-    quarantined: list[Quarantined] = []
-    truncation = Truncation.of([], 0)
-    room = lambda: max(0, spec.data.quarantine - len(quarantined))  # noqa: E731
-    for done in run_surviving(client, run_shard, try_shard, tasks, room, stage):
-        zeros += done.zero_rows
-        quarantined += done.quarantined
-        truncation += done.truncation
-        stage.finished(rows=done.rows, tokens=done.tokens)
-        for row in done.quarantined:
-            log.warning("Row %d (%s) is set aside: %s", row.row, row.id, row.error)
-        if len(quarantined) > spec.data.quarantine:
-            raise CaptureError(
-                f"{len(quarantined)} rows failed, more than data.quarantine allows ({spec.data.quarantine}); the last "
-                f"is row {quarantined[-1].row}: {quarantined[-1].error}"
-            )
-    if truncation.silenced:
-        log.warning("Of the rows captured now, %s", truncation.remedy(spec.data.max_tokens))
-    return zeros, quarantined
+
+    name = "capture"
+    local = ("manifest", "quarantined", "records", "_zeros", "_truncation")
+
+    def __init__(self, run_dir: Path, manifest: Manifest) -> None:
+        self.run_dir, self.manifest = run_dir, manifest
+        self.parts: dict[str, FingerprintPart] = manifest.fingerprint_parts
+        self.quarantined: list[Quarantined] = []
+        self._zeros: list[int] = []
+        self._truncation = NOTHING_CUT
+
+    @cached_property
+    def records(self) -> dict[int, ShardRecord]:
+        """The commit records of the shards that stood before, by number; see `committed` for errors."""
+        present = listed(self.run_dir / ROWS)
+        parts = self.manifest.fingerprint_parts
+
+        def standing(span: ShardRange) -> ShardRecord | None:
+            return committed(self.run_dir, span, self.key, parts, present)
+
+        records = zip(self.manifest.shards, each(standing, self.manifest.shards, self.run_dir), strict=True)
+        return {span.shard: record for span, record in records if record is not None}
+
+    @property
+    def key(self) -> str:
+        """The run's fingerprint."""
+        return self.manifest.fingerprint
+
+    def cut(self) -> list[Task]:
+        """Return a task for each shard."""
+        tasks = []
+        for span in self.manifest.shards:
+            name, path = f"{span.name} (rows {span.start} to {span.stop - 1})", ShardFiles(self.run_dir, span).record
+            tasks.append(Task(self, span.shard, name, span, path, self.key, range(span.start, span.stop)))
+        return tasks
+
+    def done(self, task: Task) -> bool:
+        """Whether a shard stood before. One with quarantined rows is captured again: it is given another try."""
+        record = self.records.get(task.number)
+        return record is not None and not record.quarantined
+
+    def take(self, result: ShardDone, progress: Progress) -> None:
+        """Count a shard's rows and note those that are zero or set aside."""
+        self._zeros += result.zero_rows
+        self.quarantined += result.quarantined
+        self._truncation += result.truncation
+        progress.finished(rows=result.rows, tokens=result.tokens)
+
+    @property
+    def zero_rows(self) -> list[int]:
+        """Rows with nothing to compare, ascending, of the shards that stood before and of those made now."""
+        stood = (self.records[task.number] for task in self.cut() if self.done(task))
+        return sorted([*self._zeros, *(row for record in stood for row in record.zero_rows)])
 
 
-def run_shard(task: ShardTask) -> ShardDone:
-    """Capture one shard in a worker's session; the entry point of a task."""
-    with task.session() as session:
-        return capture_shard(session, task)
+class RowCapture(RowShards, RowStage):
+    """Shards of what the model makes of rows: gradients, or hidden states.
 
-
-def try_shard(
-    session: Session, task: ShardTask, positions: Sequence[int], dead: Dead, tokenised: Callable[[], None]
-) -> ShardDone | None:
-    """Capture one shard without its dead rows; where that isn't what is left, try some rows and keep nothing."""
-    if len(positions) + len(dead) == task.span.rows:
-        return capture_shard(session, task, dead, tokenised)
-    with _named(task):
-        examples = [session.rows.example(task.numbers[position]) for position in positions]
-        parts = session.tokenise(examples)
-        session.texts(examples)
-        tokenised()
-        with session.computing:
-            capture_most(session, codec_for(task.codec, session.modules), examples, parts)
-    return None
-
-
-def capture_shard(
-    session: Session,
-    task: ShardTask,
-    dead: Dead = NO_DEAD,
-    tokenised: Callable[[], None] = lambda: None,
-) -> ShardDone:
-    """Read, tokenise, capture and write one shard.
-
-    Memory: the shard's encoded rows, its texts and tokens, and one batch.
-
-    Args:
-        session: The run's.
-        task: The shard.
-        dead: Rows that kill their worker: zeros, like those that raise an error, and quarantined with them.
-        tokenised: Called between the tokeniser and the model.
-
-    Raises:
-        InfluenceError: Of the kind that went wrong, with the shard in front of the message.
+    Attributes:
+        spec: With dtype and device decided.
+        codec: Of the rows.
     """
-    span = task.span
-    with _named(task):
-        codec = codec_for(task.codec, session.modules)
+
+    def __init__(self, spec: CaptureSpec, run_dir: Path, manifest: Manifest) -> None:
+        super().__init__(run_dir, manifest)
+        self.spec = spec
+        self.codec = CodecSettings(codec=manifest.codec, rank=manifest.rank)
+
+    def session(self, task: Task) -> AbstractContextManager[Session]:
+        """Lend the session of the run."""
+        return session_here(self.spec)
+
+    @property
+    def room(self) -> int:
+        """What `data.quarantine` leaves."""
+        return max(0, self.spec.data.quarantine - len(self.quarantined))
+
+    def run(
+        self, task: Task, session: Session, dead: Dead = NO_DEAD, tokenised: Callable[[], None] = lambda: None
+    ) -> ShardDone:
+        """Read, tokenise, capture and write one shard; dead rows are zeros and quarantined, like those that raise.
+
+        Memory: the shard's encoded rows, its texts and tokens, and one batch.
+        """
+        span: ShardRange = task.span
+        codec = codec_for(self.codec, session.modules)
         examples = list(session.rows.examples(span.start, span.stop))
         readable = [position for position in range(span.rows) if dead.get(position) != "tokenising"]
         parts = [
@@ -189,32 +156,44 @@ def capture_shard(
             captured, failed = capture_most(session, codec, examples, parts, dead)
         failed |= {position: died_of(during) for position, during in dead.items()}
         quarantined = [Quarantined(row=span.start + n, id=examples[n].id, error=failed[n]) for n in sorted(failed)]
-        record = write_shard(
-            task.run_dir,
-            span,
-            codec,
-            captured.encoded,
-            captured.norms,
-            _metadata(examples, [texts.get(n, example.text) for n, example in enumerate(examples)], parts, captured),
-            task.fingerprint,
-            task.fingerprint_parts,
-            quarantined,
+        metadata = _metadata(
+            examples, [texts.get(n, example.text) for n, example in enumerate(examples)], parts, captured
         )
-    tokens = sum(len(part.input_ids) for part in parts)
-    truncation = Truncation.of(parts, span.rows)
-    return ShardDone(span.shard, span.rows, tokens, record.zero_rows, record.quarantined, truncation)
+        record = write_shard(
+            *(self.run_dir, span, codec, captured.encoded, captured.norms, metadata), task.key, self.parts, quarantined
+        )
+        tokens = sum(len(part.input_ids) for part in parts)
+        return ShardDone(span.rows, tokens, record.zero_rows, record.quarantined, Truncation.of(parts, span.rows))
 
+    def rehearse(self, task: Task, session: Session, positions: Sequence[int], tokenised: Callable[[], None]) -> None:
+        """Capture some rows of a shard."""
+        examples = [session.rows.example(task.rows[position]) for position in positions]
+        parts = session.tokenise(examples)
+        session.texts(examples)
+        tokenised()
+        with session.computing:
+            capture_most(session, codec_for(self.codec, session.modules), examples, parts)
 
-@contextmanager
-def _named(task: ShardTask) -> Iterator[None]:
-    """Put the shard in front of what goes wrong in it."""
-    try:
-        yield
-    except InfluenceError as error:
-        raise type(error)(f"{task.name}: {error}") from error
-    except Exception as error:
-        error.add_note(f"This happened in {task.name}.")
-        raise
+    def take(self, result: ShardDone, progress: Progress) -> None:
+        """Count a shard's rows, and end where too many are set aside.
+
+        Raises:
+            CaptureError: More rows than `data.quarantine` failed.
+        """
+        super().take(result, progress)
+        for row in result.quarantined:
+            log.warning("Row %d (%s) is set aside: %s", row.row, row.id, row.error)
+        most = self.spec.data.quarantine
+        if len(self.quarantined) > most:
+            raise CaptureError(
+                f"{len(self.quarantined)} rows failed, more than data.quarantine allows ({most}); the last "
+                f"is row {self.quarantined[-1].row}: {self.quarantined[-1].error}"
+            )
+
+    def merge(self) -> None:
+        """Say what was truncated in what was captured now."""
+        if self._truncation.silenced:
+            log.warning("Of the rows captured now, %s", self._truncation.remedy(self.spec.data.max_tokens))
 
 
 def report_zero_rows(zeros: Sequence[int], rows: int, baseline: Baseline | None = None) -> None:

@@ -11,10 +11,9 @@ kept from the workers in the stages that follow.
 """
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, Literal, Protocol, TypeVar
+from typing import Any
 from uuid import uuid4
 from weakref import WeakKeyDictionary
 
@@ -22,6 +21,7 @@ from distributed import Client, Event
 
 from influence.engine.progress import Progress
 from influence.engine.quarantine import without_failing_rows
+from influence.engine.stage import Dead, During, RowStage, Task, named, perform
 from influence.engine.submit import died, run_tasks
 from influence.errors import ClusterError
 
@@ -29,41 +29,6 @@ log = logging.getLogger(__name__)
 
 MACHINE = 5
 """Single rows that die, and not one part that comes through, after which the machine or the model is to blame."""
-
-During = Literal["tokenising", "computing"]
-Dead = Mapping[int, During]
-"""Positions of the rows that kill their worker, and what it was doing with each."""
-
-
-class OfRows(Protocol):
-    """A task over some rows."""
-
-    def session(self) -> AbstractContextManager[Any]:
-        """Lend the session that it needs, in the process that does it."""
-        ...
-
-    @property
-    def name(self) -> str:
-        """For messages."""
-        ...
-
-    @property
-    def numbers(self) -> Sequence[int]:
-        """The row at each position."""
-        ...
-
-
-T = TypeVar("T", bound=OfRows)
-R = TypeVar("R")
-
-Attempt = Callable[[Any, T, Sequence[int], Dead, Callable[[], None]], R | None]
-"""Do a task, or try a part of it, in a session: `attempt(session, task, positions, dead, tokenised)`.
-
-Where `positions` and `dead` are all of its rows together the task is done without the dead ones, and its result is
-returned; where they aren't, the rows at `positions` are tried and nothing is kept. `tokenised` is called between the
-tokeniser and the model.
-"""
-
 
 _found: WeakKeyDictionary[Client, dict[int, During]] = WeakKeyDictionary()
 """The rows that killed workers of a client, which is one build's."""
@@ -74,11 +39,10 @@ class WorkerLost(ClusterError):
 
 
 @dataclass(frozen=True)
-class Try(Generic[T, R]):
-    """What a worker is sent: some rows of a task to be tried, or all but the dead to be done."""
+class Try:
+    """Some rows of a task to be rehearsed, or all but the dead to be done."""
 
-    task: T
-    attempt: Attempt[T, R]
+    task: Task[RowStage]
     positions: tuple[int, ...]
     dead: Dead
     mark: str
@@ -91,51 +55,48 @@ class Lost:
     during: During
 
 
-def run_try(tried: Try[T, R]) -> R | Lost | None:
-    """Make a try in a worker's session, unless an earlier worker died in it; the entry point of a task."""
+def run_try(tried: Try) -> Any:
+    """Make a try in a worker's session, unless an earlier worker died in it; the entry point of a worker."""
     begun, tokenised = _marks(tried.mark)
     if begun.is_set():
         return Lost("computing" if tokenised.is_set() else "tokenising")
+    task, stage = tried.task, tried.task.stage
     # A worker that dies here, in opening the session, dies of the model and not of a row.
-    with tried.task.session() as session:
+    with stage.session(task) as session, named(task):
         begun.set()
-        return tried.attempt(session, tried.task, tried.positions, tried.dead, lambda: _set(tokenised))
+        if len(tried.positions) + len(tried.dead) == len(task.rows):
+            return stage.run(task, session, tried.dead, lambda: _set(tokenised))
+        stage.rehearse(task, session, tried.positions, lambda: _set(tokenised))
+        return None
 
 
 def run_surviving(
-    client: Client,
-    function: Callable[[T], R],
-    attempt: Attempt[T, R],
-    tasks: Iterable[T],
-    most: Callable[[], int],
-    stage: Progress | None = None,
-) -> Iterator[R]:
+    client: Client, stage: RowStage, tasks: Iterable[Task], progress: Progress | None = None
+) -> Iterator[Any]:
     """Yield each task's result as `run_tasks` does; a task whose workers die goes on without the rows that kill them.
 
     Args:
         client: Of the cluster, whose workers have the session plugin.
-        function: What a worker calls with a task.
-        attempt: The same for a part of its rows; importable by name.
-        tasks: What there is to do.
-        most: Tells how many rows may be set aside now; asked for each task that was given up.
-        stage: Hears of workers lost and of tries.
+        stage: Says how many rows may be set aside now.
+        tasks: What there is to do of it.
+        progress: Counts workers lost and tries.
 
     Raises:
         ClusterError: Workers kept dying on a task and no row of it is to blame, or more rows than may be.
         InfluenceError: As a worker raised it.
     """
-    known, apart = _found.setdefault(client, {}), list[T]()
+    known, apart = _found.setdefault(client, {}), list[Task]()
 
-    def harmless() -> Iterator[T]:
+    def harmless() -> Iterator[Task]:
         for task in tasks:
-            if any(row in task.numbers for row in known):
+            if any(row in task.rows for row in known):
                 apart.append(task)
             else:
                 yield task
 
-    yield from run_tasks(client, function, harmless(), _name, stage, apart.append if most() else None)
+    yield from run_tasks(client, perform, harmless(), _name, progress, apart.append if stage.room else None)
     for task in apart:
-        yield _without_deadly_rows(client, attempt, task, most(), stage)
+        yield _without_deadly_rows(client, task, stage.room, progress)
 
 
 def died_of(during: During) -> str:
@@ -146,11 +107,11 @@ def died_of(during: During) -> str:
     )
 
 
-def _without_deadly_rows(client: Client, attempt: Attempt[T, R], task: T, most: int, stage: Progress | None) -> R:
+def _without_deadly_rows(client: Client, task: Task, most: int, progress: Progress | None) -> Any:
     """Do a task that the scheduler gave up, without the rows that kill their worker."""
     known = _found[client]
-    dead: dict[int, During] = {n: known[row] for n, row in enumerate(task.numbers) if row in known}
-    held, rows = len(dead), [position for position in range(len(task.numbers)) if position not in dead]
+    dead: dict[int, During] = {n: known[row] for n, row in enumerate(task.rows) if row in known}
+    held, rows = len(dead), [position for position in range(len(task.rows)) if position not in dead]
     if not dead:
         log.warning(
             "Worker after worker was lost on %s: it is tried again with nothing else under way, and if that fails too, "
@@ -160,10 +121,10 @@ def _without_deadly_rows(client: Client, attempt: Attempt[T, R], task: T, most: 
         )
     through = 0
 
-    def tried(positions: Sequence[int]) -> R | None:
+    def tried(positions: Sequence[int]) -> Any:
         nonlocal through
         aside: Dead = {position: during for position, during in dead.items() if position not in positions}
-        found = _made(client, Try(task, attempt, tuple(positions), aside, uuid4().hex), stage)
+        found = _try(client, Try(task, tuple(positions), aside, uuid4().hex), progress)
         if not isinstance(found, Lost):
             through += 1
             if len(positions) == 1:
@@ -185,19 +146,18 @@ def _without_deadly_rows(client: Client, attempt: Attempt[T, R], task: T, most: 
             else "No row of it does so alone: it is their number at a time."
         )
         raise ClusterError(f"{died(task.name)} {why}") from None
-    known |= {task.numbers[position]: during for position, during in dead.items()}
-    assert done is not None, "an attempt at all rows but the dead returns the task's result"
+    known |= {task.rows[position]: during for position, during in dead.items()}
     return done
 
 
-def _made(client: Client, tried: Try[T, R], stage: Progress | None) -> R | Lost | None:
+def _try(client: Client, tried: Try, progress: Progress | None) -> Any:
     """Make one try, with nothing else under way, and clear its marks."""
-    if stage is not None:
-        stage.tried_again()
+    if progress is not None:
+        progress.tried_again()
     begun, tokenised = marks = _marks(tried.mark, client)
-    given_up: list[Try[T, R]] = []
+    given_up: list[Try] = []
     try:
-        found = list(run_tasks(client, run_try, [tried], lambda _: tried.task.name, stage, given_up.append))
+        found = list(run_tasks(client, run_try, [tried], lambda _: tried.task.name, progress, given_up.append))
         if found:
             return found[0]
         # A scheduler that hands nothing out twice, or workers that die of the model already.
@@ -217,12 +177,12 @@ def _marks(mark: str, client: Client | None = None) -> tuple[Event, Event]:
     return Event(f"{mark}-begun", client), Event(f"{mark}-tokenised", client)
 
 
-def _shown(task: OfRows, positions: Sequence[int]) -> str:
-    rows = [task.numbers[position] for position in positions]
+def _shown(task: Task, positions: Sequence[int]) -> str:
+    rows = [task.rows[position] for position in positions]
     if len(rows) == 1:
         return f"row {rows[0]}"
     return f"{len(rows)} rows" + (f" ({rows[0]} to {rows[-1]})" if rows else "")
 
 
-def _name(task: OfRows) -> str:
+def _name(task: Task) -> str:
     return task.name

@@ -59,7 +59,7 @@ def run_tasks(
     function: Callable[[T], R],
     tasks: Iterable[T],
     name: Callable[[T], str],
-    stage: Progress | None = None,
+    progress: Progress | None = None,
     given_up: Callable[[T], None] | None = None,
 ) -> Iterator[R]:
     """Yield each task's result as it finishes, in any order.
@@ -71,7 +71,7 @@ def run_tasks(
         function: What a worker calls with a task; importable by name.
         tasks: Small picklable values; taken from the iterable as room is made.
         name: What to call a task in a message: `shard-00007 (rows 448 to 511)`.
-        stage: Hears of workers lost and of tasks tried again; of those that finish the caller tells it.
+        progress: Counts workers lost and tasks tried again; those that finish the caller counts.
         given_up: Takes each task on which workers kept dying, which then has no result; None raises instead.
 
     Raises:
@@ -79,7 +79,7 @@ def run_tasks(
         ClusterError: Workers kept dying on one task.
         Incomplete: The scheduler is gone.
     """
-    crew = _Crew(client, function, tasks, stage)
+    crew = _Crew(client, function, tasks, progress)
     try:
         crew.fill()
         while crew.running:
@@ -93,8 +93,8 @@ def run_tasks(
                     crew.fill()
                     continue
                 crew.send(_again(sent, error, name(sent.task), crew.rounds))
-                if stage is not None:
-                    stage.tried_again()
+                if progress is not None:
+                    progress.tried_again()
                 continue
             except (CancelledError, FutureCancelled):
                 raise Incomplete(GONE) from None
@@ -142,9 +142,9 @@ class _Crew(Generic[T, R]):
     """
 
     def __init__(
-        self, client: Client, function: Callable[[T], R], tasks: Iterable[T], stage: Progress | None = None
+        self, client: Client, function: Callable[[T], R], tasks: Iterable[T], progress: Progress | None = None
     ) -> None:
-        self._client, self._function, self._source, self._stage = client, function, iter(tasks), stage
+        self._client, self._function, self._source, self._progress = client, function, iter(tasks), progress
         self._known: set[str] = set()
         self._workforce = workforce_of(client)
         self.rounds = self._workforce.rounds
@@ -199,8 +199,8 @@ class _Crew(Generic[T, R]):
         except (OSError, CancelledError, FutureCancelled):
             raise Incomplete(GONE) from None
         there, lost = len(names), len(self._known - names)
-        if lost and self._stage is not None:
-            self._stage.lost_workers(lost)
+        if lost and self._progress is not None:
+            self._progress.lost_workers(lost)
         self._known = names
         self._looked = time.monotonic()
         self._room = AHEAD * max(1, there, self._workforce.most)

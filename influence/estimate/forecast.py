@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 from distributed import Client
@@ -19,18 +20,19 @@ from influence.capture.cut import (
 )
 from influence.capture.factor_files import cut_modules, module_widths
 from influence.capture.fingerprint import Probed
+from influence.capture.probe import probe_by
 from influence.capture.spec import CaptureSpec
 from influence.cluster import ClusterSettings
 from influence.config import RunConfig
 from influence.data.dataset import Rows, open_rows
 from influence.engine.cluster import connect, list_workers, workers_wanted
+from influence.engine.dispatch import Workers
 from influence.engine.worker import install
 from influence.estimate.index_timing import index_work
 from influence.estimate.lexical_forecast import forecast_texts
 from influence.estimate.query_cost import QueryCost, query_cost
 from influence.estimate.timing import Timing, TimingTask, fisher_seconds, run_timing
 from influence.recipes import Recipe
-from influence.stages.build import probe_on
 from influence.stages.lexical_stage import check_rows
 from influence.stages.requirement import estimate_of
 from influence.store.codecs import codec_for
@@ -98,7 +100,7 @@ def plan_run(config: RunConfig) -> Plan:
     cluster = _measuring(config.cluster)
     with connect(cluster, most_shards(len(rows), config.store) if cluster.here else 1) as client:
         install(client, local=cluster.here)
-        probed = probe_on(client, CaptureSpec.of(config))
+        probed = probe_by(Workers(lambda: nullcontext(client)), CaptureSpec.of(config))
         start, there = time.perf_counter() - began, len(list_workers(client))
         measuring = time.perf_counter()
         timing = _timed(client, config, probed)

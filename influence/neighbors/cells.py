@@ -19,6 +19,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,7 +28,8 @@ from scipy.sparse import csr_array
 from index.approximate.reduction import Sketch
 from index.approximate.train import SEED, sample_rows
 from index.gemm import packed, product
-from influence.artifacts.tensors import load_tensors, save_tensors
+from influence.artifacts.tensors import load_tensors
+from influence.engine.stage import Stage, Task
 from influence.neighbors.files import mapped, save_near, zero_rows
 from influence.neighbors.nearest import NOBODY, Nearest, own_places
 from influence.neighbors.plan import GraphPlan, decoded, directions
@@ -53,28 +55,31 @@ one_compares = threading.Lock()
 """A worker's two task slots take turns at what fills memory and cores."""
 
 
-@dataclass(frozen=True)
-class CellTask:
-    """A step of the way, for some rows or places."""
+@dataclass
+class CellPhase(Stage):
+    """A step of the way, cut into blocks of rows or places."""
 
     plan: GraphPlan
     phase: str
-    first: int
+
+    name = "neighbours"
 
     @property
-    def name(self) -> str:
-        """For messages."""
-        return f"neighbours, {self.phase} from {self.first}"
+    def key(self) -> str:
+        """Of the graph."""
+        return self.plan.fingerprint
 
-    @property
-    def file(self) -> Path:
-        """What it leaves."""
-        return file_of(self.plan, self.phase, self.first)
+    def cut(self) -> list[Task]:
+        """Return a task for each block; a task covers rows or places [first, stop)."""
+        plan, tasks, size = self.plan, list[Task](), PHASES[self.phase][1](self.plan)
+        for number, first in enumerate(range(0, plan.rows, size)):
+            name, path = f"neighbours, {self.phase} from {first}", file_of(plan, self.phase, first)
+            tasks.append(Task(self, number, name, (first, min(plan.rows, first + size)), path, self.key))
+        return tasks
 
-    @property
-    def stop(self) -> int:
-        """One past its last row or place."""
-        return min(self.plan.rows, self.first + PHASES[self.phase][1](self.plan))
+    def run(self, task: Task, session: Any) -> None:
+        """Do what the phase does."""
+        PHASES[self.phase][0](self.plan, task)
 
 
 def file_of(plan: GraphPlan, phase: str, first: int = 0) -> Path:
@@ -84,9 +89,8 @@ def file_of(plan: GraphPlan, phase: str, first: int = 0) -> Path:
     return plan.folder / f"{phase}-{first:012d}.safetensors"
 
 
-def make_cells(task: CellTask) -> None:
-    """Find the cells' centroids by k-means on directions; the entry point of a task."""
-    plan = task.plan
+def make_cells(plan: GraphPlan, task: Task) -> None:
+    """Find the cells' centroids by k-means on directions."""
     store, sketch = plan.store, _sketch(plan)
     wanted = sample_rows(plan.rows, PER_CELL * plan.cells)
     wanted = wanted[~zero_rows(plan)[wanted]]
@@ -102,26 +106,24 @@ def make_cells(task: CellTask) -> None:
     if not len(centroids):
         # All of what was drawn is zero rows: one cell holds whatever there is.
         centroids = np.zeros((1, sketch.reduced), dtype=np.float32)
-    save_tensors(task.file, {"centroids": torch.from_numpy(centroids)}, plan.fingerprint)
+    task.save({"centroids": torch.from_numpy(centroids)})
 
 
-def find_homes(task: CellTask) -> None:
-    """Say in which cell each row of a block is, −1 of zero rows; the entry point of a task."""
-    plan = task.plan
-    store, sketch, centroids = plan.store, _sketch(plan), _centroids(plan)
+def find_homes(plan: GraphPlan, task: Task) -> None:
+    """Say in which cell each row of a block is, −1 of zero rows."""
+    (begin, end), store, sketch, centroids = task.span, plan.store, _sketch(plan), _centroids(plan)
     cells = packed(centroids.T)
-    homes = np.empty(task.stop - task.first, dtype=np.int32)
-    for first in range(task.first, task.stop, PASS_ROWS):
-        rows = np.arange(first, min(task.stop, first + PASS_ROWS))
+    homes = np.empty(end - begin, dtype=np.int32)
+    for first in range(begin, end, PASS_ROWS):
+        rows = np.arange(first, min(end, first + PASS_ROWS))
         near = product(sketch.apply(directions(store, rows)), cells)
-        homes[rows - task.first] = np.argmax(near, axis=1)
-    homes[zero_rows(plan)[task.first : task.stop]] = NOBODY
-    save_tensors(task.file, {"homes": torch.from_numpy(homes)}, plan.fingerprint)
+        homes[rows - begin] = np.argmax(near, axis=1)
+    homes[zero_rows(plan)[begin:end]] = NOBODY
+    task.save({"homes": torch.from_numpy(homes)})
 
 
-def put_in_order(task: CellTask) -> None:
-    """Order the rows by cell, zero rows last; the entry point of a task. Memory: 20 bytes a row."""
-    plan = task.plan
+def put_in_order(plan: GraphPlan, task: Task) -> None:
+    """Order the rows by cell, zero rows last. Memory: 20 bytes a row."""
     files = [file_of(plan, "homes", first) for first in range(0, plan.rows, HOME_ROWS)]
     homes = np.concatenate([load_tensors(path, plan.fingerprint)["homes"].numpy() for path in files])
     cells = len(_centroids(plan))
@@ -135,42 +137,40 @@ def put_in_order(task: CellTask) -> None:
     places = np.empty(plan.rows, dtype=np.int64)
     places[order] = np.arange(plan.rows)
     found = {"order": order, "places": places, "starts": np.array(starts), "parents": np.array(parents or [0])}
-    save_tensors(task.file, {name: torch.from_numpy(array) for name, array in found.items()}, plan.fingerprint)
+    task.save({name: torch.from_numpy(array) for name, array in found.items()})
 
 
-def copy_codes(task: CellTask) -> None:
-    """Copy the codes of a stretch of the order; the entry point of a task. Memory: some times `CODE_BYTES`."""
-    plan = task.plan
-    store, rows = plan.store, _ordered(plan, "order", task.first, task.stop)
+def copy_codes(plan: GraphPlan, task: Task) -> None:
+    """Copy the codes of a stretch of the order. Memory: some times `CODE_BYTES`."""
+    store, rows = plan.store, _ordered(plan, "order", *task.span)
     sorted_by = np.argsort(rows)
     with one_compares:
         encoded, _ = store.encoded(rows[sorted_by], store.arrays(len(rows)))
         back = np.argsort(sorted_by)
         tensors = {name: torch.from_numpy(array[back]) for name, array in encoded.items()}
-        save_tensors(task.file, tensors, plan.fingerprint)
+        task.save(tensors)
 
 
-def compare_places(task: CellTask) -> None:
-    """Compare the rows of a stretch of the order with their cells; the entry point of a task.
+def compare_places(plan: GraphPlan, task: Task) -> None:
+    """Compare the rows of a stretch of the order with their cells.
 
     Memory: their directions, float32, twice; a byte a row and cell; `PROMISES`; a cell's codes and scores.
     """
     with one_compares:
-        found = _compared(task)
-    save_near(task.file, found.settled(), task.plan)
+        found = _compared(plan, *task.span)
+    save_near(task.file, found.settled(), plan)
 
 
-def _compared(task: CellTask) -> Nearest:
-    plan = task.plan
+def _compared(plan: GraphPlan, begin: int, end: int) -> Nearest:
     codec, sketch = plan.store.codec, _sketch(plan)
     starts, parents = (_whole(plan, name) for name in ("starts", "parents"))
-    stop = min(task.stop, int(starts[-1]))
-    found = Nearest(task.stop - task.first, plan.k)
-    if stop > task.first:
-        rows, asked = _ordered(plan, "order", task.first, stop), decoded(codec, _codes(plan, task.first, stop))
-        wanted = _wanted(sketch.apply(asked), _centroids(plan)[parents], starts, task.first, plan)
+    stop = min(end, int(starts[-1]))
+    found = Nearest(end - begin, plan.k)
+    if stop > begin:
+        rows, asked = _ordered(plan, "order", begin, stop), decoded(codec, _codes(plan, begin, stop))
+        wanted = _wanted(sketch.apply(asked), _centroids(plan)[parents], starts, begin, plan)
         # The cells of the rows themselves first: what is found there leaves little to sort in later.
-        own = np.searchsorted(starts, [task.first, stop - 1], side="right") - 1
+        own = np.searchsorted(starts, [begin, stop - 1], side="right") - 1
         for cell in sorted(range(len(parents)), key=lambda cell: not own[0] <= cell <= own[1]):
             lines = np.flatnonzero(wanted[cell])
             if lines.size:
@@ -182,10 +182,9 @@ def _compared(task: CellTask) -> Nearest:
     return found
 
 
-def put_in_rows(task: CellTask) -> None:
-    """Gather the neighbours of a block of rows from what was found for places; the entry point of a task."""
-    plan = task.plan
-    places = _ordered(plan, "places", task.first, task.stop)
+def put_in_rows(plan: GraphPlan, task: Task) -> None:
+    """Gather the neighbours of a block of rows from what was found for places."""
+    places = _ordered(plan, "places", *task.span)
     found: dict[str, np.ndarray] = {}
     for first in range(0, plan.rows, plan.asked):
         lines = np.flatnonzero((places >= first) & (places < first + plan.asked))
@@ -279,7 +278,7 @@ def _mapped(path: Path, fingerprint: str) -> dict[str, np.ndarray]:
     return mapped(path)
 
 
-PHASES: dict[str, tuple[Callable[[CellTask], None], Callable[[GraphPlan], int]]] = {
+PHASES: dict[str, tuple[Callable[[GraphPlan, Task], None], Callable[[GraphPlan], int]]] = {
     "cells": (make_cells, lambda plan: plan.rows),
     "homes": (find_homes, lambda plan: HOME_ROWS),
     "order": (put_in_order, lambda plan: plan.rows),

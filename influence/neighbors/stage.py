@@ -6,8 +6,9 @@ whole, nor a matrix of cosines.
 """
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -17,10 +18,11 @@ from influence.artifacts.lock import lock_folder
 from influence.artifacts.place import is_remote
 from influence.artifacts.tensors import save_tensors, saved_for
 from influence.config import RunConfig
-from influence.engine.dispatch import dispatcher
+from influence.engine.dispatch import complete, workers_for
 from influence.engine.progress import Progress, Report
-from influence.errors import InfluenceError, QueryError
-from influence.neighbors.cells import PASSING, PHASES, CellTask, one_compares
+from influence.engine.stage import Series, Stage, Task
+from influence.errors import QueryError
+from influence.neighbors.cells import PASSING, PHASES, CellPhase, one_compares
 from influence.neighbors.files import read_near, save_near, save_zero_rows, zero_rows
 from influence.neighbors.graphs import remove_useless, save_mark
 from influence.neighbors.nearest import Nearest, own_places
@@ -40,19 +42,90 @@ ROUNDING = 1e-6
 SEED = 20_261_121
 
 
-@dataclass(frozen=True)
-class RowsTask:
-    """A block of rows to compare with all rows; or, to measure, the asked rows with a block of rows."""
+@dataclass
+class NearRows(Stage):
+    """Blocks of rows, each compared with all rows; their neighbours are a file a block."""
 
     plan: GraphPlan
-    number: int
-    start: int
-    stop: int
+
+    name = "neighbours"
 
     @property
-    def name(self) -> str:
-        """For messages."""
-        return f"neighbours of rows {self.start} to {self.stop - 1}"
+    def key(self) -> str:
+        """Of the graph."""
+        return self.plan.fingerprint
+
+    def cut(self) -> list[Task]:
+        """Return a task for each block of rows [start, stop)."""
+        plan, tasks = self.plan, list[Task]()
+        for number in range(len(plan.blocks)):
+            start, stop = plan.block(number)
+            name, path = f"neighbours of rows {start} to {stop - 1}", plan.block_file(number)
+            tasks.append(Task(self, number, name, (start, stop), path, self.key))
+        return tasks
+
+    def run(self, task: Task, session: Any) -> None:
+        """Compare a block of rows with all rows and save its neighbours."""
+        save_near(task.file, search(self.plan, np.arange(*task.span)).settled(), self.plan)
+
+
+@dataclass
+class MeasuredRecall(Stage):
+    """What share of the true neighbours a graph has: some rows compared with every block of rows."""
+
+    plan: GraphPlan
+
+    name = "neighbours"
+    local = ("truth",)
+
+    @property
+    def key(self) -> str:
+        """Of the graph."""
+        return self.plan.fingerprint
+
+    @cached_property
+    def truth(self) -> list[Nearest]:
+        """The nearest rows that were found in each block so far."""
+        return []
+
+    def cut(self) -> list[Task]:
+        """Return a task for each block of rows [start, stop)."""
+        starts = range(0, self.plan.rows, TRUTH_ROWS)
+        spans = [(start, min(self.plan.rows, start + TRUTH_ROWS)) for start in starts]
+        return [Task(self, n, f"neighbours of rows {a} to {b - 1}", (a, b)) for n, (a, b) in enumerate(spans)]
+
+    def stands(self) -> bool:
+        """Whether the shares are on record."""
+        return saved_for(self.plan.about, self.key)
+
+    def run(self, task: Task, session: Any) -> Nearest:
+        """Compare the measured rows with a block of rows."""
+        return search(self.plan, asked_rows(self.plan), *task.span)
+
+    def take(self, result: Nearest, progress: Progress) -> None:
+        """Keep what was found in a block."""
+        self.truth.append(result)
+        progress.finished()
+
+    def merge(self) -> None:
+        """Record the shares, and remove what the graph was made from."""
+        recall = torch.tensor(_recall(self.plan, self.truth), dtype=torch.float64)
+        save_tensors(self.plan.about, {"recall": recall}, self.key)
+        self.plan.remove(PASSING)
+
+
+class NearCells(Series):
+    """A graph by way of cells: its phases, then what it is worth."""
+
+    name = "neighbours"
+
+    def __init__(self, plan: GraphPlan) -> None:
+        self._plan = plan
+
+    @cached_property
+    def stages(self) -> tuple[Stage, ...]:
+        """In order."""
+        return *(CellPhase(self._plan, phase) for phase in PHASES), MeasuredRecall(self._plan)
 
 
 def build_graph(config: RunConfig, store: Store, plan: GraphPlan, report: Report | None = None) -> None:
@@ -76,61 +149,22 @@ def build_graph(config: RunConfig, store: Store, plan: GraphPlan, report: Report
         return
     with lock_folder(plan.folder):
         save_zero_rows(plan, store)
+        stage = NearRows(plan) if plan.compared is None else NearCells(plan)
         if plan.compared is None:
-            _compare_all(config, plan, report)
+            tasks = len(stage.missing())
+            pairs = plan.rows * plan.asked * tasks
         else:
-            _compare_cells(config, plan, report)
+            tasks, pairs = max(len(phase.cut()) for phase in NearCells(plan).stages), plan.rows * plan.compared
+        with workers_for(config, plan.run_dir, _seconds(plan, pairs), tasks) as workers:
+            complete([stage], workers, report)
         save_mark(plan, store)
     if not is_remote(plan.folder):
         remove_useless(plan, store)
 
 
-def _compare_all(config: RunConfig, plan: GraphPlan, report: Report | None) -> None:
-    tasks = [RowsTask(plan, number, *plan.block(number)) for number in plan.missing]
-    stage = Progress("neighbours", len(plan.blocks), report, done=len(plan.blocks) - len(tasks))
-    seconds = _seconds(plan, plan.rows * plan.asked * len(tasks))
-    with dispatcher(config, plan.run_dir, seconds, len(tasks)) as dispatch:
-        _exhaust(dispatch(compare_block, tasks, stage))
-
-
-def _compare_cells(config: RunConfig, plan: GraphPlan, report: Report | None) -> None:
-    truth = range(0, plan.rows, TRUTH_ROWS)
-    counts = {phase: len(range(0, plan.rows, rows_of(plan))) for phase, (_, rows_of) in PHASES.items()}
-    stage = Progress("neighbours", sum(counts.values()) + len(truth), report)
-    seconds = _seconds(plan, plan.rows * (plan.compared or 0))
-    with dispatcher(config, plan.run_dir, seconds, max(counts.values())) as dispatch:
-        for phase, (function, rows_of) in PHASES.items():
-            tasks = [CellTask(plan, phase, first) for first in range(0, plan.rows, rows_of(plan))]
-            missing = [task for task in tasks if not saved_for(task.file, plan.fingerprint)]
-            for _ in range(len(tasks) - len(missing)):
-                stage.finished()
-            _exhaust(dispatch(function, missing, stage))
-        asked = [RowsTask(plan, n, first, min(plan.rows, first + TRUTH_ROWS)) for n, first in enumerate(truth)]
-        recall = _recall(plan, list(dispatch(search_block, asked, stage)))
-    save_tensors(plan.about, {"recall": torch.tensor(recall, dtype=torch.float64)}, plan.fingerprint)
-    plan.remove(PASSING)
-
-
 def _seconds(plan: GraphPlan, pairs: int) -> float:
     """Return what so many pairs take to compare on one core."""
     return pairs * (2 * plan.dims + OVERHEAD) / A_SECOND
-
-
-def compare_block(task: RowsTask) -> int:
-    """Compare a block of rows with all rows and save its neighbours; the entry point of a task."""
-    plan = task.plan
-    try:
-        found = search(plan, np.arange(task.start, task.stop))
-    except InfluenceError as error:
-        raise type(error)(f"{task.name}: {error}") from error
-    save_near(plan.block_file(task.number), found.settled(), plan)
-    return task.number
-
-
-def search_block(task: RowsTask) -> Nearest:
-    """Compare the asked rows with a block of rows; the entry point of a task."""
-    plan = task.plan
-    return search(plan, asked_rows(plan), task.start, task.stop)
 
 
 def search(plan: GraphPlan, rows: np.ndarray, start: int = 0, stop: int | None = None) -> Nearest:
@@ -177,9 +211,4 @@ def _recall(plan: GraphPlan, parts: Sequence[Nearest]) -> tuple[float, float]:
     return shares[0], shares[1]
 
 
-def _exhaust(results: Iterator[Any]) -> None:
-    for _ in results:
-        pass
-
-
-__all__ = ["asked_rows", "build_graph", "compare_block", "search"]
+__all__ = ["asked_rows", "build_graph", "search"]

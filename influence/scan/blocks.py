@@ -7,24 +7,27 @@ one holds a batch of queries and what it keeps of one block; nobody ever holds t
 
 import logging
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
-from influence.artifacts.tensors import load_tensors, save_tensors, saved_for
+from influence.artifacts.tensors import load_tensors
 from influence.capture.opening import check_modules, check_unchanged
 from influence.capture.process_session import session_here
 from influence.capture.queries import query_gradients, query_seconds
+from influence.capture.session import Session
 from influence.capture.spec import CaptureSpec
 from influence.config import RunConfig
 from influence.data.example import Example
-from influence.engine.dispatch import dispatcher
-from influence.engine.progress import Progress, Report
-from influence.errors import InfluenceError, QueryError
+from influence.engine.dispatch import complete, workers_for
+from influence.engine.progress import Report
+from influence.engine.stage import Stage, Task
+from influence.errors import QueryError
 from influence.recipes import Recipe
 from influence.scan.plan import Scan, coordinate_cost
 from influence.scan.shortlist import Shortlist
@@ -45,35 +48,87 @@ CURVED_SECONDS = 5e-11
 """What it takes besides for every column of the curvature that is applied to it."""
 
 
-@dataclass(frozen=True)
-class QueryTask:
-    """A batch of queries to capture."""
+@dataclass
+class QueryBatches(Stage):
+    """Batches of queries, captured and saved as they are compared."""
 
     scan: Scan
-    number: int
-    examples: tuple[Example, ...]
     spec: CaptureSpec
+    queries: Sequence[Example]
+
+    name = "queries"
+    local = ("queries",)
 
     @property
-    def name(self) -> str:
-        """The batch, for messages."""
-        first = self.scan.batches[self.number]
-        return f"queries {first} to {first + len(self.examples) - 1}"
+    def key(self) -> str:
+        """Of the question."""
+        return self.scan.fingerprint
+
+    def cut(self) -> list[Task]:
+        """Return a task for each batch; none where rows are scored for themselves."""
+        scan, tasks = self.scan, list[Task]()
+        for number, first in enumerate(scan.batches if scan.queries else ()):
+            batch = tuple(self.queries[first : first + scan.batch])
+            name = f"queries {first} to {first + len(batch) - 1}"
+            tasks.append(Task(self, number, name, batch, scan.asked_file(number), self.key))
+        return tasks
+
+    def session(self, task: Task) -> AbstractContextManager[Session]:
+        """Lend the session of the run."""
+        return session_here(self.spec)
+
+    def run(self, task: Task, session: Session) -> None:
+        """Capture a batch of queries and save them as they are compared."""
+        scan, store = self.scan, Store(self.scan.run_dir)
+        with session.computing:
+            check_modules(session, scan.run_dir, store.manifest)
+            gradients, said, instead = query_gradients(session, task.span, cut=scan.cut)
+        names = [example.id for example in task.span]
+        vectors = compared_queries(_comparison(scan.run_dir, scan.recipe, store.manifest), gradients, names, said)
+        tensors = {"vectors": torch.from_numpy(vectors).contiguous()}
+        tensors |= {"said": torch.from_numpy(said).double(), "instead": torch.from_numpy(instead).double()}
+        task.save(tensors)
 
 
-@dataclass(frozen=True)
-class ScoreTask:
-    """A block of rows to score against a batch of queries, or each against itself."""
+@dataclass
+class ScoreBlocks(Stage):
+    """Blocks of rows scored against batches of queries, or each row against itself; a task covers (block, batch)."""
 
     scan: Scan
-    block: int
-    batch: int
+    name: str = "scores"
 
     @property
-    def name(self) -> str:
-        """The block and the batch, for messages."""
-        start, stop = self.scan.block(self.block)
-        return f"rows {start} to {stop - 1}, batch {self.batch + 1} of {len(self.scan.batches)}"
+    def key(self) -> str:
+        """Of the question."""
+        return self.scan.fingerprint
+
+    def cut(self) -> list[Task]:
+        """Return the blocks of rows with each batch, the batches of a block one after the other."""
+        scan, tasks = self.scan, list[Task]()
+        for block in range(len(scan.blocks)):
+            start, stop = scan.block(block)
+            for batch in range(len(scan.batches)):
+                name = f"rows {start} to {stop - 1}, batch {batch + 1} of {len(scan.batches)}"
+                path = scan.scored_file(block, batch)
+                tasks.append(Task(self, len(tasks), name, (block, batch), path, self.key))
+        return tasks
+
+    def run(self, task: Task, session: Any) -> None:
+        """Score a block of rows and save what is kept of it."""
+        scan, (block, batch), store = self.scan, task.span, Store(self.scan.run_dir)
+        comparison, rows = _comparison(scan.run_dir, scan.recipe, store.manifest), scan.chosen(block)
+        if scan.keep == "self":
+            kept = {"scores": self_scores(store, comparison, rows)}
+        else:
+            scores = _checked(_scored(scan, block, batch, store, comparison), scan, batch, rows)
+            kept = _kept(scan, batch, scores, rows)
+        # Numpy's empty arrays have no stride that torch could view as bytes.
+        task.save(
+            {
+                name: torch.from_numpy(array).clone() if array.size else torch.zeros(array.shape)
+                for name, array in kept.items()
+            }
+        )
 
 
 def compute(
@@ -86,26 +141,18 @@ def compute(
         QueryError: A query can't be captured, or a score isn't finite.
         InfluenceError: What else a worker met.
     """
-    asking = [task for task in query_tasks(scan, spec, queries) if not _stands(scan, scan.asked_file(task.number))]
-    scoring = [task for task in score_tasks(scan) if not _stands(scan, scan.scored_file(task.block, task.batch))]
-    batches, tasks = len(scan.batches) if scan.queries else 0, len(scan.blocks) * len(scan.batches)
-    if not asking and not scoring:
-        Progress("scores", tasks, report, done=tasks)
-        return
-    if len(scoring) < tasks or len(asking) < batches:
-        log.info("%d of %d parts stand already.", tasks - len(scoring) + batches - len(asking), tasks + batches)
+    capture, scores = QueryBatches(scan, spec, queries), ScoreBlocks(scan)
+    asking, scoring = capture.missing(), scores.missing()
+    total = len(capture.cut()) + len(scores.cut())
+    if 0 < len(asking) + len(scoring) < total:
+        log.info("%d of %d parts are there already.", total - len(scoring) - len(asking), total)
     manifest = Manifest.load(scan.run_dir)
     if asking:
         check_unchanged(config, scan.run_dir, manifest)
-    seconds = query_seconds(spec, [example for task in asking for example in task.examples], cut=scan.cut)
+    seconds = query_seconds(spec, [example for task in asking for example in task.span], cut=scan.cut)
     seconds += scoring_seconds(scan, manifest, len(scoring))
-    most = max(len(asking), len(scoring))
-    with dispatcher(config, scan.run_dir, seconds, most) as dispatch, comparison_held():
-        if batches:
-            _exhaust(
-                dispatch(capture_queries, asking, Progress("queries", batches, report, done=batches - len(asking)))
-            )
-        _exhaust(dispatch(score_block, scoring, Progress("scores", tasks, report, done=tasks - len(scoring))))
+    with workers_for(config, scan.run_dir, seconds, max(len(asking), len(scoring))) as workers, comparison_held():
+        complete([capture, scores] if scan.queries else [scores], workers, report)
 
 
 def scoring_seconds(scan: Scan, manifest: Manifest, tasks: int) -> float:
@@ -117,57 +164,6 @@ def scoring_seconds(scan: Scan, manifest: Manifest, tasks: int) -> float:
     if scan.keep == "self" or (curved and recipe.halved):
         return coordinates * (COORDINATE_SECONDS * max(1, scan.batch) + CURVED_SECONDS * curved)
     return coordinates * coordinate_cost(scan.batch) * 1e-9
-
-
-def query_tasks(scan: Scan, spec: CaptureSpec, queries: Sequence[Example]) -> Iterator[QueryTask]:
-    """Yield the batches of queries."""
-    if scan.queries:
-        for number, first in enumerate(scan.batches):
-            yield QueryTask(scan, number, tuple(queries[first : first + scan.batch]), spec)
-
-
-def score_tasks(scan: Scan) -> Iterator[ScoreTask]:
-    """Yield the blocks of rows with each batch, the batches of a block one after the other."""
-    for block in range(len(scan.blocks)):
-        for batch in range(len(scan.batches)):
-            yield ScoreTask(scan, block, batch)
-
-
-def capture_queries(task: QueryTask) -> int:
-    """Capture a batch of queries and save them as they are compared; the entry point of a task."""
-    scan = task.scan
-    store = Store(scan.run_dir)
-    with session_here(task.spec) as session, session.computing:
-        check_modules(session, scan.run_dir, store.manifest)
-        gradients, said, instead = query_gradients(session, task.examples, cut=scan.cut)
-    names = [example.id for example in task.examples]
-    vectors = compared_queries(_comparison(scan.run_dir, scan.recipe, store.manifest), gradients, names, said)
-    found = {"vectors": torch.from_numpy(vectors).contiguous()}
-    found |= {"said": torch.from_numpy(said).double(), "instead": torch.from_numpy(instead).double()}
-    save_tensors(scan.asked_file(task.number), found, scan.fingerprint)
-    return task.number
-
-
-def score_block(task: ScoreTask) -> tuple[int, int]:
-    """Score a block of rows and save what is kept of it; the entry point of a task."""
-    scan = task.scan
-    try:
-        store = Store(scan.run_dir)
-        comparison = _comparison(scan.run_dir, scan.recipe, store.manifest)
-        rows = scan.chosen(task.block)
-        if scan.keep == "self":
-            kept = {"scores": self_scores(store, comparison, rows)}
-        else:
-            kept = _kept(scan, task, _checked(_scored(scan, task, store, comparison), scan, task, rows), rows)
-    except InfluenceError as error:
-        raise type(error)(f"{task.name}: {error}") from error
-    # Numpy's empty arrays have no stride that torch could view as bytes.
-    tensors = {
-        name: torch.from_numpy(array).clone() if array.size else torch.zeros(array.shape)
-        for name, array in kept.items()
-    }
-    save_tensors(scan.scored_file(task.block, task.batch), tensors, scan.fingerprint)
-    return task.block, task.batch
 
 
 def self_scores(store: Store, comparison: Compared, rows: np.ndarray) -> np.ndarray:
@@ -217,11 +213,13 @@ def _tokens_averaged(store: Store, recipe: Recipe, rows: np.ndarray) -> np.ndarr
     return np.maximum(np.asarray(tokens, dtype=np.float64), 1.0)
 
 
-def _scored(scan: Scan, task: ScoreTask, store: Store, comparison: Compared) -> Iterator[tuple[slice, np.ndarray]]:
+def _scored(
+    scan: Scan, block: int, batch: int, store: Store, comparison: Compared
+) -> Iterator[tuple[slice, np.ndarray]]:
     """Yield places among the block's rows that are asked of, and their scores [m, b]."""
-    start, stop = scan.block(task.block)
+    start, stop = scan.block(block)
     passing = scan.passing(start, stop)
-    vectors = load_tensors(scan.asked_file(task.batch), scan.fingerprint)["vectors"].numpy()
+    vectors = load_tensors(scan.asked_file(batch), scan.fingerprint)["vectors"].numpy()
     offset = 0 if scan.filtered else start
     blocks = scored_blocks(store, comparison, vectors, start, stop, passing=passing, threads=scan.threads)
     for first, found in blocks:
@@ -229,7 +227,7 @@ def _scored(scan: Scan, task: ScoreTask, store: Store, comparison: Compared) -> 
 
 
 def _checked(
-    blocks: Iterator[tuple[slice, np.ndarray]], scan: Scan, task: ScoreTask, rows: np.ndarray
+    blocks: Iterator[tuple[slice, np.ndarray]], scan: Scan, batch: int, rows: np.ndarray
 ) -> Iterator[tuple[slice, np.ndarray]]:
     """Refuse scores that aren't finite."""
     for places, found in blocks:
@@ -237,7 +235,7 @@ def _checked(
         if not finite.all():
             query, place = (int(where[0]) for where in np.nonzero(~finite))
             raise QueryError(
-                f"Row {rows[places][place]} scores {found[query, place]} with query {scan.batches[task.batch] + query} "
+                f"Row {rows[places][place]} scores {found[query, place]} with query {scan.batches[batch] + query} "
                 "(counted from 0); a finite score was expected. Row or query is too long for float32 scores: look at "
                 "that example, or leave the row out with --where."
             )
@@ -245,10 +243,10 @@ def _checked(
 
 
 def _kept(
-    scan: Scan, task: ScoreTask, blocks: Iterator[tuple[slice, np.ndarray]], rows: np.ndarray
+    scan: Scan, batch: int, blocks: Iterator[tuple[slice, np.ndarray]], rows: np.ndarray
 ) -> dict[str, np.ndarray]:
     """Return what is kept of a block's scores, by name; `best` is each query's largest, which a bound is held to."""
-    count = scan.batch_size(task.batch)
+    count = scan.batch_size(batch)
     if scan.keep == "all":
         scores = np.zeros((len(rows), count), dtype=np.float32)
         for places, found in blocks:
@@ -278,7 +276,7 @@ def _loaded(run_dir: Path, recipe: str, manifest: str) -> Compared:
 
 @contextmanager
 def comparison_held() -> Iterator[None]:
-    """Let go of the curvature afterwards, where tasks were done in this process: a worker's goes with it."""
+    """Release the curvature afterwards, where tasks were done in this process: a worker's goes with it."""
     try:
         yield
     finally:
@@ -288,12 +286,3 @@ def comparison_held() -> Iterator[None]:
 def _comparison(run_dir: Path, recipe: Recipe, manifest: Manifest) -> Compared:
     """Return the recipe with its curvature, which a worker loads once."""
     return _loaded(run_dir, recipe.model_dump_json(), manifest.model_dump_json())
-
-
-def _stands(scan: Scan, path: Path) -> bool:
-    return saved_for(path, scan.fingerprint)
-
-
-def _exhaust(results: Iterator[object]) -> None:
-    for _ in results:
-        pass

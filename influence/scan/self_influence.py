@@ -8,13 +8,12 @@ from pathlib import Path
 
 import numpy as np
 
-from influence.artifacts.tensors import load_tensors, saved_for
 from influence.config import RunConfig
-from influence.engine.dispatch import dispatcher
-from influence.engine.progress import Progress, Report
+from influence.engine.dispatch import complete, workers_for
+from influence.engine.progress import Report
 from influence.recipes import Recipe
 from influence.scan.answer import Question, planned
-from influence.scan.blocks import comparison_held, score_block, score_tasks, scoring_seconds
+from influence.scan.blocks import ScoreBlocks, comparison_held, scoring_seconds
 from influence.store.reader import Store
 
 
@@ -35,20 +34,16 @@ def self_influence(
     """
     out = folder / "self.parquet"
     scan, _ = planned(config.model_copy(update={"recipe": recipe}), store, Question(None), out, store.rows)
-    tasks = list(score_tasks(scan))
-    missing = [task for task in tasks if not saved_for(scan.scored_file(task.block, task.batch), scan.fingerprint)]
-    stage = Progress("self-influence", len(tasks), report, done=len(tasks) - len(missing))
-    if missing:
-        seconds = scoring_seconds(scan, store.manifest, len(missing))
-        with dispatcher(config, store.run_dir, seconds, len(missing)) as dispatch, comparison_held():
-            for _ in dispatch(score_block, missing, stage):
-                pass
-    found = np.empty(store.rows, dtype=np.float32)
-    for task in tasks:
-        start, stop = scan.block(task.block)
-        held = load_tensors(scan.scored_file(task.block, task.batch), scan.fingerprint)
-        found[start:stop] = held["scores"].numpy()
-    return found
+    stage = ScoreBlocks(scan, "self-influence")
+    missing = len(stage.missing())
+    seconds = scoring_seconds(scan, store.manifest, missing)
+    with workers_for(config, store.run_dir, seconds, missing) as workers, comparison_held():
+        complete([stage], workers, report)
+    scores = np.empty(store.rows, dtype=np.float32)
+    for task in stage.cut():
+        start, stop = scan.block(task.span[0])
+        scores[start:stop] = task.load()["scores"].numpy()
+    return scores
 
 
 __all__ = ["self_influence"]

@@ -5,76 +5,77 @@ all workers; and no process has to hold more than its own modules' sums.
 """
 
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Literal
+from typing import Any
 
-from influence.artifacts.tensors import load_tensors, save_tensors
-from influence.curvature.covariance import CovarianceSums, FactorSettings, ModuleWidths
+from torch import Tensor
+
+from influence.artifacts.tensors import load_tensors, remove_tensors
+from influence.curvature.covariance import CovarianceSums, ModuleWidths
 from influence.curvature.ekfac import EigenvalueSums
 from influence.curvature.kfac import decompose
-from influence.engine.threads import torch_threads
-from influence.errors import InfluenceError
-
-Pass = Literal["covariance", "eigenvalues"]
+from influence.engine.stage import Stage, Task
+from influence.stages.factor_group import FactorPartials
 
 
-@dataclass(frozen=True)
-class MergeTask:
-    """What a worker is sent: some modules, whose partial sums it merges and decomposes.
+@dataclass
+class FactorDecomposition(Stage):
+    """The partial sums of one pass at one checkpoint, merged: eigenbases, or EK-FAC's eigenvalues.
 
     Attributes:
-        kind: Which pass's sums.
-        modules: Whose.
-        settings: Of the fit.
-        partials: The groups' files, in the order they are merged.
-        path: What is written.
-        fingerprint: Of all these files.
-        threads: Torch's, which decide the last bits.
+        sums: The pass.
+        modules: Of each task: no process holds the sums of all.
     """
 
-    kind: Pass
-    modules: tuple[ModuleWidths, ...]
-    settings: FactorSettings
-    partials: tuple[Path, ...]
-    path: Path
-    fingerprint: str
-    threads: int
+    sums: FactorPartials
+    modules: tuple[tuple[ModuleWidths, ...], ...]
+
+    name = "factors"
+    local = ("modules",)
+
+    def __post_init__(self) -> None:
+        """Note the groups' files, in the order they are merged, and torch's threads, which decide the last bits."""
+        self.partials = tuple(task.file for task in self.sums.cut())
+        self.threads = self.sums.spec.threads
 
     @property
-    def name(self) -> str:
-        """The file that is written, for messages."""
-        return f"{self.path.parent.name}/{self.path.stem} ({self.modules[0].name} to {self.modules[-1].name})"
+    def key(self) -> str:
+        """That of the sums."""
+        return self.sums.key
 
+    def cut(self) -> list[Task]:
+        """Return a task for some modules each."""
+        names = [f"({modules[0].name} to {modules[-1].name})" for modules in self.modules]
+        return [
+            Task(self, number, f"{path.parent.name}/{path.stem} {names[number]}", self.modules[number], path, self.key)
+            for number, path in enumerate(self.sums.products)
+        ]
 
-def run_merge(task: MergeTask) -> int:
-    """Merge and save; the entry point of a task. Returns the modules done.
+    def run(self, task: Task, session: Any) -> None:
+        """Merge and save.
 
-    Raises:
-        CurvatureError: A factor that isn't finite, or a module that never ran; it is named.
-        DigestMismatch: A partial is damaged.
-    """
-    try:
-        with torch_threads(task.threads):
-            tensors = _decomposed(task) if task.kind == "covariance" else _averaged(task)
-        save_tensors(task.path, tensors, task.fingerprint)
-    except InfluenceError as error:
-        raise type(error)(f"{task.name}: {error}") from error
-    return len(task.modules)
+        Raises:
+            CurvatureError: A factor that isn't finite, or a module that never ran; it is named.
+            DigestMismatch: A partial is damaged.
+        """
+        task.save(self._decomposed(task.span) if self.sums.kind == "covariance" else self._averaged(task.span))
 
+    def merge(self) -> None:
+        """Remove the partial sums."""
+        for path in self.partials:
+            remove_tensors(path)
 
-def _decomposed(task: MergeTask) -> dict:
-    sums = CovarianceSums(task.modules, task.settings)
-    wanted = sums.names()
-    for path in task.partials:
-        tensors = load_tensors(path, task.fingerprint, wanted)
-        sums.merge(CovarianceSums.from_tensors(task.modules, task.settings, tensors))
-    return decompose(sums).tensors()
+    def _decomposed(self, modules: tuple[ModuleWidths, ...]) -> dict[str, Tensor]:
+        settings = self.sums.factors.settings
+        sums = CovarianceSums(modules, settings)
+        wanted = sums.names()
+        for path in self.partials:
+            sums.merge(CovarianceSums.from_tensors(modules, settings, load_tensors(path, self.key, wanted)))
+        return decompose(sums).tensors()
 
-
-def _averaged(task: MergeTask) -> dict:
-    names = tuple(module.name for module in task.modules)
-    squares = EigenvalueSums(names)
-    for path in task.partials:
-        squares.merge(EigenvalueSums.from_tensors(names, load_tensors(path, task.fingerprint, squares.tensor_names())))
-    squares.eigenvalues()
-    return squares.tensors()
+    def _averaged(self, modules: tuple[ModuleWidths, ...]) -> dict[str, Tensor]:
+        names = tuple(module.name for module in modules)
+        squares = EigenvalueSums(names)
+        for path in self.partials:
+            squares.merge(EigenvalueSums.from_tensors(names, load_tensors(path, self.key, squares.tensor_names())))
+        squares.eigenvalues()
+        return squares.tensors()

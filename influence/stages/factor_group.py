@@ -5,17 +5,17 @@ Labels are drawn with numbers that belong to their row, so that a group's sums d
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from influence.artifacts.tensors import load_all, save_tensors
+from influence.artifacts.tensors import load_all, remove_tensors, saved_for
 from influence.capture.batches import cut, halved
 from influence.capture.process_session import session_here
 from influence.capture.session import Session
@@ -27,103 +27,113 @@ from influence.data.batch import Batch, collate
 from influence.data.example import place_of
 from influence.data.tokenise import Part
 from influence.engine.memory import out_of_memory
-from influence.engine.poison import Dead, died_of
+from influence.engine.poison import died_of
+from influence.engine.progress import Progress
 from influence.engine.quarantine import without_failing_rows
-from influence.errors import CaptureError, InfluenceError
-from influence.stages.decomposition import Pass
+from influence.engine.stage import NO_DEAD, Dead, RowStage, Task
+from influence.errors import CaptureError
 from influence.stages.partial_sums import partial_path
 from influence.task import fisher_loss, fisher_scale
 
 log = logging.getLogger(__name__)
 
 Fit = CovarianceFit | EigenvalueFit
+Pass = Literal["covariance", "eigenvalues"]
 
 
-@dataclass(frozen=True)
-class FactorTask:
-    """What a worker is sent: one group of sampled rows to sum over at one checkpoint, in one of the two passes."""
+@dataclass
+class FactorPartials(RowStage):
+    """Sums over groups of sampled rows at one checkpoint, in one of the two passes; labels are drawn for each row.
+
+    Attributes:
+        spec: Of the run; its projection isn't used.
+        factors: Where the checkpoint's factors are or will be.
+        kind: Which pass.
+        groups: The sampled rows, int64, in consecutive groups.
+    """
 
     spec: CaptureSpec
     factors: FactorFiles
     kind: Pass
-    number: int
-    groups: int
-    rows: tuple[int, ...]
+    groups: tuple[np.ndarray, ...]
 
-    def session(self) -> AbstractContextManager[Session]:
-        """Lend the session that it needs, in the process that does it."""
+    name = "factors"
+    local = ("groups",)
+
+    @property
+    def key(self) -> str:
+        """Of the rows, the sample and the fit."""
+        return self.factors.fingerprint
+
+    @property
+    def products(self) -> tuple[Path, ...]:
+        """The files that the sums are merged to."""
+        return self.factors.bases if self.kind == "covariance" else self.factors.eigenvalues
+
+    def cut(self) -> list[Task]:
+        """Return a task for each group of the sample."""
+        at, count = (
+            f" at checkpoint {self.factors.checkpoint}" if len(self.spec.checkpoints) > 1 else "",
+            len(self.groups),
+        )
+        tasks = []
+        for number, group in enumerate(self.groups):
+            name = f"{self.kind} {number} of {count} (rows {group[0]} to {group[-1]}, sampled){at}"
+            path = partial_path(self.factors.folder, self.kind, number, count)
+            tasks.append(Task(self, number, name, None, path, self.key, tuple(group.tolist())))
+        return tasks
+
+    def stands(self) -> bool:
+        """Whether what the sums are merged to is there."""
+        return all(saved_for(path, self.key) for path in self.products)
+
+    def session(self, task: Task) -> AbstractContextManager[Session]:
+        """Lend the session of the run."""
         return session_here(self.spec)
 
     @property
-    def path(self) -> Path:
-        """The partial's file."""
-        return partial_path(self.factors.folder, self.kind, self.number, self.groups)
+    def room(self) -> int:
+        """As many as may be set aside: what a sample leaves out, the capture sets aside by name, or ends the build."""
+        return self.spec.data.quarantine
 
-    @property
-    def name(self) -> str:
-        """The pass, the group and its rows, for messages."""
-        at = f" at checkpoint {self.factors.checkpoint}" if len(self.spec.checkpoints) > 1 else ""
-        return f"{self.kind} {self.number} of {self.groups} (rows {self.rows[0]} to {self.rows[-1]}, sampled){at}"
+    def run(
+        self, task: Task, session: Session, dead: Dead = NO_DEAD, tokenised: Callable[[], None] = lambda: None
+    ) -> int:
+        """Sum over a group's rows but the dead, and save it. Returns the rows of the group.
 
-    @property
-    def numbers(self) -> Sequence[int]:
-        """The row at each position."""
-        return self.rows
-
-
-def run_group(task: FactorTask) -> int:
-    """Sum over one group and save it; the entry point of a task. Returns the rows summed over."""
-    with task.session() as session:
-        return sum_group(session, task)
-
-
-def try_group(
-    session: Session, task: FactorTask, positions: Sequence[int], dead: Dead, tokenised: Callable[[], None]
-) -> int | None:
-    """Sum over one group without its dead rows; where that isn't what is left, try some rows and keep nothing.
-
-    Raises:
-        CaptureError: No row of the group is left.
-    """
-    if not positions:
-        raise CaptureError(f"{task.name}: every row of it kills its worker, and nothing is left to fit factors to.")
-    if len(positions) + len(dead) == len(task.rows):
+        Raises:
+            CaptureError: No row of the group is left.
+        """
         for position, during in dead.items():
             log.warning(
                 "Row %d is left out of the sample that factors are fitted to: %s", task.rows[position], died_of(during)
             )
-        return sum_group(session, task, positions, tokenised)
-    with _named(task):
+        living = [position for position in range(len(task.rows)) if position not in dead]
+        task.save(_summed_most(session, task, living, tokenised).tensors())
+        return len(task.rows)
+
+    def rehearse(self, task: Task, session: Session, positions: Sequence[int], tokenised: Callable[[], None]) -> None:
+        """Sum over some rows of a group."""
         _summed_most(session, task, positions, tokenised)
-    return None
 
+    def take(self, result: int, progress: Progress) -> None:
+        """Count the group's rows."""
+        progress.finished(rows=result)
 
-def sum_group(
-    session: Session,
-    task: FactorTask,
-    positions: Sequence[int] | None = None,
-    tokenised: Callable[[], None] = lambda: None,
-) -> int:
-    """Sum over one group, or its rows at some positions, and save it. Returns the rows of the group."""
-    with _named(task):
-        sums = _summed_most(session, task, range(len(task.rows)) if positions is None else positions, tokenised)
-        save_tensors(task.path, sums.tensors(), task.factors.fingerprint)
-    return len(task.rows)
-
-
-@contextmanager
-def _named(task: FactorTask) -> Iterator[None]:
-    """Put the group in front of what goes wrong in it."""
-    try:
-        yield
-    except InfluenceError as error:
-        raise type(error)(f"{task.name}: {error}") from error
+    def merge(self) -> None:
+        """Remove the eigenvalues that stand on other bases than those that are made now."""
+        if self.kind == "covariance":
+            for path in self.factors.eigenvalues:
+                remove_tensors(path)
 
 
 def _summed_most(
-    session: Session, task: FactorTask, positions: Sequence[int], tokenised: Callable[[], None]
+    session: Session, task: Task[FactorPartials], positions: Sequence[int], tokenised: Callable[[], None]
 ) -> CovarianceSums | EigenvalueSums:
     """Sum over the parts of every row that can be summed; the others are left out of the sample, with a log line."""
+    if not positions:
+        raise CaptureError("every row of it kills its worker, and nothing is left to fit factors to.")
+    stage = task.stage
     examples = [session.rows.example(row) for row in task.rows]
     names = [place_of(example) for example in examples]
     found = session.tokenise([examples[position] for position in positions])
@@ -136,14 +146,14 @@ def _summed_most(
         bad = [name for name, tensor in sums.tensors().items() if not bool(torch.isfinite(tensor).all())]
         if bad:
             raise CaptureError(
-                f"The {task.kind} sums of {names[chosen[0]]} to {names[chosen[-1]]} are not finite in {len(bad)} "
+                f"The {stage.kind} sums of {names[chosen[0]]} to {names[chosen[-1]]} are not finite in {len(bad)} "
                 f"factors, first {', '.join(bad[:3])}. Look for inf or NaN in the model's weights and outputs."
             )
         return sums
 
     most = session.spec.data.quarantine
     with session.computing:
-        session.load(task.factors.checkpoint)
+        session.load(stage.factors.checkpoint)
         sums, failed = without_failing_rows(attempt, positions, min(most, len(positions) - 1))
     for position, error in failed.items():
         log.warning("%s is left out of the sample that factors are fitted to: %s", names[position], error)
@@ -151,10 +161,11 @@ def _summed_most(
 
 
 def _summed(
-    session: Session, task: FactorTask, parts: Sequence[Part], names: Sequence[str]
+    session: Session, task: Task[FactorPartials], parts: Sequence[Part], names: Sequence[str]
 ) -> CovarianceSums | EigenvalueSums:
     """Sum a group's parts."""
-    return sum_over(session, lambda: _fit(session, task), task.factors.settings, task.rows, parts, names)
+    stage = task.stage
+    return sum_over(session, lambda: _fit(session, stage), stage.factors.settings, task.rows, parts, names)
 
 
 def sum_over(
@@ -218,9 +229,10 @@ def _with_draws(batch: Batch, seeds: Sequence[int]) -> Batch:
     return replace(batch, uniforms=torch.from_numpy(np.stack(drawn)))
 
 
-def _fit(session: Session, task: FactorTask) -> Fit:
-    if task.kind == "covariance":
-        return CovarianceFit(session.model, session.layers, task.factors.settings)
-    tensors = load_all(task.factors.bases, task.factors.fingerprint)
+def _fit(session: Session, stage: FactorPartials) -> Fit:
+    settings = stage.factors.settings
+    if stage.kind == "covariance":
+        return CovarianceFit(session.model, session.layers, settings)
+    tensors = load_all(stage.factors.bases, stage.key)
     widths = tuple(ModuleWidths(layer.name, layer.inputs, layer.outputs) for layer in session.layers)
-    return EigenvalueFit(session.model, session.layers, Eigenbasis.from_tensors(widths, task.factors.settings, tensors))
+    return EigenvalueFit(session.model, session.layers, Eigenbasis.from_tensors(widths, settings, tensors))

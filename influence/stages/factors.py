@@ -7,27 +7,25 @@ after another: a worker changes its weights once, and one checkpoint's partial s
 """
 
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from distributed import Client
 
-from influence.artifacts.tensors import load_all, remove_tensors, saved_for
+from influence.artifacts.tensors import load_all, saved_for
 from influence.axes import ModuleColumns
 from influence.capture.cut import factor_groups
 from influence.capture.factor_files import cut_modules, factor_files, module_widths
-from influence.capture.spec import CaptureSpec, FactorFiles
-from influence.curvature.covariance import CovarianceSums, FactorSettings, ModuleWidths
+from influence.capture.spec import CaptureSpec
+from influence.curvature.covariance import CovarianceSums, FactorSettings
 from influence.curvature.damping import Damping
 from influence.curvature.ekfac import EigenvalueSums
 from influence.curvature.kfac import Eigenbasis, KroneckerCurvature, kfac_eigenvalues
-from influence.engine.poison import run_surviving
-from influence.engine.progress import Progress
-from influence.engine.submit import run_tasks
+from influence.engine.stage import Series, Stage
 from influence.recipes import Recipe
-from influence.stages.decomposition import MergeTask, Pass, run_merge
-from influence.stages.factor_group import FactorTask, run_group, try_group
+from influence.stages.decomposition import FactorDecomposition
+from influence.stages.factor_group import FactorPartials, Pass
 from influence.store.manifest import Manifest
 from influence.store.reader import Store
 from influence.vectors.ensemble import of_one
@@ -51,6 +49,45 @@ def sampled_rows(rows: int, settings: FactorSettings) -> np.ndarray:
     return np.sort(generator.choice(rows, size=settings.rows, replace=False))
 
 
+class KroneckerFactors(Series):
+    """What the recipe needs of the factors: of each checkpoint covariances, an eigenbasis and EK-FAC's eigenvalues."""
+
+    name = "factors"
+
+    def __init__(self, spec: CaptureSpec, run_dir: Path, manifest: Manifest, recipe: Recipe) -> None:
+        """Set up.
+
+        Args:
+            spec: With dtype and device decided, and a projection without the factors.
+            run_dir: The run, in reach of every worker.
+            manifest: Of the run.
+            recipe: Of the run.
+        """
+        self._spec, self._run_dir, self._manifest, self._recipe = spec, run_dir, manifest, recipe
+
+    @cached_property
+    def stages(self) -> tuple[Stage, ...]:
+        """Both passes and their decompositions, one checkpoint after another."""
+        manifest, recipe = self._manifest, self._recipe
+        sample, own = (
+            sampled_rows(manifest.rows, recipe.factors),
+            of_one(manifest.modules, len(recipe.checkpoints) or 1),
+        )
+        groups = tuple(np.array_split(sample, factor_groups(len(sample), own)))
+        modules = tuple(cut_modules(module_widths(manifest.modules, recipe)))
+        passes: tuple[Pass, ...] = ("covariance", "eigenvalues") if recipe.corrects_eigenvalues else ("covariance",)
+        stages: list[Stage] = []
+        for factors in factor_files(self._run_dir, manifest, recipe):
+            for kind in passes:
+                sums = FactorPartials(self._spec, factors, kind, groups)
+                stages += [sums, FactorDecomposition(sums, modules)]
+        return tuple(stages)
+
+    def stands(self) -> bool:
+        """Whether it is there to be loaded; the sample isn't drawn for that."""
+        return factors_stand(self._run_dir, self._manifest, self._recipe)
+
+
 def factors_stand(run_dir: Path, manifest: Manifest, recipe: Recipe) -> bool:
     """Whether what the recipe needs of the factors is there to be loaded."""
     return all(
@@ -58,66 +95,6 @@ def factors_stand(run_dir: Path, manifest: Manifest, recipe: Recipe) -> bool:
         for held in factor_files(run_dir, manifest, recipe)
         for path in (*held.bases, *(held.eigenvalues if recipe.corrects_eigenvalues else ()))
     )
-
-
-def fit_factors(
-    client: Client, spec: CaptureSpec, run_dir: Path, manifest: Manifest, recipe: Recipe, stage: Progress
-) -> None:
-    """Fit what is missing of each checkpoint: covariances and their eigenbasis, then, for EK-FAC, its eigenvalues.
-
-    Args:
-        client: Of the cluster, whose workers have the session plugin.
-        spec: With dtype and device decided; its projection isn't used.
-        run_dir: The run, in reach of every worker.
-        manifest: Of the run.
-        recipe: Of the run.
-        stage: Hears of every group.
-
-    Raises:
-        InfluenceError: As a worker raised it; the message names the pass and the group.
-        CurvatureError: A factor that isn't finite or is too wide; the module is named.
-    """
-    sampled, modules = _groups(manifest, recipe), cut_modules(module_widths(manifest.modules, recipe))
-    for held in factor_files(run_dir, manifest, recipe):
-        if _fit_pass(client, spec, sampled, modules, held, "covariance", stage):
-            for path in held.eigenvalues:
-                remove_tensors(path)
-        if recipe.corrects_eigenvalues:
-            _fit_pass(client, spec, sampled, modules, held, "eigenvalues", stage)
-
-
-def _fit_pass(
-    client: Client,
-    spec: CaptureSpec,
-    sampled: Sequence[np.ndarray],
-    modules: Sequence[tuple[ModuleWidths, ...]],
-    held: FactorFiles,
-    kind: Pass,
-    stage: Progress,
-) -> bool:
-    """Make what is missing of one pass: the groups' sums, then what they are merged to. Returns whether any was."""
-    groups = _tasks(spec, sampled, held, kind)
-    paths = held.bases if kind == "covariance" else held.eigenvalues
-    partials = tuple(group.path for group in groups)
-    merges = [
-        MergeTask(kind, part, held.settings, partials, path, held.fingerprint, spec.threads)
-        for part, path in zip(modules, paths, strict=True)
-    ]
-    todo = [merge for merge in merges if not saved_for(merge.path, held.fingerprint)]
-    if todo:
-        _run(client, groups, stage)
-        for _ in run_tasks(client, run_merge, todo, lambda task: task.name, stage):
-            stage.finished()
-    for path in partials:
-        remove_tensors(path)
-    return bool(todo)
-
-
-def factor_steps(run_dir: Path, manifest: Manifest, recipe: Recipe) -> int:
-    """Return how many groups and merges all passes over all checkpoints have together."""
-    found = factor_files(run_dir, manifest, recipe)
-    groups = len(_groups(manifest, recipe))
-    return sum(groups + held.parts for held in found) * (1 + recipe.corrects_eigenvalues)
 
 
 def load_basis(run_dir: Path, manifest: Manifest, recipe: Recipe, checkpoint: int = 0) -> Eigenbasis:
@@ -148,26 +125,3 @@ def load_kronecker(
     names = tuple(module.name for module in basis.modules)
     squares = EigenvalueSums.from_tensors(names, load_all(held.eigenvalues, held.fingerprint))
     return KroneckerCurvature.prepare(basis, squares.eigenvalues(), damping, budget)
-
-
-def _tasks(spec: CaptureSpec, sampled: Sequence[np.ndarray], held: FactorFiles, kind: Pass) -> tuple[FactorTask, ...]:
-    return tuple(
-        FactorTask(spec, held, kind, number, len(sampled), tuple(group.tolist()))
-        for number, group in enumerate(sampled)
-    )
-
-
-def _groups(manifest: Manifest, recipe: Recipe) -> list[np.ndarray]:
-    """Cut the sample into consecutive groups, the same at every checkpoint."""
-    sample = sampled_rows(manifest.rows, recipe.factors)
-    return np.array_split(sample, factor_groups(len(sample), of_one(manifest.modules, len(recipe.checkpoints) or 1)))
-
-
-def _run(client: Client, tasks: Sequence[FactorTask], stage: Progress) -> None:
-    todo = [task for task in tasks if not saved_for(task.path, task.factors.fingerprint)]
-    for _ in tasks[len(todo) :]:
-        stage.finished()
-    # What is left out of a sample isn't lost: the capture sets it aside by name, or ends the build.
-    most = todo[0].spec.data.quarantine if todo else 0
-    for rows in run_surviving(client, run_group, try_group, todo, lambda: most, stage):
-        stage.finished(rows=rows)

@@ -1,27 +1,25 @@
-"""The curvature stage: sums over the stored rows, one partial a group of shards, merged in order and decomposed.
+"""The projected Fisher: sums over the stored rows, a partial a group of shards, merged in order and decomposed.
 
 Groups are cut by the plan. Each partial is a file, so that a build that was interrupted sums only the groups it lacks;
 any number of workers gives the same bytes, because additions happen in the same order.
 """
 
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
 import numpy as np
 import torch
-from distributed import Client
 
-from influence.artifacts.tensors import load_tensors, remove_tensors, save_tensors, saved_for
+from influence.artifacts.tensors import load_tensors, saved_for
+from influence.axes import ModuleColumns
 from influence.capture.cut import fisher_blocks, group_shards
 from influence.curvature.projected_fisher import FisherSums, ProjectedFisher
 from influence.curvature.spectrum import Spectrum
-from influence.engine.progress import Progress
-from influence.engine.submit import run_tasks
-from influence.engine.threads import torch_threads
-from influence.errors import InfluenceError
+from influence.engine.stage import Series, Stage, Task
 from influence.recipes import Recipe
 from influence.stages.partial_sums import FOLDER, partial_path
 from influence.store.manifest import Manifest, Part, fingerprint_of
@@ -36,47 +34,131 @@ VERSION = 2
 """Of the sums. In version 1 rows were summed as the codec gives them back, which is longer than they are."""
 
 
-@dataclass(frozen=True)
-class PartialTask:
-    """What a worker is sent: one group of shards to sum over."""
+@dataclass
+class FisherPartials(Stage):
+    """Sums over groups of shards, as the rows' gradients are made of their directions and lengths."""
 
     run_dir: Path
-    fingerprint: str
-    blocks: Literal["module", "all"]
-    number: int
-    groups: int
-    start: int
-    stop: int
+    manifest: Manifest
+    recipe: Recipe
+
+    name = "curvature"
+    local = ("manifest",)
+
+    def __post_init__(self) -> None:
+        """Note what a worker needs of the manifest."""
+        self.checkpoints = len(self.recipe.checkpoints) or 1
+        self.threads = int(self.manifest.fingerprint_parts["cluster.threads_per_worker"] or 1)
+        # Rows that are the gradients of a mean over tokens: their Fisher needs `task.fisher_scale`.
+        self.averaged: Measured | None = self.recipe.measurement if self.manifest.reduction == "mean" else None
+
+    @property
+    def key(self) -> str:
+        """Of the rows, the blocks and how rows are scaled."""
+        rows, blocks = self.manifest.rows_fingerprint, self.recipe.curvature.blocks
+        return fingerprint_of({"rows": rows, "blocks": blocks, **_scaling(self.manifest)})
+
+    def cut(self) -> list[Task]:
+        """Return the partial sums, in the order they are merged; a task covers rows [start, stop)."""
+        groups, key = group_shards(self.manifest.shards, _blocks(self.manifest, self.recipe)), self.key
+        tasks = []
+        for number, group in enumerate(groups):
+            first, last = group[0].start, group[-1].stop - 1
+            name = f"curvature partial {number} of {len(groups)} (rows {first} to {last})"
+            path = partial_path(self.run_dir / FOLDER, "fisher", number, len(groups))
+            tasks.append(Task(self, number, name, (first, last + 1), path, key))
+        return tasks
+
+    def stands(self) -> bool:
+        """Whether the decomposition is there, or nothing is to be decomposed."""
+        return curvature_stands(self.run_dir, self.manifest, self.recipe)
+
+    def run(self, task: Task, session: Any) -> None:
+        """Sum over one group and save it."""
+        store = Store(self.run_dir)
+        sums = FisherSums(fisher_blocks(store.modules, self.recipe.curvature.blocks, self.checkpoints))
+        for first, directions, norms in store.blocks(BLOCK_ROWS, *task.span):
+            gradients = at_length(torch.from_numpy(directions), torch.from_numpy(norms))
+            if self.averaged is not None:
+                gradients *= _scale(store, first, len(gradients), self.averaged)
+            sums.add(gradients)
+        task.save(sums.tensors())
+
+
+@dataclass
+class FisherDecomposition(Stage):
+    """The partial sums merged in their order and decomposed, by the coordinator."""
+
+    partials: FisherPartials
     threads: int
-    checkpoints: int = 1
-    averaged: Measured | None = None
-    """What rows are the gradients of, where it is a mean over tokens: their Fisher needs `task.fisher_scale`."""
+
+    name = "curvature"
+    here = True
+    single = True
 
     @property
-    def path(self) -> Path:
-        """The partial's file."""
-        return partial_path(self.run_dir / FOLDER, "fisher", self.number, self.groups)
+    def key(self) -> str:
+        """Of the decomposition, under any damping."""
+        key = curvature_fingerprint(self.partials.manifest, self.partials.recipe)
+        assert key is not None, "a recipe without curvature has nothing to decompose"
+        return key
 
-    @property
-    def name(self) -> str:
-        """The group and its rows, for messages."""
-        return f"curvature partial {self.number} of {self.groups} (rows {self.start} to {self.stop - 1})"
+    def cut(self) -> list[Task]:
+        """Return the one task."""
+        return [Task(self, 0, "the curvature's decomposition", None, _factors(self.partials.run_dir), self.key)]
+
+    def run(self, task: Task, session: Any) -> None:
+        """Merge, decompose and save.
+
+        Raises:
+            CurvatureError: A module's sum isn't finite, or is singular and the damping is 0.
+        """
+        manifest, recipe = self.partials.manifest, self.partials.recipe
+        blocks, (first, *others) = _blocks(manifest, recipe), self.partials.cut()
+        merged = FisherSums.from_tensors(blocks, first.load())
+        for partial in others:
+            merged.merge(FisherSums.from_tensors(blocks, partial.load()))
+        fisher = ProjectedFisher.prepare(merged, recipe.curvature.damping)
+        log_spectra("Fisher", fisher.spectra())
+        task.save(fisher.tensors())
+
+    def merge(self) -> None:
+        """Remove the partial sums."""
+        for partial in self.partials.cut():
+            partial.remove()
 
 
-def plan_partials(run_dir: Path, manifest: Manifest, recipe: Recipe) -> tuple[PartialTask, ...]:
-    """Return the partial sums of a run, in the order they are merged."""
-    blocks, count = recipe.curvature.blocks, len(recipe.checkpoints) or 1
-    groups = group_shards(manifest.shards, fisher_blocks(manifest.modules, blocks, count))
-    averaged = recipe.measurement if manifest.reduction == "mean" else None
-    fingerprint = fingerprint_of({"rows": manifest.rows_fingerprint, "blocks": blocks, **_scaling(manifest)})
-    threads = int(manifest.fingerprint_parts["cluster.threads_per_worker"] or 1)
-    return tuple(
-        PartialTask(
-            *(run_dir, fingerprint, blocks, number, len(groups), group[0].start, group[-1].stop, threads, count),
-            averaged=averaged,
-        )
-        for number, group in enumerate(groups)
-    )
+@dataclass
+class ProjectedFisherStage(Series):
+    """A run's projected Fisher: partial sums, then their decomposition.
+
+    Attributes:
+        run_dir: The run, in reach of every worker.
+        manifest: Of the run.
+        recipe: Of the stored rows, with a curvature.
+        threads: That the coordinator decomposes with.
+    """
+
+    run_dir: Path
+    manifest: Manifest
+    recipe: Recipe
+    threads: int
+
+    name = "curvature"
+
+    @cached_property
+    def stages(self) -> tuple[Stage, ...]:
+        """The sums and the decomposition."""
+        partials = FisherPartials(self.run_dir, self.manifest, self.recipe)
+        return partials, FisherDecomposition(partials, self.threads)
+
+    def stands(self) -> bool:
+        """Whether the decomposition is there."""
+        return curvature_stands(self.run_dir, self.manifest, self.recipe)
+
+
+def _blocks(manifest: Manifest, recipe: Recipe) -> tuple[ModuleColumns, ...]:
+    return fisher_blocks(manifest.modules, recipe.curvature.blocks, len(recipe.checkpoints) or 1)
 
 
 def curvature_fingerprint(manifest: Manifest, recipe: Recipe) -> str | None:
@@ -99,34 +181,6 @@ def curvature_stands(run_dir: Path, manifest: Manifest, recipe: Recipe) -> bool:
     return wanted is None or saved_for(_factors(run_dir), wanted)
 
 
-def missing_partials(run_dir: Path, manifest: Manifest, recipe: Recipe) -> list[PartialTask]:
-    """Return the partial sums that are still to be computed."""
-    return [task for task in plan_partials(run_dir, manifest, recipe) if not saved_for(task.path, task.fingerprint)]
-
-
-def sum_missing(client: Client, todo: Sequence[PartialTask], stage: Progress) -> None:
-    """Compute partial sums on the cluster."""
-    for _ in run_tasks(client, run_partial, todo, lambda task: task.name, stage):
-        stage.finished()
-
-
-def run_partial(task: PartialTask) -> int:
-    """Sum over one group and save it; the entry point of a task."""
-    try:
-        store = Store(task.run_dir)
-        sums = FisherSums(fisher_blocks(store.modules, task.blocks, task.checkpoints))
-        with torch_threads(task.threads):
-            for first, directions, norms in store.blocks(BLOCK_ROWS, task.start, task.stop):
-                gradients = at_length(torch.from_numpy(directions), torch.from_numpy(norms))
-                if task.averaged is not None:
-                    gradients *= _scale(store, first, len(gradients), task.averaged)
-                sums.add(gradients)
-        save_tensors(task.path, sums.tensors(), task.fingerprint)
-    except InfluenceError as error:
-        raise type(error)(f"{task.name}: {error}") from error
-    return task.number
-
-
 def _scale(store: Store, first: int, count: int, kind: Measured) -> torch.Tensor:
     """Return `task.fisher_scale` of consecutive rows, [count, 1] float32, from the tokens that are stored with them."""
     tokens = [meta["tokens"] for meta in store.meta(np.arange(first, first + count), ("tokens",))]
@@ -139,31 +193,6 @@ def gradient_blocks(store: Store, start: int = 0, stop: int | None = None) -> It
         yield first, torch.from_numpy(np.multiply(unit, norms[:, None], out=unit))
 
 
-def decompose(run_dir: Path, manifest: Manifest, recipe: Recipe) -> None:
-    """Merge the partial sums in their order, decompose them, save the decomposition and remove the partial sums.
-
-    Raises:
-        CurvatureError: A module's sum isn't finite, or is singular and the damping is 0.
-    """
-    wanted = curvature_fingerprint(manifest, recipe)
-    assert wanted is not None, "a recipe without curvature has nothing to decompose"
-    merged: FisherSums | None = None
-    blocks = fisher_blocks(manifest.modules, recipe.curvature.blocks, len(recipe.checkpoints) or 1)
-    tasks = plan_partials(run_dir, manifest, recipe)
-    for task in tasks:
-        sums = FisherSums.from_tensors(blocks, load_tensors(task.path, task.fingerprint))
-        if merged is None:
-            merged = sums
-        else:
-            merged.merge(sums)
-    assert merged is not None, "a run has at least one shard"
-    fisher = ProjectedFisher.prepare(merged, recipe.curvature.damping)
-    log_spectra("Fisher", fisher.spectra())
-    save_tensors(_factors(run_dir), fisher.tensors(), wanted)
-    for task in tasks:
-        remove_tensors(task.path)
-
-
 def load_curvature(run_dir: Path, manifest: Manifest, recipe: Recipe) -> ProjectedFisher | None:
     """Return the recipe's decomposed curvature, None where it has none.
 
@@ -174,8 +203,8 @@ def load_curvature(run_dir: Path, manifest: Manifest, recipe: Recipe) -> Project
     wanted = curvature_fingerprint(manifest, recipe)
     if wanted is None:
         return None
-    blocks = fisher_blocks(manifest.modules, recipe.curvature.blocks, len(recipe.checkpoints) or 1)
-    return ProjectedFisher.from_tensors(blocks, load_tensors(_factors(run_dir), wanted), recipe.curvature.damping)
+    tensors = load_tensors(_factors(run_dir), wanted)
+    return ProjectedFisher.from_tensors(_blocks(manifest, recipe), tensors, recipe.curvature.damping)
 
 
 def log_spectra(what: str, spectra: Iterable[Spectrum]) -> None:
@@ -211,15 +240,12 @@ def _factors(run_dir: Path) -> Path:
 
 
 __all__ = [
-    "PartialTask",
+    "FisherDecomposition",
+    "FisherPartials",
+    "ProjectedFisherStage",
     "curvature_fingerprint",
     "curvature_stands",
-    "decompose",
     "gradient_blocks",
     "load_curvature",
     "log_spectra",
-    "missing_partials",
-    "plan_partials",
-    "run_partial",
-    "sum_missing",
 ]

@@ -2,7 +2,9 @@
 
 import logging
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,6 +18,7 @@ from index.factory import IndexPlan, bytes_needed, load_faiss, plan_factory
 from index.gemm.dots import row_dots
 from index.rerank import scored_by
 from index.settings import IndexSettings
+from influence.engine.stage import Stage, Task
 from influence.recipes import Recipe
 from influence.stages.fisher import BLOCK_ROWS, curvature_fingerprint, gradient_blocks, load_curvature
 from influence.stages.lexical_index import lexical_stands
@@ -150,25 +153,49 @@ def load_comparison(run_dir: Path, manifest: Manifest, recipe: Recipe) -> Compar
     return compared(recipe, load_curvature(run_dir, manifest, recipe), manifest.rows)
 
 
-def build_index(run_dir: Path, settings: IndexSettings, comparison: Compared) -> None:
-    """Build a flat index from the stored rows and save it.
+@dataclass
+class FlatIndex(Stage):
+    """A flat index of the stored rows, built by the coordinator; nothing where every search scans.
 
     Memory: the index itself (4 bytes a row and column), one block of rows.
-
-    Raises:
-        VectorIndexError: It can't be built or written.
     """
-    store = Store(run_dir)
-    log.info(
-        "Indexing %d rows of %d columns: %.3g MB.",
-        store.rows,
-        store.dims,
-        bytes_needed(settings, store.rows, store.dims) / 1e6,
-    )
-    flat = index.build.build(settings, compared_blocks(store, comparison), store.rows, store.dims)
-    with filled(run_dir / FOLDER) as folder:
-        remove_index(folder)
-        index.persist.save(flat, folder, index_fingerprint(store.manifest, comparison.recipe))
+
+    run_dir: Path
+    manifest: Manifest
+    recipe: Recipe
+    settings: IndexSettings
+    threads: int
+
+    name = "index"
+    here = True
+    single = True
+
+    @property
+    def key(self) -> str:
+        """Of the indexed vectors."""
+        return index_fingerprint(self.manifest, self.recipe)
+
+    def cut(self) -> list[Task]:
+        """Return the one task."""
+        return [Task(self, 0, "the index")]
+
+    def stands(self) -> bool:
+        """Whether it is there, or none is wanted."""
+        return index_stands(self.run_dir, self.manifest, self.recipe, self.settings)
+
+    def run(self, task: Task, session: Any) -> None:
+        """Build and save.
+
+        Raises:
+            VectorIndexError: It can't be built or written.
+        """
+        store, comparison = Store(self.run_dir), load_comparison(self.run_dir, self.manifest, self.recipe)
+        size = bytes_needed(self.settings, store.rows, store.dims)
+        log.info("Indexing %d rows of %d columns: %.3g MB.", store.rows, store.dims, size / 1e6)
+        flat = index.build.build(self.settings, compared_blocks(store, comparison), store.rows, store.dims)
+        with filled(self.run_dir / FOLDER) as folder:
+            remove_index(folder)
+            index.persist.save(flat, folder, self.key)
 
 
 def compared_blocks(

@@ -6,13 +6,12 @@ from typing import Any
 from influence.artifacts.access import bytes_under, each
 from influence.artifacts.lock import lock_holder
 from influence.artifacts.place import run_path
+from influence.capture.rows import RowShards
 from influence.config import RunConfig
 from influence.engine.note import read_note
 from influence.errors import Incomplete
 from influence.stages.configuration import CONFIG, recorded_configuration
-from influence.stages.factors import factors_stand
-from influence.stages.fisher import curvature_stands
-from influence.stages.index import index_stands
+from influence.stages.order import build_stages
 from influence.store.manifest import Manifest
 from influence.store.reader import missing_shards
 from influence.store.shard import ShardFiles, ShardRecord
@@ -43,16 +42,11 @@ def status(path: str | Path) -> dict[str, Any]:
     absent = set(missing_shards(run_dir, manifest))
     there = [ShardFiles(run_dir, span) for span in manifest.shards if span.shard not in absent]
     records = list(each(ShardRecord.load, there, run_dir))
-    missing = missing_parts(run_dir, manifest, config)
-    recipe = config.recipe
-    parts = {
-        "factors": recipe.needs_factors,
-        "curvature": recipe.stored.curvature.kind != "identity",
-        "index": config.index.kind != "exact" or recipe.baseline == "bm25",
-    }
+    needed = [stage for stage in build_stages(config, run_dir, manifest) if not isinstance(stage, RowShards)]
+    parts = {stage.name: "done" if stage.stands() else "missing" for stage in needed}
     return {
         "path": str(run_dir),
-        "complete": not absent and not missing,
+        "complete": not absent and "missing" not in parts.values(),
         "rows": manifest.rows,
         "dims": manifest.dims,
         "shards": len(manifest.shards),
@@ -63,23 +57,15 @@ def status(path: str | Path) -> dict[str, Any]:
         "tokens": sum(record.tokens for record in records),
         "zero_rows": sum(len(record.zero_rows) for record in records),
         "quarantined": [row.model_dump() for record in records for row in record.quarantined],
-        **{
-            name: "not needed" if not needed else "missing" if name in missing else "done"
-            for name, needed in parts.items()
-        },
+        **{name: parts.get(name, "not needed") for name in ("factors", "curvature", "index")},
         "coverage": manifest.coverage and manifest.coverage.to_dict(),
         "fingerprint": manifest.fingerprint,
-        "recipe": recipe.summary,
+        "recipe": config.recipe.summary,
         "building": read_note(run_dir),
     }
 
 
 def missing_parts(run_dir: Path, manifest: Manifest, config: RunConfig) -> list[str]:
     """Return which of factors, curvature and index the recipe needs and the run lacks."""
-    recipe = config.recipe
-    standing = {
-        "factors": factors_stand(run_dir, manifest, recipe),
-        "curvature": curvature_stands(run_dir, manifest, recipe.stored),
-        "index": index_stands(run_dir, manifest, recipe.stored, config.index),
-    }
-    return [name for name, stands in standing.items() if not stands]
+    stages = build_stages(config, run_dir, manifest)
+    return [stage.name for stage in stages if not isinstance(stage, RowShards) and not stage.stands()]

@@ -22,7 +22,7 @@ IMPATIENT = textwrap.dedent("""
     import psutil
     from pathlib import Path
     from influence.cli.main import main
-    from influence.capture import rows as capture_stage
+    from influence.stages import build
     from influence.engine import local
 
     def closing(cluster):
@@ -32,7 +32,7 @@ IMPATIENT = textwrap.dedent("""
         time.sleep(600)
 
     local._let_dead_be_replaced = closing
-    capture_stage.report_zero_rows = lambda *_: os.killpg(0, signal.SIGINT)
+    build.report_zero_rows = lambda *_: os.killpg(0, signal.SIGINT)
     main(sys.argv[2:])
 """)
 

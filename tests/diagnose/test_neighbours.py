@@ -44,7 +44,7 @@ def test_blocks_are_rows_in_order_and_any_rows_come_back_in_the_order_asked(copi
 
 def test_a_graph_that_is_there_is_read_and_not_found_again(copied, monkeypatch):
     neighbour_graph(copied, NeighbourSettings(k=4))
-    monkeypatch.setattr("influence.neighbors.stage.compare_block", None)
+    monkeypatch.setattr("influence.neighbors.stage.search", None)
     steps = []
     graph = neighbour_graph(copied, NeighbourSettings(k=4), progress=steps.append)
     assert graph.of(np.array([0])).alike.shape == (1, 4)

@@ -12,6 +12,7 @@ from influence.api import open as open_run
 from influence.errors import Incomplete, StoreError
 from influence.stages import approximate as approximate_stage
 from influence.stages import index as index_stage
+from influence.stages import index_parts
 from influence.stages.build import build_run
 from influence.stages.index import FOLDER
 
@@ -35,10 +36,9 @@ def indexed(configured, written, monkeypatch):
     def cut(found):
         return found if found.factory is None else replace(found, part_rows=100)
 
+    monkeypatch.setattr("influence.stages.index.index_plan", lambda *asked: cut(plan(*asked)))
     for module in ("approximate", "index"):
-        target = f"influence.stages.{module}"
-        monkeypatch.setattr(f"{target}.index_plan", lambda *asked: cut(plan(*asked)))
-        monkeypatch.setattr(f"{target}.index_plans", lambda *asked: tuple(map(cut, plans(*asked))))
+        monkeypatch.setattr(f"influence.stages.{module}.index_plans", lambda *asked: tuple(map(cut, plans(*asked))))
     data = written(
         *({"text": f"{' '.join(words)}.", "id": f"row-{n}"} for n, words in enumerate(product(WHO, DOES, WHAT)))
     )
@@ -90,7 +90,7 @@ def test_only_parts_that_are_missing_are_filled_again_and_the_bytes_are_the_same
 ):
     config = indexed("index.kind=ivf_rabitq", "recipe.name=logra", "recipe.comparison=cosine")
     build_run(config, tmp_path / "whole")
-    filled, fill, stops = [], approximate_stage.build_part, [2]
+    filled, fill, stops = [], index_parts.build_part, [2]
 
     def interrupted(folder, fingerprint, number, blocks):
         filled.append(number)
@@ -99,7 +99,7 @@ def test_only_parts_that_are_missing_are_filled_again_and_the_bytes_are_the_same
             raise Incomplete("stopped")
         return fill(folder, fingerprint, number, blocks)
 
-    monkeypatch.setattr(approximate_stage, "build_part", interrupted)
+    monkeypatch.setattr(index_parts, "build_part", interrupted)
     with pytest.raises(Incomplete, match="stopped"):
         build_run(config, tmp_path / "run")
     standing = {int(path.stem[-5:]) for path in (tmp_path / "run" / FOLDER).glob("part-*.json")}
@@ -116,7 +116,7 @@ def test_another_recall_is_measured_anew_and_another_kind_built_anew_over_the_sa
     run_dir = tmp_path / "run"
     build_run(indexed("index.kind=ivf_sq8"), run_dir)
     lists = (run_dir / FOLDER / "lists.ivfdata").stat().st_mtime_ns
-    monkeypatch.setattr(approximate_stage, "run_training", None)
+    monkeypatch.setattr(index_parts, "train", None)
     build_run(indexed("index.kind=ivf_sq8", "index.recall=0.5"), run_dir)
     record = json.loads((run_dir / FOLDER / "index.json").read_text())
     assert record["measured"]["target"] == 0.5
@@ -225,7 +225,7 @@ def test_a_climb_that_was_interrupted_goes_on_where_it_was_with_the_same_bytes(
     seen, config = short(1), indexed("index.kind=auto")
     build_run(config, tmp_path / "whole")
     seen.clear()
-    fill, filled = approximate_stage.build_part, []
+    fill, filled = index_parts.build_part, []
 
     def interrupted(folder, fingerprint, number, blocks):
         filled.append(number)
@@ -233,7 +233,7 @@ def test_a_climb_that_was_interrupted_goes_on_where_it_was_with_the_same_bytes(
             raise Incomplete("stopped")
         return fill(folder, fingerprint, number, blocks)
 
-    monkeypatch.setattr(approximate_stage, "build_part", interrupted)
+    monkeypatch.setattr(index_parts, "build_part", interrupted)
     with pytest.raises(Incomplete, match="stopped"):
         build_run(config, tmp_path / "run")
     assert json.loads((tmp_path / "run" / FOLDER / "climb.json").read_text())["tried"][0]["step"] == 0

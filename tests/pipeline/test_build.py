@@ -10,7 +10,7 @@ import pytest
 
 from index.errors import FaissMissing
 from influence.artifacts.lock import lock_folder
-from influence.capture import rows as capture_stage
+from influence.capture.rows import RowCapture
 from influence.config import load_config
 from influence.errors import FingerprintMismatch, Incomplete, InfluenceError, ModelError, RunLocked
 from influence.stages import build as build_module
@@ -39,7 +39,11 @@ def test_a_finished_run_starts_no_cluster(configured, in_process, run_dir, monke
     steps = []
     build_run(configured("data.limit=20"), run_dir, steps.append)
     assert contents(run_dir) == before
-    assert [(step.stage, step.done, step.total) for step in steps] == [("capture", 3, 3), ("index", 1, 1)]
+    assert [(step.stage, step.done, step.total) for step in steps] == [
+        ("capture", 3, 3),
+        ("curvature", 4, 4),
+        ("index", 1, 1),
+    ]
 
 
 def test_no_more_workers_are_started_than_there_are_shards(configured, in_process, run_dir, written, monkeypatch):
@@ -67,9 +71,9 @@ def test_only_what_is_missing_is_computed_again(configured, in_process, run_dir,
     (run_dir / "rows" / "shard-00003.safetensors").write_bytes(b"cut short")
     (run_dir / "curvature" / "fisher.safetensors").unlink()
     (run_dir / "index" / "index.json").write_text("{")
-    captured, capture = [], capture_stage.capture_shard
+    captured, capture = [], RowCapture.run
     monkeypatch.setattr(
-        capture_stage, "capture_shard", lambda session, task: captured.append(task.span.shard) or capture(session, task)
+        RowCapture, "run", lambda stage, task, session: captured.append(task.number) or capture(stage, task, session)
     )
     build_run(configured(), run_dir)
     assert sorted(captured) == [2, 3]

@@ -5,16 +5,17 @@ import pytest
 import torch
 
 from influence.capture.captured import whole_rows
-from influence.capture.rows import ShardTask, capture_shard
+from influence.capture.rows import RowCapture
 from influence.capture.session import Session
 from influence.capture.spec import CaptureSpec
 from influence.capture.transfer import Piece
 from influence.data.tokenise import Part
+from influence.engine.stage import named
 from influence.errors import CaptureError, DataError
 from influence.gradients.capture import Capture
 from influence.store.codec import CodecSettings
 from influence.store.codecs import codec_for
-from influence.store.manifest import ShardRange
+from influence.store.manifest import Manifest, ShardRange
 from influence.store.shard import ShardFiles, read_rows
 
 
@@ -27,7 +28,11 @@ def captured(configured, tmp_path):
         session = Session(CaptureSpec.of(config))
         sessions.append(session)
         span = ShardRange(shard=0, start=0, stop=stop or len(session.rows))
-        done = capture_shard(session, ShardTask(session.spec, tmp_path, span, "f" * 32, {}))
+        run = {"fingerprint": "f" * 32, "fingerprint_parts": {}, "shards": (span,), "rows": span.rows}
+        manifest = Manifest(modules=session.modules, dims=session.dims, **run)
+        (task,) = RowCapture(session.spec, tmp_path, manifest).cut()
+        with named(task):
+            done = task.stage.run(task, session)
         codec = codec_for(CodecSettings(), session.modules)
         encoded, norms = codec.zeros(span.rows), np.empty(span.rows, dtype=np.float32)
         read_rows(ShardFiles(tmp_path, span).vectors, codec, span.rows, np.arange(span.rows), encoded, norms)

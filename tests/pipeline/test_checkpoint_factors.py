@@ -140,7 +140,7 @@ def test_an_interrupted_build_fits_only_what_is_missing_and_ends_with_the_same_b
     summed, sum_group, stops = [], factor_group._summed, [(1, 2)]
 
     def interrupted(session, task, parts, names):
-        summed.append((task.factors.checkpoint, task.number))
+        summed.append((task.stage.factors.checkpoint, task.number))
         if summed[-1] in stops:
             stops.clear()
             raise CurvatureError("stopped")

@@ -4,7 +4,6 @@ import json
 import logging
 import re
 import textwrap
-from dataclasses import dataclass
 from pathlib import Path
 
 import dask
@@ -14,6 +13,7 @@ from influence.capture import session
 from influence.engine import cluster
 from influence.engine import poison as deadly_rows
 from influence.engine.poison import Lost, died_of
+from influence.engine.stage import RowStage, Task
 from influence.errors import ClusterError, Incomplete
 from influence.stages import build as build_module
 from influence.stages.build import build_run
@@ -145,30 +145,23 @@ def test_a_row_that_kills_its_worker_in_the_tokeniser_is_never_tokenised_again(s
     assert (meta["text"], meta["tokens"]) == ("An unreadable text.", 0)
 
 
-@dataclass(frozen=True)
-class Task:
-    numbers: range
-    name: str = "the task"
-    spec: None = None
-
-
 @pytest.fixture
 def hunted(monkeypatch):
     """`hunted(kills, most)`: search sixteen rows and tell the tries lost; `kills(positions)` says which are."""
 
     def hunt(kills, most):
-        lost = []
+        lost, task = [], Task(RowStage(), 0, "the task", rows=range(100, 116))
 
-        def made(client, tried, stage):
+        def made(client, tried, progress):
             if kills(tried.positions):
                 lost.append(tried.positions)
                 return Lost("computing")
             return (tried.positions, dict(tried.dead))
 
-        monkeypatch.setattr(deadly_rows, "_made", made)
+        monkeypatch.setattr(deadly_rows, "_try", made)
         monkeypatch.setattr(deadly_rows, "_found", {None: {}})
         try:
-            return deadly_rows._without_deadly_rows(None, None, Task(range(100, 116)), most, None), lost
+            return deadly_rows._without_deadly_rows(None, task, most, None), lost
         except ClusterError as error:
             return str(error), lost
 

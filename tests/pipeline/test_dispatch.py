@@ -9,10 +9,11 @@ from influence.capture.session import Session
 from influence.data.queries import as_example
 from influence.engine import dispatch
 from influence.engine.cluster import kept_cluster
+from influence.engine.stage import Task
 from influence.errors import Incomplete
 from influence.scan import answer as scan_module
 from influence.scan import blocks as score_stage
-from influence.scan.blocks import score_block
+from influence.scan.blocks import ScoreBlocks
 from influence.stages.build import build_run
 from tests.forkserver import workers_forked
 
@@ -78,7 +79,7 @@ def test_what_is_computed_here_has_the_bytes_that_a_worker_process_writes(stored
     handed, run_tasks = [], dispatch.run_tasks
 
     def handing(client, function, tasks, *about):
-        handed.append((client, function))
+        handed.append((client, tasks[0].stage))
         return run_tasks(client, function, tasks, *about)
 
     def write(folder):
@@ -94,7 +95,7 @@ def test_what_is_computed_here_has_the_bytes_that_a_worker_process_writes(stored
     monkeypatch.setattr(dispatch, "WORTH", 0)
     with workers_forked(), kept_cluster():
         assert write(tmp_path / "there") == ours
-    assert sum(function is score_block for _, function in handed) == len(made) + 1
+    assert sum(isinstance(stage, ScoreBlocks) for _, stage in handed) == len(made) + 1
     assert all(isinstance(client, Client) for client, _ in handed)
 
 
@@ -104,7 +105,7 @@ def test_a_session_that_is_opened_here_is_closed_also_by_ctrl_c_and_the_same_sca
     run, saved = stored(), []
     sessions.clear()
     whole = run.score_to(QUERIES, tmp_path / "whole.parquet").out
-    save = score_stage.save_tensors
+    save = Task.save
 
     def interrupted(*given):
         if saved:
@@ -112,11 +113,11 @@ def test_a_session_that_is_opened_here_is_closed_also_by_ctrl_c_and_the_same_sca
         saved.append(given)
         save(*given)
 
-    monkeypatch.setattr(score_stage, "save_tensors", interrupted)
+    monkeypatch.setattr(Task, "save", interrupted)
     out = tmp_path / "s.parquet"
     with pytest.raises(Incomplete, match=r"Interrupted. Partial results are in .*s\.parquet\.parts"):
         run.score_to(QUERIES, out)
-    monkeypatch.setattr(score_stage, "save_tensors", save)
+    monkeypatch.setattr(Task, "save", save)
     steps = []
     run.score_to(QUERIES, out, progress=steps.append)
     assert next(step.done for step in steps if step.stage == "queries") == 1

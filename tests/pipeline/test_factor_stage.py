@@ -14,9 +14,10 @@ from influence.errors import CurvatureError, FingerprintMismatch, Incomplete
 from influence.stages import build as build_module
 from influence.stages import factor_group
 from influence.stages import factors as factor_stage
-from influence.stages import fisher as curvature_stage
 from influence.stages.build import build_run
+from influence.stages.decomposition import FactorDecomposition
 from influence.stages.factors import load_basis, load_kronecker, sampled_rows
+from influence.stages.fisher import FisherDecomposition
 from influence.stages.spectra import spectra
 from influence.store.manifest import Manifest
 from influence.store.reader import Store
@@ -95,18 +96,18 @@ def cut(modules, parts):
     return [tuple(modules[start:stop]) for start, stop in pairwise(bounds)]
 
 
-@pytest.mark.parametrize("stage", [factor_stage, curvature_stage])
+@pytest.mark.parametrize("stage", [FactorDecomposition, FisherDecomposition])
 def test_a_build_stopped_before_it_cleaned_up_is_cleaned_up_by_the_next(
     configured, in_process, run_dir, tmp_path, monkeypatch, contents, stage
 ):
     config = configured("recipe.exact.kind=ekfac", "recipe.factors.rows=12")
     build_run(config, tmp_path / "undisturbed")
 
-    def stopped(path):
+    def stopped(stage):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(stage, "remove_tensors", stopped)
+        patch.setattr(stage, "merge", stopped)
         with pytest.raises(Incomplete):
             build_run(config, run_dir)
     assert list((run_dir / "curvature").glob("partial-*"))
@@ -159,7 +160,7 @@ def test_only_groups_that_are_missing_are_summed_again(configured, in_process, r
     summed, sum_group, stops = [], factor_group._summed, [("covariance", 2)]
 
     def interrupted(session, task, parts, names):
-        summed.append((task.kind, task.number))
+        summed.append((task.stage.kind, task.number))
         if summed[-1] in stops:
             stops.clear()
             raise CurvatureError("stopped")

@@ -47,7 +47,7 @@ def test_neighbours_in_a_bucket_are_those_on_a_disk_and_are_found_once(built, mo
     monkeypatch.setattr(neighbour_plan, "batch_of", lambda dims: 16)
     here, there = built
     graph = neighbour_graph(there, NeighbourSettings(k=4))
-    monkeypatch.setattr("influence.neighbors.stage.compare_block", None)
+    monkeypatch.setattr("influence.neighbors.stage.search", None)
     graph = neighbour_graph(there, NeighbourSettings(k=4))
     monkeypatch.undo()
     monkeypatch.setattr(neighbour_plan, "batch_of", lambda dims: 16)
