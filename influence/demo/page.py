@@ -13,11 +13,11 @@ if TYPE_CHECKING:
 
 TITLE = "Which training examples made the model say this?"
 INTRO = (
-    "A small language model was trained from scratch on the documentation inside this computer's own Python, and on "
-    "{facts} facts about things that don't exist, each stated in a few rows in different words. Below, the model is "
-    "asked for every fact, and for some real documentation; the rows that taught it the answer should come first.\n\n"
-    "Rows marked “planted” state the fact that is asked for. A “distractor” was planted as well: it shares words with "
-    "a question and says something else. So do the rows of other facts, marked with the fact's name."
+    "A small language model was trained from scratch on the documentation of this machine's Python and on "
+    "{facts} facts about things that do not exist, each stated in a few rows in different words. Below are the answers "
+    "for every fact and for some real documentation. The rows that state the answer should come first.\n\n"
+    "Rows marked “planted” state the fact in question. A “distractor” is also planted: it shares words with "
+    "a question and states something else. So do the rows of other facts, marked with the fact's name."
 )
 
 
@@ -26,7 +26,7 @@ def write_page(story: "Story", path: Path) -> None:
     preferred = sum(answer.preferred for answer in story.planted)
     figures = {
         f"planted rows in the first {DEPTH}": f"{story.recall:.0%}",
-        f"BM25 (words alone), first {DEPTH}": f"{story.bm25:.0%}",
+        f"BM25 (words only), first {DEPTH}": f"{story.bm25:.0%}",
         f"{DEPTH} random rows": f"{story.random:.1%}",
         "facts preferred to a wrong answer": f"{preferred} of {len(story.planted)}",
     }
@@ -56,8 +56,8 @@ def note(answer: Answer) -> str:
     wrong = (answer.question.wrong or "").strip()
     return (
         f"{answer.found} of {answer.relevant} planted rows are among the first {DEPTH} promoting rows; BM25 finds "
-        f"{answer.bm25}. The model finds “{wrong}”, a wrong answer, {nats(abs(answer.margin))} nats "
-        f"{'less likely' if answer.preferred else 'likelier'}."
+        f"{answer.bm25}. A wrong answer, “{wrong}”, is {nats(abs(answer.margin))} nats "
+        f"{'less' if answer.preferred else 'more'} likely."
     )
 
 

@@ -34,7 +34,7 @@ def _same(subject: Subject, found: WeightGradients) -> Check:
     if not fine:
         try:
             found.check()
-            remedy += " Leave out layers that are used in an unusual way (model.layers.exclude)."
+            remedy += " Exclude layers that are used in an unusual way (model.layers.exclude)."
         except ModelError as refused:
             remedy = str(refused)
     return Check(

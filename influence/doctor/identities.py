@@ -49,7 +49,7 @@ def gradients(subject: Subject, examples: Sequence[Example], alone: Tensor) -> I
         if silent
         else f"{len(subject.capture.modules)} tracked layers",
         "a nonzero gradient in each",
-        "They tell rows apart in nothing: leave them out with model.layers.exclude. (An untrained adapter's A is one.)",
+        "They do not distinguish rows: exclude them with model.layers.exclude. (An untrained adapter's A is one.)",
         value=float(len(silent)),
         limit=0.0,
     )
@@ -68,8 +68,8 @@ def padding(subject: Subject, examples: Sequence[Example], alone: Tensor) -> Che
         alone,
         subject.tolerance,
         examples,
-        "The model lets padding into its result, so a row would depend on its neighbours' lengths. Set "
-        "cluster.token_budget to 2: every row then goes alone, without padding. Or try model.attention: eager.",
+        "Padding changes the model's result, so a row would depend on its neighbours' lengths. Set "
+        "cluster.token_budget to 2: then every row is computed alone, without padding. Or try model.attention: eager.",
     )
 
 
@@ -89,8 +89,8 @@ def batches(subject: Subject, examples: Sequence[Example], alone: Tensor) -> Che
         alone,
         subject.tolerance,
         examples,
-        "A row depends on the batch it came in: a layer that mixes examples (batch norm, a router with a "
-        "capacity) can't be analysed by row. Set cluster.token_budget to 2: every row then goes alone.",
+        "A row depends on its batch: a layer that mixes examples (batch norm, a router with a "
+        "capacity) can't be analysed by row. Set cluster.token_budget to 2: then every row is computed alone.",
     )
 
 
@@ -116,6 +116,6 @@ def token_sum(subject: Subject, examples: Sequence[Example]) -> Check:
         whole,
         subject.tolerance,
         [examples[index]],
-        "A row's gradient isn't the sum of its tokens' gradients: the model's loss is not the plain sum this software "
-        "takes it for. Please report the model's class.",
+        "A row's gradient isn't the sum of its tokens' gradients: the model's loss is not a plain sum "
+        "over tokens. Please report the model's class.",
     )

@@ -29,7 +29,7 @@ def precision(config: RunConfig, dtype: str, parts: Sequence[Part], rows: Tensor
         "pass" if found >= CORRELATION else "fail",
         f"scores correlate {found:.4f}",
         f"at least {CORRELATION}",
-        f"Scores in {dtype} rank rows otherwise than in float32: set model.dtype to float32.",
+        f"Scores in {dtype} rank rows differently from float32: set model.dtype to float32.",
         value=found,
         limit=CORRELATION,
     )

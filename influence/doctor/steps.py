@@ -64,8 +64,8 @@ def gradient_step(subject: Subject) -> Check:
         "pass" if agreement.fine else "fail",
         agreement.words,
         _EXPECTED,
-        "What was captured is no derivative of the outputs by the tracked weights. Is a weight shared, or used in "
-        "another way than by its layer (model.layers.exclude)? Please report the model's class.",
+        "The captured gradients are not the derivatives of the outputs by the tracked weights. Is a weight shared, or "
+        "used outside its layer (model.layers.exclude)? Please report the model's class.",
         value=agreement.slope,
         limit=FACTOR,
     )
@@ -102,7 +102,7 @@ def copy_step(config: RunConfig, run_dir: Path, subject: Subject) -> Check:
         agreement.words + ruled_out,
         _EXPECTED,
         "Read the scores as a rank, not as numbers of nats. A larger damping (recipe.exact.damping; of kfac and ekfac "
-        "recipe.curvature.damping) makes them smaller, and no row is captured again.",
+        "recipe.curvature.damping) makes them smaller; no row has to be captured again.",
         value=agreement.slope,
         limit=FACTOR,
     )

@@ -23,7 +23,7 @@ def texts(config: RunConfig, rows: Rows, place: Path | None) -> Iterator[Check]:
         "pass" if fits else "fail",
         f"{len(rows):,} rows",
         f"at most {MOST_ROWS:,}",
-        "BM25's index is made in memory: set data.limit, or take the recipe repsim or gradcos.",
+        "BM25's index is built in memory: set data.limit, or use the recipe repsim or gradcos.",
         value=float(len(rows)),
         limit=float(MOST_ROWS),
     )

@@ -70,4 +70,4 @@ def test_a_gradient_that_is_none_of_these_weights_fails(configured, monkeypatch)
     monkeypatch.setattr(steps.Capture, "__call__", lambda *given, **named: (-whole(*given, **named)[0], None))
     check = checks_of(config)[STEP]
     assert check.verdict == "fail"
-    assert "no derivative of the outputs" in check.remedy
+    assert "not the derivatives of the outputs" in check.remedy
