@@ -4,6 +4,7 @@ import json
 import re
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -37,7 +38,7 @@ def test_the_notebook_shows_outputs_of_all_its_code_cells_that_print():
 
 def test_the_stage_of_the_contributors_page_runs_and_needs_no_second_time(variables, tmp_path):
     (example,) = re.findall(r"```python\n(.*?)```", EXTENDING.read_text(), re.DOTALL)
-    names = {"__name__": "example"}
+    names: dict[str, Any] = {"__name__": "example"}
     exec(compile(example, str(EXTENDING), "exec"), names)
     stage = names["Words"](Path(str(variables["run"].path)), tmp_path)
     with Workers(nullcontext) as workers:

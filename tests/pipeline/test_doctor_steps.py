@@ -67,7 +67,12 @@ def test_a_gradient_that_is_none_of_these_weights_fails(configured, monkeypatch)
 
     config = configured(recipe="graddot")
     whole = steps.Capture.__call__
-    monkeypatch.setattr(steps.Capture, "__call__", lambda *given, **named: (-whole(*given, **named)[0], None))
+
+    def negated(*arguments, **named):
+        rows, *rest = whole(*arguments, **named)
+        return -rows, *rest
+
+    monkeypatch.setattr(steps.Capture, "__call__", negated)
     check = checks_of(config)[STEP]
     assert check.verdict == "fail"
     assert "not the derivatives of the outputs" in check.remedy
