@@ -24,7 +24,7 @@ from influence.errors import TaskError
 from influence.model.forward_path import forward_path
 from influence.model.heads import unsupported_head
 from influence.model.padding import check_padding
-from influence.model.token_likelihood import log_odds, of_logits, reached, token_log_likelihood, wide
+from influence.model.token_likelihood import inverse_cdf, log_odds, of_logits, token_log_likelihood, wide
 from influence.model.training_loss import check_training_loss
 from influence.model.weights_state import PerState
 
@@ -290,7 +290,7 @@ class SequenceClassification:
         """Return −log p of labels drawn from the model, [N], in nats."""
         logits = wide(self._logits(model, batch))
         uniforms = drawn_with(self._read(batch), (len(logits), 1), generator).squeeze(1).to(logits.device)
-        drawn = reached(torch.softmax(logits.detach(), dim=1), uniforms)
+        drawn = inverse_cdf(torch.softmax(logits.detach(), dim=1), uniforms)
         return nn.functional.cross_entropy(logits, drawn, reduction="none")
 
 

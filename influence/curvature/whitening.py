@@ -48,7 +48,7 @@ class Whitening:
     basis: Eigenbasis
     damping: float
 
-    def fold(self, name: str, side: Literal["inputs", "outputs"], drawn: Tensor) -> Tensor:
+    def fold(self, name: str, side: Literal["inputs", "outputs"], random: Tensor) -> Tensor:
         """Return drawn (A + λ_A)^-½ (or S's), [P, W] float64.
 
         Raises:
@@ -61,7 +61,7 @@ class Whitening:
                 f"The covariance of the {side} of {name} is singular and the projection's damping is "
                 f"{self.damping:g}: set recipe.projection.damping above 0, or fit the factors to more rows."
             )
-        return basis.rotate_back(basis.rotate(drawn.double()) * damped.rsqrt())
+        return basis.rotate_back(basis.rotate(random.double()) * damped.rsqrt())
 
 
 @dataclass(frozen=True)
@@ -70,10 +70,10 @@ class LeadingEigenvectors:
 
     basis: Eigenbasis
 
-    def fold(self, name: str, side: Literal["inputs", "outputs"], drawn: Tensor) -> Tensor:
-        """Return as many leading eigenvectors as `drawn` has rows, largest eigenvalue first, [P, W] float64."""
+    def fold(self, name: str, side: Literal["inputs", "outputs"], random: Tensor) -> Tensor:
+        """Return as many leading eigenvectors as `random` has rows, largest eigenvalue first, [P, W] float64."""
         basis = _wide(getattr(self.basis[name], side))
-        order = torch.argsort(basis.values, descending=True, stable=True)[: len(drawn)]
+        order = torch.argsort(basis.values, descending=True, stable=True)[: len(random)]
         return basis.rotate_back(torch.eye(len(basis.values), dtype=torch.float64)[order])
 
 

@@ -57,8 +57,8 @@ def load_saved(settings: "DataSettings") -> ArrowSet:
         if (folder / DICT).is_file():
             splits = read_json(folder / DICT)["splits"]
             if settings.split not in splits:
-                found = ", ".join(splits) or "none"
-                raise DataError(f"{folder} has no split {settings.split!r}. Splits found: {found}. Set data.split.")
+                names = ", ".join(splits) or "none"
+                raise DataError(f"{folder} has no split {settings.split!r}. Splits found: {names}. Set data.split.")
             folder = folder / settings.split
         state = read_json(folder / STATE)
         files = tuple(folder / entry["filename"] for entry in state["_data_files"])
@@ -81,19 +81,19 @@ def load_hub(settings: "DataSettings") -> ArrowSet:
     """
     import datasets
 
-    wanted = f"data set {settings.path!r}" + (f", configuration {settings.name!r}" if settings.name else "")
+    source = f"data set {settings.path!r}" + (f", configuration {settings.name!r}" if settings.name else "")
     try:
         with no_progress_bars():
             dataset = datasets.load_dataset(settings.path, settings.name, split=settings.split)
     except Exception as error:
         raise DataError(
-            f"Looked for the {wanted}, split {settings.split!r}, on the hub, because no file or folder has that name "
+            f"Looked for the {source}, split {settings.split!r}, on the hub, because no file or folder has that name "
             f"here, and could not load it: {str(error) or type(error).__name__}. "
             "Check the name and the connection, or give a file."
         ) from error
     if not isinstance(dataset, datasets.Dataset):
-        raise DataError(f"The {wanted} on the hub gave a {type(dataset).__name__}, not one split; set data.split.")
-    return ArrowSet(dataset, settings.path, None, tuple(Path(held["filename"]) for held in dataset.cache_files))
+        raise DataError(f"The {source} on the hub gave a {type(dataset).__name__}, not one split; set data.split.")
+    return ArrowSet(dataset, settings.path, None, tuple(Path(file["filename"]) for file in dataset.cache_files))
 
 
 __all__ = ["DICT", "INFO", "STATE", "ArrowSet", "is_saved", "load_hub", "load_saved"]

@@ -44,14 +44,14 @@ class Batch:
     def to(self, device: torch.device | str) -> "Batch":
         """Return the batch on a device; a copy to a GPU goes from pinned memory and does not wait."""
 
-        def moved(tensor: Tensor) -> Tensor:
+        def transfer(tensor: Tensor) -> Tensor:
             if torch.device(device).type == "cuda" and tensor.device.type == "cpu":
                 tensor = tensor.pin_memory()
             return tensor.to(device, non_blocking=True)
 
-        optional = (None if tensor is None else moved(tensor) for tensor in (self.label, self.uniforms))
+        optional = (None if tensor is None else transfer(tensor) for tensor in (self.label, self.uniforms))
         label, uniforms = optional
-        required = (moved(self.input_ids), moved(self.attention_mask), moved(self.labels))
+        required = (transfer(self.input_ids), transfer(self.attention_mask), transfer(self.labels))
         return Batch(*required, label, self.positions, self.tokens, uniforms)
 
 

@@ -74,14 +74,14 @@ _OWN = "Leave it out, or give a task of your own that does (example_loss(model, 
 
 def _check_positions(batch: Any, ids: Tensor, mask: Tensor | None, task: str) -> None:
     """Refuse positions other than 0, 1, 2 … and segments other than 0, where a token is."""
-    kept = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.bool()
+    mask_or_ones = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.bool()
     usual = {
-        "position_ids": torch.arange(ids.shape[1], device=kept.device).expand_as(kept),
+        "position_ids": torch.arange(ids.shape[1], device=mask_or_ones.device).expand_as(mask_or_ones),
         "token_type_ids": torch.zeros_like(ids),
     }
     for name, expected in usual.items():
-        given = batch_field(batch, name)
-        if isinstance(given, Tensor) and bool(((given != expected) & kept).any()):
+        field = batch_field(batch, name)
+        if isinstance(field, Tensor) and bool(((field != expected) & mask_or_ones).any()):
             raise TaskError(f"The batch has {name}, which {task} does not hand to the model. {_OWN}")
 
 

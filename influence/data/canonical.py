@@ -166,12 +166,14 @@ def _string(value: Any, column: str, where: str) -> str:
 
 
 def _id(value: Any, layout: Layout, where: str) -> str | None:
-    given = _name(value, layout.names.get("id", ""), where)
-    if (given is not None) == layout.has("id"):
-        return given
+    identifier = _name(value, layout.names.get("id", ""), where)
+    if (identifier is not None) == layout.has("id"):
+        return identifier
     column = layout.names["id"]
     state = (
-        f"{column!r} is {value!r:.80}, but the first row has none" if given else f"{column!r} is null, empty or missing"
+        f"{column!r} is {value!r:.80}, but the first row has none"
+        if identifier
+        else f"{column!r} is null, empty or missing"
     )
     raise DataError(f"{where}: {state}. Give every row an id, or none (data.columns.id: null ignores the column).")
 

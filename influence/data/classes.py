@@ -38,9 +38,9 @@ def class_number(example: Example, label_names: Mapping[str, int] | None) -> int
         DataError: There is no label, no such class, or a string that names one class and is the number of another.
     """
     label, names = example.label, dict(label_names or {})
-    known = ", ".join(f"{name!r} ({number})" for name, number in names.items()) or "numbers from 0"
+    listed = ", ".join(f"{name!r} ({number})" for name, number in names.items()) or "numbers from 0"
     if label is None:
-        raise DataError(f"{place_of(example)} has no label. Expected one of {known}; fill it or drop the row.")
+        raise DataError(f"{place_of(example)} has no label. Expected one of {listed}; fill it or drop the row.")
     if isinstance(label, int):
         number: int | None = label
     else:
@@ -53,7 +53,7 @@ def class_number(example: Example, label_names: Mapping[str, int] | None) -> int
                 )
             number = names[label]
     if number is None or number < 0 or (names and number not in names.values()):
-        raise DataError(f"{place_of(example)}: there is no class {label!r}. Expected one of {known}.")
+        raise DataError(f"{place_of(example)}: there is no class {label!r}. Expected one of {listed}.")
     return number
 
 
@@ -71,8 +71,8 @@ def file_classes(files: Sequence[str], column: str) -> tuple[str, ...]:
     Raises:
         DataError: Two files have other names.
     """
-    first, *others = ((file, class_names(parquet_schema(file), column)) for file in files)
-    for file, names in others:
+    first, *rest = ((file, class_names(parquet_schema(file), column)) for file in files)
+    for file, names in rest:
         if names != first[1]:
             raise DataError(
                 f"{file} names its classes {list(names)} and {first[0]} {list(first[1])}: one number would be two "
@@ -96,16 +96,16 @@ def check_class_order(names: Sequence[str], label_names: Mapping[str, int] | Non
     if not names or all(UNNAMED.fullmatch(name) for name in label_names or {}):
         return
     shared = {name.strip().casefold(): number for number, name in enumerate(names) if name.strip().casefold() in model}
-    ours, theirs = _listed(dict(enumerate(names))), _listed({number: name for name, number in model.items()})
+    listed, model_listed = _listed(dict(enumerate(names))), _listed({number: name for name, number in model.items()})
     if any(model[name] != number for name, number in shared.items()):
         raise DataError(
-            f"{place} numbers its classes {ours}, and the model's label2id has {theirs}: a number is another class in "
-            "each. Write the labels as names, or number them as the model does (datasets: align_labels_with_mapping)."
+            f"{place} numbers its classes {listed}, and the model's label2id has {model_listed}: a number is another "
+            "class in each. Write the labels as names, or number them as the model does (datasets: align_labels_with_mapping)."
         )
     if not shared:
-        log.warning("%s names its classes %s, the model %s: they are matched by number.", place, ours, theirs)
+        log.warning("%s names its classes %s, the model %s: they are matched by number.", place, listed, model_listed)
 
 
 def _listed(names: Mapping[int, str]) -> str:
-    shown = [f"{number} {name!r}" for number, name in sorted(names.items())]
-    return ", ".join(shown[:SHOWN]) + (f" and {len(shown) - SHOWN} more" if len(shown) > SHOWN else "")
+    entries = [f"{number} {name!r}" for number, name in sorted(names.items())]
+    return ", ".join(entries[:SHOWN]) + (f" and {len(entries) - SHOWN} more" if len(entries) > SHOWN else "")

@@ -124,11 +124,11 @@ class Layout:
         return ", ".join(repr(name) for name in self.found) or "none"
 
 
-def find_layout(found: Iterable[str], columns: Columns, where: str, *, sparse: bool = False) -> Layout:
+def find_layout(present: Iterable[str], columns: Columns, where: str, *, sparse: bool = False) -> Layout:
     """Decide the shape of a data set's rows from its columns.
 
     Args:
-        found: Its columns.
+        present: Its columns.
         columns: The name of each role.
         where: The data set, for messages.
         sparse: Later rows may have columns that aren't found.
@@ -137,22 +137,22 @@ def find_layout(found: Iterable[str], columns: Columns, where: str, *, sparse: b
         DataError: A column that was named isn't there, no shape fits, or more than one does; the message lists the
             columns found.
     """
-    found = tuple(found)
-    _check_named(found, columns, where)
-    named = {role: name for role, name in columns.model_dump().items() if name is not None}
+    present = tuple(present)
+    _check_named(present, columns, where)
+    renamed = {role: name for role, name in columns.model_dump().items() if name is not None}
     fitting: list[Shape] = [
-        shape for shape, roles in CONTENT_ROLES.items() if all(named.get(role) in found for role in roles)
+        shape for shape, roles in CONTENT_ROLES.items() if all(renamed.get(role) in present for role in roles)
     ]
-    listing = Layout("text", {}, found).listing
+    listing = Layout("text", {}, present).listing
     if not fitting:
-        wanted = [
-            " and ".join(repr(named[role]) for role in roles)
+        expected = [
+            " and ".join(repr(renamed[role]) for role in roles)
             for roles in CONTENT_ROLES.values()
-            if all(role in named for role in roles)
+            if all(role in renamed for role in roles)
         ]
         raise DataError(
             f"{where} has no column to score. Columns found: {listing}. "
-            f"Expected {'; or '.join(wanted) or 'a content column'}. {_advice(found)}"
+            f"Expected {'; or '.join(expected) or 'a content column'}. {_advice(present)}"
         )
     if len(fitting) > 1:
         raise DataError(
@@ -160,7 +160,7 @@ def find_layout(found: Iterable[str], columns: Columns, where: str, *, sparse: b
             f"Leave out those not meant, for instance with data.columns.{CONTENT_ROLES[fitting[-1]][0]}: null."
         )
     shape = fitting[0]
-    unread = [name for name in UNREAD if name in found and name not in named.values()]
+    unread = [name for name in UNREAD if name in present and name not in renamed.values()]
     if shape == "input_ids" and unread:
         raise DataError(
             f"{where} has the column {unread[0]!r} beside input_ids, which says what of a row is trained on or where "
@@ -168,11 +168,13 @@ def find_layout(found: Iterable[str], columns: Columns, where: str, *, sparse: b
             "row; or drop or rename the column where it says nothing."
         )
     roles = {*CONTENT_ROLES[shape], *OPTIONAL_ROLES[shape], *ABOUT_ROLES}
-    return Layout(shape, {role: name for role, name in named.items() if role in roles}, found, sparse)
+    return Layout(shape, {role: name for role, name in renamed.items() if role in roles}, present, sparse)
 
 
-def _advice(found: tuple[str, ...]) -> str:
-    chats = next((name for name in ("conversations", "conversation", "chat", "dialog", "turns") if name in found), None)
+def _advice(present: tuple[str, ...]) -> str:
+    chats = next(
+        (name for name in ("conversations", "conversation", "chat", "dialog", "turns") if name in present), None
+    )
     if chats is not None:
         return (
             f"If {chats!r} holds chats (lists of role and content, or of from and value as in ShareGPT), set "
@@ -181,13 +183,13 @@ def _advice(found: tuple[str, ...]) -> str:
     return "Rename a column, or name yours in data.columns (data.columns.text: body)."
 
 
-def _check_named(found: tuple[str, ...], columns: Columns, where: str) -> None:
+def _check_named(present: tuple[str, ...], columns: Columns, where: str) -> None:
     for role in Columns.model_fields:
         name = getattr(columns, role)
-        if name is not None and name != Columns.model_fields[role].default and name not in found:
+        if name is not None and name != Columns.model_fields[role].default and name not in present:
             raise DataError(
                 f"{where} has no column {name!r}, which data.columns.{role} names. Columns found: "
-                f"{Layout('text', {}, found).listing}. Name the one that is meant, or leave data.columns.{role} out."
+                f"{Layout('text', {}, present).listing}. Name the one that is meant, or leave data.columns.{role} out."
             )
 
 

@@ -138,8 +138,8 @@ class _Chat:
                 continue
             if prompting is None:
                 opening = self._opening()
-                found = head.rfind(opening) if opening else -1
-                return len(head) if found < 0 else found + len(opening)
+                place = head.rfind(opening) if opening else -1
+                return len(head) if place < 0 else place + len(opening)
             if prompting.startswith(head):
                 return len(head)
         raise self._indistinct(number)
@@ -154,8 +154,8 @@ class _Chat:
         """Return the text before and after the content of a turn of the assistant, which a placeholder stands for."""
         stand_in = {"role": "assistant", "content": PLACEHOLDER}
         text = self._render([*self.messages[:number], stand_in, *following])
-        head, found, tail = text.partition(PLACEHOLDER)
-        if not found or PLACEHOLDER in tail:
+        head, placeholder, tail = text.partition(PLACEHOLDER)
+        if not placeholder or PLACEHOLDER in tail:
             raise self._indistinct(number)
         return head, tail
 
@@ -178,7 +178,7 @@ class _Chat:
     def _indistinct(self, number: int) -> DataError:
         prompting = self._render(self.messages[:number], prompting=True) if number else ""
         pairs = zip(prompting, self.whole, strict=False)
-        common = next((place for place, (one, other) in enumerate(pairs) if one != other), len(prompting))
+        common = next((place for place, (first, other) in enumerate(pairs) if first != other), len(prompting))
         if number and common < len(self._render(self.messages[:number])):
             cause = "with more messages it renders the earlier ones differently"
         elif common < len(prompting):

@@ -240,23 +240,23 @@ def _file_rows(files: tuple[str, ...], kind: FileFormat, settings: DataSettings,
     place, stamp = files[0] if len(files) == 1 else settings.path, stamp_of(files)
 
     def digest() -> str:
-        found = digest_files(files)
+        digests = digest_files(files)
         check_stamp(stamp)
-        return found
+        return digests
 
     if identity is not None:
         # Before a line is read: what has become of a changed file may be anything.
         identity.check_digest(place, digest())
-    found = columns_of(files[0], kind, settings.columns.named)
-    layout = find_layout(found, settings.columns, files[0], sparse=kind == "jsonl")
+    columns = columns_of(files[0], kind, settings.columns.named)
+    layout = find_layout(columns, settings.columns, files[0], sparse=kind == "jsonl")
     if kind in DELIMITERS and layout.shape in ("messages", "input_ids"):
         raise DataError(
             f"{files[0]}: the column of {layout.shape} is a list, which {kind.upper()} can't hold. Write jsonl or "
             "parquet."
         )
     rows = cached_rows(stamp, kind, layout, settings.limit)
-    named = file_classes(files, layout.names["label"]) if kind == "parquet" and layout.has("label") else ()
-    return Rows(rows, layout, place, canonical=True, digest=digest, classes=named)
+    classes = file_classes(files, layout.names["label"]) if kind == "parquet" and layout.has("label") else ()
+    return Rows(rows, layout, place, canonical=True, digest=digest, classes=classes)
 
 
 def locate(settings: DataSettings) -> tuple[FileFormat | Native, tuple[str, ...]]:
@@ -265,15 +265,15 @@ def locate(settings: DataSettings) -> tuple[FileFormat | Native, tuple[str, ...]
     Raises:
         DataError: There is nothing, or its format can't be told.
     """
-    path, given = settings.path, settings.format
-    if given == "hub":
+    path, file_format = settings.path, settings.format
+    if file_format == "hub":
         return "hub", ()
     local = os.path.abspath(os.path.expanduser(path))
     if os.path.isdir(local):
-        if given not in ("auto", "saved") or not is_saved(Path(local)):
+        if file_format not in ("auto", "saved") or not is_saved(Path(local)):
             raise DataError(
                 f"{path} is a folder{'' if is_saved(Path(local)) else ' that datasets.save_to_disk did not write'}; "
-                f"expected {'a saved data set' if given in ('auto', 'saved') else 'a ' + given + ' file'}. "
+                f"expected {'a saved data set' if file_format in ('auto', 'saved') else 'a ' + file_format + ' file'}. "
                 f"For a folder of files give a pattern, such as {os.path.join(path, '*.jsonl')}."
             )
         return "saved", ()
@@ -286,15 +286,17 @@ def locate(settings: DataSettings) -> tuple[FileFormat | Native, tuple[str, ...]
             raise DataError(
                 f"{path} is {kind}. Rows are read several times, so they lie in files: write them to one, and name it."
             )
-        if given == "auto" and HUB_NAME.fullmatch(path) and Path(path).suffix.lower() not in SUFFIXES:
+        if file_format == "auto" and HUB_NAME.fullmatch(path) and Path(path).suffix.lower() not in SUFFIXES:
             return "hub", ()
-        wanted = {"auto": "a file, a folder or a pattern of files", "saved": "a folder"}.get(given, f"a {given} file")
+        expected = {"auto": "a file, a folder or a pattern of files", "saved": "a folder"}.get(
+            file_format, f"a {file_format} file"
+        )
         raise DataError(
-            f"There is nothing at {path} (looked for {local}). Expected {wanted}; check data.path or the name given."
+            f"There is nothing at {path} (looked for {local}). Expected {expected}; check data.path or the name given."
         )
     for file in files:
         check_name(Path(file), "the data file")
-    if given == "saved":
+    if file_format == "saved":
         raise DataError(f"{path} is a file, expected a folder that datasets.save_to_disk wrote. Set data.format: auto.")
     packed = [file for file in files if Path(file).suffix.lower() in COMPRESSED]
     if packed:
@@ -302,7 +304,7 @@ def locate(settings: DataSettings) -> tuple[FileFormat | Native, tuple[str, ...]
             f"{packed[0]} is compressed, and rows are read from plain files. Unpack it, and name the file that comes "
             "out."
         )
-    formats = {SUFFIXES.get(Path(file).suffix.lower()) for file in files} if given == "auto" else {given}
+    formats = {SUFFIXES.get(Path(file).suffix.lower()) for file in files} if file_format == "auto" else {file_format}
     if len(formats) > 1 or None in formats:
         raise DataError(
             f"Can't tell the format of {path} from its suffix. Known suffixes: {', '.join(SUFFIXES)}. "
@@ -321,5 +323,7 @@ def _native_rows(loaded: ArrowSet, settings: DataSettings, identity: DataIdentit
     dataset = dataset.with_format(None).select_columns([name for name in layout.names.values() if name in layout.found])
     if settings.limit is not None:
         dataset = dataset.select(range(min(settings.limit, len(dataset))))
-    named = class_names(dataset.features.arrow_schema, layout.names.get("label"))
-    return Rows(dataset, layout, place, canonical=False, digest=lambda: digest_of(loaded), mapped=stamp, classes=named)
+    classes = class_names(dataset.features.arrow_schema, layout.names.get("label"))
+    return Rows(
+        dataset, layout, place, canonical=False, digest=lambda: digest_of(loaded), mapped=stamp, classes=classes
+    )

@@ -98,8 +98,8 @@ class Example:
         Raises:
             DataError: One of the two is not text that UTF-8 can hold.
         """
-        asked = [("prompt", prompt), ("completion", completion)]
-        for name, value in asked if contrast is None else [*asked, ("contrast", contrast)]:
+        fields = [("prompt", prompt), ("completion", completion)]
+        for name, value in fields if contrast is None else [*fields, ("contrast", contrast)]:
             if not isinstance(value, str):
                 raise DataError(f"The query's {name} is {type(value).__name__} {value!r:.80}, expected a string.")
             try:
@@ -111,10 +111,10 @@ class Example:
                 ) from None
         content = PromptContent(prompt, completion)
         against = None if contrast is None else cls.query(prompt, contrast)
-        given = (
+        presence = (
             (content_id(content) if against is None else f"{content_id(content)}-{against.id}") if id is None else id
         )
-        return cls(QUERY_ROW, str(given), readable_text(content), content, contrast=against)
+        return cls(QUERY_ROW, str(presence), readable_text(content), content, contrast=against)
 
 
 def content_id(content: Content) -> str:

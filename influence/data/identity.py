@@ -41,20 +41,20 @@ class DataIdentity(BaseModel):
         """Return the identity that a run's manifest records, in the parts of its fingerprint and its rows."""
         return cls(digest=str(parts["data"]), rows=rows, run=str(run))
 
-    def check_digest(self, place: str, found: str, *earlier: str) -> None:
+    def check_digest(self, place: str, digest: str, *earlier: str) -> None:
         """Hold the digest of a data set to the recorded one.
 
         Args:
             place: The data set.
-            found: Its digest.
+            digest: Its digest.
             earlier: What earlier releases took for the digest of such a data set.
 
         Raises:
             DataError: It is another.
         """
-        if self.digest not in (found, *earlier):
+        if self.digest not in (digest, *earlier):
             raise DataError(
-                f"{place} has changed since {self.run} was built from it: its digest is {found}, the run expects "
+                f"{place} has changed since {self.run} was built from it: its digest is {digest}, the run expects "
                 f"{self.digest} over {self.rows:,} rows. {REMEDY}"
             )
 
@@ -64,15 +64,15 @@ class DataIdentity(BaseModel):
         earlier = (loaded.dataset._fingerprint,) if loaded.folder is None else ()
         self.check_digest(loaded.place, digest_of(loaded), *earlier)
 
-    def check_rows(self, place: str, found: int) -> None:
+    def check_rows(self, place: str, count: int) -> None:
         """Hold the number of rows that were read to the recorded one.
 
         Raises:
             DataError: It is another, though the digest is the same: the data are read in another way.
         """
-        if found != self.rows:
+        if count != self.rows:
             raise DataError(
-                f"{place} gives {found:,} rows, and {self.run} was built from {self.rows:,} of the same bytes: this "
+                f"{place} gives {count:,} rows, and {self.run} was built from {self.rows:,} of the same bytes: this "
                 "release or its settings read them in another way. Build another run."
             )
 

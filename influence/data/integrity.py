@@ -47,11 +47,13 @@ def check_ids(dataset: "Dataset", column: str, place: str) -> None:
             connection, dataset, column, "SELECT id FROM ids GROUP BY id HAVING count(*) > 1 ORDER BY min(row) LIMIT 1"
         )
         if twice:
-            (given,) = twice[0]
-            same = _first(connection, dataset, column, "SELECT row FROM ids WHERE id = ? ORDER BY row LIMIT 2", given)
+            (identifier,) = twice[0]
+            same = _first(
+                connection, dataset, column, "SELECT row FROM ids WHERE id = ? ORDER BY row LIMIT 2", identifier
+            )
             (first,), (second,) = same
             raise DataError(
-                f"{place}: rows {first} and {second} (counted from 0) were both given the id {given!r}. "
+                f"{place}: rows {first} and {second} (counted from 0) were both given the id {identifier!r}. "
                 "Ids must be unique: change one, or leave the column out with data.columns.id: null."
             )
 

@@ -44,22 +44,22 @@ def _json_chunks(file: str) -> Iterator[Chunk]:
 
 
 def _csv_chunks(file: str, delimiter: str) -> Iterator[Chunk]:
-    taken: list[bytes] = []
+    chunk: list[bytes] = []
 
     def lines() -> Iterator[str]:
         for content, text in raw_lines(file):
-            taken.append(content)
+            chunk.append(content)
             yield text
 
     header = True
     for _ in csv_rows(file, lines(), delimiter):
         # A row begins at the first line with anything in it.
-        while not taken[0].removeprefix(BOM).strip(b"\r\n"):
-            yield Chunk(taken.pop(0), False)
-        yield Chunk(b"".join(taken), not header)
-        taken.clear()
+        while not chunk[0].removeprefix(BOM).strip(b"\r\n"):
+            yield Chunk(chunk.pop(0), False)
+        yield Chunk(b"".join(chunk), not header)
+        chunk.clear()
         header = False
-    for content in taken:
+    for content in chunk:
         yield Chunk(content, False)
 
 
@@ -107,7 +107,7 @@ def _json_label(text: str, key: str, label: str, where: str) -> str:
     return text[: span[0]] + json.dumps(label, ensure_ascii=text.isascii()) + text[span[1] :]
 
 
-def _json_span(text: str, wanted: str) -> tuple[int, int] | None:
+def _json_span(text: str, name: str) -> tuple[int, int] | None:
     """Return where the value of a key of the outermost object stands; of a key that is there twice, the last one's.
 
     The text is an object that `json.loads` reads.
@@ -119,18 +119,18 @@ def _json_span(text: str, wanted: str) -> tuple[int, int] | None:
             place += 1
         return place
 
-    found = None
+    span = None
     place = past_space(past_space(0) + 1)
     while text[place] != "}":
         key, place = decoder.raw_decode(text, place)
         start = past_space(past_space(place) + 1)
         _, stop = decoder.raw_decode(text, start)
-        if key == wanted:
-            found = (start, stop)
+        if key == name:
+            span = (start, stop)
         place = past_space(stop)
         if text[place] == ",":
             place = past_space(place + 1)
-    return found
+    return span
 
 
 def _csv_label(text: str, number: int, label: str, where: str, delimiter: str) -> str:

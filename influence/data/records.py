@@ -52,13 +52,13 @@ Placed = tuple[str, dict[str, Any]]
 """Where a record was found (file and line, or file and row), and the record."""
 
 
-def columns_of(file: str, file_format: FileFormat, named: Collection[str] = ()) -> tuple[str, ...]:
+def columns_of(file: str, file_format: FileFormat, renamed: Collection[str] = ()) -> tuple[str, ...]:
     """Return the columns of a file: the keys of its first JSON object, its CSV header, or its Parquet schema.
 
     Args:
         file: Its path.
         file_format: Its format.
-        named: Columns that a later JSON object may have where the first has not: looked for until they are found.
+        renamed: Columns that a later JSON object may have where the first has not: looked for until they are found.
 
     Raises:
         DataError: The file is empty or can't be read.
@@ -73,25 +73,25 @@ def columns_of(file: str, file_format: FileFormat, named: Collection[str] = ()) 
                 _check_delimiter(header, file_format, where)
                 return tuple(header)
     else:
-        found: dict[str, None] = {}
+        columns: dict[str, None] = {}
         with closing(_jsonl(file)) as records:
             for _, record in records:
-                later = {name: None for name in record if name in named} if found else dict.fromkeys(record)
-                found |= later
-                if found.keys() >= set(named):
+                later = {name: None for name in record if name in renamed} if columns else dict.fromkeys(record)
+                columns |= later
+                if columns.keys() >= set(renamed):
                     break
-        if found:
-            return tuple(found)
+        if columns:
+            return tuple(columns)
     raise DataError(f"{file} is empty: there is no row in it. Expected at least one.")
 
 
-def records(file: str, file_format: FileFormat, wanted: tuple[str, ...], *, strict: bool = False) -> Iterator[Placed]:
+def records(file: str, file_format: FileFormat, columns: tuple[str, ...], *, strict: bool = False) -> Iterator[Placed]:
     """Yield a file's records in order.
 
     Args:
         file: Its path.
         file_format: Its format.
-        wanted: The columns a Parquet reader need not skip.
+        columns: The columns a Parquet reader need not skip.
         strict: Refuse a JSON object that means two things (`index.strict_json`). Rows of a corpus may: a training read
             the last of two equal keys, as is done here.
 
@@ -99,7 +99,7 @@ def records(file: str, file_format: FileFormat, wanted: tuple[str, ...], *, stri
         DataError: A line is not UTF-8, not JSON, or has not the header's number of cells; or this is no Parquet file.
     """
     if file_format == "parquet":
-        return _parquet_records(file, wanted)
+        return _parquet_records(file, columns)
     return _csv_records(file, DELIMITERS[file_format]) if file_format in DELIMITERS else _jsonl(file, strict)
 
 
@@ -131,14 +131,16 @@ def _lines(file: str) -> Iterator[str]:
 
 def _check_signature(start: bytes, file: str, expected: str) -> None:
     """Refuse a file that begins as one of another kind does, by the name of that kind."""
-    kind, remedy = next((found[1:] for found in SIGNATURES if start.startswith(found[0])), ("", ""))
+    kind, remedy = next((signature[1:] for signature in SIGNATURES if start.startswith(signature[0])), ("", ""))
     if kind:
         raise DataError(f"{file} is {kind}, expected {expected}: {remedy}.")
 
 
 def _check_encoding(line: bytes, file: str) -> None:
     """Refuse a file that begins as no UTF-8 does, by the name of its encoding."""
-    mark, encoding = next((found for found in OTHER_MARKS if line.startswith(found[0])), (b"", ""))
+    mark, encoding = next(
+        (encoding_mark for encoding_mark in OTHER_MARKS if line.startswith(encoding_mark[0])), (b"", "")
+    )
     sign = f"byte order mark {mark.hex(' ').upper()}"
     if not encoding:
         even, odd = line[:64:2], line[1:64:2]
@@ -209,13 +211,13 @@ def _bare_returns(line: str, file: str) -> str:
 
 def _check_delimiter(header: list[str], file_format: FileFormat, where: str) -> None:
     """Refuse a header of a single cell that another delimiter would cut into several."""
-    others = {"\t": ("tabs", "set data.format: tsv"), ";": ("semicolons", "write it with commas")}
-    others["|"] = ("bars", "write it with commas")
-    others[","] = ("commas", "set data.format: csv")
-    for delimiter, (named, remedy) in others.items():
+    delimiters = {"\t": ("tabs", "set data.format: tsv"), ";": ("semicolons", "write it with commas")}
+    delimiters["|"] = ("bars", "write it with commas")
+    delimiters[","] = ("commas", "set data.format: csv")
+    for delimiter, (plural, remedy) in delimiters.items():
         if len(header) == 1 and delimiter != DELIMITERS[file_format] and delimiter in header[0]:
             raise DataError(
-                f"{where}: the header is one cell, {header[0]!r:.80}, whose names are separated by {named}. Expected "
+                f"{where}: the header is one cell, {header[0]!r:.80}, whose names are separated by {plural}. Expected "
                 f"{'tabs' if file_format == 'tsv' else 'commas'}: {remedy}."
             )
 
@@ -236,13 +238,13 @@ def csv_rows(file: str, lines: Iterator[str], delimiter: str = ",") -> Generator
     try:
         last = ""
 
-        def seen() -> Iterator[str]:
+        def checked_lines() -> Iterator[str]:
             nonlocal last
             for line in lines:
                 last = line
                 yield line
 
-        reader = csv.reader(seen(), strict=True, delimiter=delimiter)
+        reader = csv.reader(checked_lines(), strict=True, delimiter=delimiter)
         start = 1
         while True:
             try:
@@ -276,11 +278,11 @@ def _csv_records(file: str, delimiter: str) -> Iterator[Placed]:
         yield where, dict(zip(header, cells, strict=True))
 
 
-def _check_once(names: Sequence[str], where: str, what: str) -> None:
+def _check_once(names: Sequence[str], where: str, kind: str) -> None:
     twice = [name for name in names if names.count(name) > 1]
     if twice:
         raise DataError(
-            f"{where}: {what} has {twice[0]!r} twice. Columns found: {', '.join(map(repr, names))}. Give each column a "
+            f"{where}: {kind} has {twice[0]!r} twice. Columns found: {', '.join(map(repr, names))}. Give each column a "
             "name of its own."
         )
 
@@ -308,14 +310,14 @@ def _parquet(file: str) -> Any:
         raise DataError(f"{file} is not a Parquet file that can be read: {error}") from None
 
 
-def _parquet_records(file: str, wanted: tuple[str, ...]) -> Iterator[Placed]:
+def _parquet_records(file: str, columns: tuple[str, ...]) -> Iterator[Placed]:
     import pyarrow as pa
 
     reader = _parquet(file)
     row = 0
     try:
         for batch in reader.iter_batches(
-            PARQUET_BATCH, columns=[name for name in reader.schema_arrow.names if name in wanted]
+            PARQUET_BATCH, columns=[name for name in reader.schema_arrow.names if name in columns]
         ):
             for record in batch.to_pylist():
                 yield f"{file}, row {row} (counted from 0)", record

@@ -86,15 +86,15 @@ def tokenise(
         return _classified(examples, tokeniser, settings, label_names)
     tokens: dict[int, _Tokens] = {}
     for of, encode in _ENCODERS.items():
-        chosen = [position for position, example in enumerate(examples) if isinstance(example.content, of)]
-        if chosen:
-            found = encode([examples[position] for position in chosen], tokeniser)
-            tokens.update(zip(chosen, found, strict=True))
+        positions = [position for position, example in enumerate(examples) if isinstance(example.content, of)]
+        if positions:
+            encoded = encode([examples[position] for position in positions], tokeniser)
+            tokens.update(zip(positions, encoded, strict=True))
     parts: list[Part] = []
     for position, example in enumerate(examples):
         row = tokens[position]
         if settings.append_eos and example.row >= 0 and not isinstance(example.content, TokenContent):
-            row = _ended(row, tokeniser)
+            row = _with_eos(row, tokeniser)
         parts += _cut(position, row, settings)
     return parts
 
@@ -106,7 +106,7 @@ def readable(example: Example, tokeniser: "PreTrainedTokenizerBase") -> str:
     return example.text
 
 
-def _ended(tokens: _Tokens, tokeniser: Any) -> _Tokens:
+def _with_eos(tokens: _Tokens, tokeniser: Any) -> _Tokens:
     end = tokeniser.eos_token_id
     if end is None:
         raise DataError(
@@ -238,7 +238,7 @@ def _conversations(examples: list[Example], tokeniser: Any) -> list[_Tokens]:
     return rows
 
 
-def _given(examples: list[Example], tokeniser: Any) -> list[_Tokens]:
+def _from_ids(examples: list[Example], tokeniser: Any) -> list[_Tokens]:
     rows = []
     for example in examples:
         content = example.content
@@ -278,7 +278,7 @@ def _classified(
         if isinstance(example.content, TextContent):
             ids = np.asarray(next(encoded), np.int32)
         elif isinstance(example.content, TokenContent):
-            ids = _given([example], tokeniser)[0].input_ids[: settings.max_tokens]
+            ids = _from_ids([example], tokeniser)[0].input_ids[: settings.max_tokens]
         else:
             raise DataError(
                 f"{place_of(example)}: a classifier reads a text or input_ids, not a prompt or messages. Ask "
@@ -305,5 +305,5 @@ _ENCODERS: dict[type, Callable[[list[Example], Any], list[_Tokens]]] = {
     TextContent: _texts,
     PromptContent: _prompts,
     MessagesContent: _conversations,
-    TokenContent: _given,
+    TokenContent: _from_ids,
 }

@@ -59,14 +59,14 @@ class Truncation:
 
 def nothing_scored(parts: Sequence[Part], rows: int, place: str, max_tokens: int) -> str:
     """Return the message that none of some rows has a scored token, with its cause."""
-    found = f"None of {rows} rows spread over {place} has a scored token: "
+    start = f"None of {rows} rows spread over {place} has a scored token: "
     truncation = Truncation.of(parts, rows)
     if truncation.silenced:
-        others = rows - truncation.silenced
-        rest = f" The other {others} have nothing to score." if others else ""
-        return found + truncation.remedy(max_tokens) + rest
+        other_rows = rows - truncation.silenced
+        rest = f" The other {other_rows} have nothing to score." if other_rows else ""
+        return start + truncation.remedy(max_tokens) + rest
     return (
-        f"{found}they are empty, or one token long, or their completions are empty, or their chats have no turn of the "
+        f"{start}they are empty, or one token long, or their completions are empty, or their chats have no turn of the "
         "assistant. There is nothing to capture."
     )
 

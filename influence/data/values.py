@@ -9,18 +9,18 @@ from influence.data.records import columns_of, records
 from influence.errors import DataError
 
 
-def columns_in(settings: DataSettings, wanted: str) -> tuple[str, ...]:
+def columns_in(settings: DataSettings, prefix: str) -> tuple[str, ...]:
     """Return the columns of a data set's files, as the first file has them; none of a saved or hub data set.
 
     Args:
         settings: Of the data set.
-        wanted: A column that JSON objects after the first may have: looked for until it is found.
+        prefix: A column that JSON objects after the first may have: looked for until it is found.
 
     Raises:
         DataError: It can't be read.
     """
     kind, files = locate(settings)
-    return () if kind in ("saved", "hub") else columns_of(files[0], kind, (wanted,))
+    return () if kind in ("saved", "hub") else columns_of(files[0], kind, (prefix,))
 
 
 def column_values(settings: DataSettings, column: str) -> Iterator[str | None]:

@@ -141,27 +141,27 @@ def denominators(
     names: dict[int, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         names.setdefault(id(parameter), []).append(name)
-    found = {}
+    result = {}
     for layer in layers:
-        held = [("weight", layer.module.weight)] + ([("bias", layer.module.bias)] if layer.bias else [])
+        parameters = [("weight", layer.module.weight)] + ([("bias", layer.module.bias)] if layer.bias else [])
         columns = []
-        for which, parameter in held:
-            assert isinstance(parameter, Tensor), f"{layer.name} is tracked and has no {which}"
+        for kind, parameter in parameters:
+            assert isinstance(parameter, Tensor), f"{layer.name} is tracked and has no {kind}"
             # A tied weight has several names; the optimiser knows it under one of them.
-            called = names[id(parameter)]
-            columns.append(_as_gradient(layer, which, _checked(called, parameter, moments)))
-        found[layer.name] = torch.cat(columns, dim=1).sqrt().add_(epsilon)
-    return found
+            names_of = names[id(parameter)]
+            columns.append(_as_gradient(layer, kind, _checked(names_of, parameter, moments)))
+        result[layer.name] = torch.cat(columns, dim=1).sqrt().add_(epsilon)
+    return result
 
 
-def _checked(called: Sequence[str], parameter: Tensor, moments: Mapping[str, Tensor]) -> Tensor:
-    name = next((name for name in called if name in moments), None)
+def _checked(names_of: Sequence[str], parameter: Tensor, moments: Mapping[str, Tensor]) -> Tensor:
+    name = next((name for name in names_of if name in moments), None)
     if name is None:
-        held = {name: tuple(moment.shape) for name, moment in moments.items()}
+        shapes = {name: tuple(moment.shape) for name, moment in moments.items()}
         raise OptimiserMismatch(
-            f"The optimiser's state has no second moments of {called[0]} {tuple(parameter.shape)}, which is tracked; "
-            f"it has {listed(held)}. Leave the layer out (model.layers.exclude) if it wasn't trained, or name the "
-            f"state of the training that changed it. A safetensors file calls them {PREFIX}{called[0]}."
+            f"The optimiser's state has no second moments of {names_of[0]} {tuple(parameter.shape)}, which is tracked; "
+            f"it has {listed(shapes)}. Leave the layer out (model.layers.exclude) if it wasn't trained, or name the "
+            f"state of the training that changed it. A safetensors file calls them {PREFIX}{names_of[0]}."
         )
     moment = moments[name]
     if moment.shape != parameter.shape:
@@ -190,9 +190,9 @@ def _checked(called: Sequence[str], parameter: Tensor, moments: Mapping[str, Ten
     return moment
 
 
-def _as_gradient(layer: TrackedLayer, which: str, moment: Tensor) -> Tensor:
+def _as_gradient(layer: TrackedLayer, kind: str, moment: Tensor) -> Tensor:
     """Lay a parameter's second moments out as its gradient lies in G: [O, I], or [O, 1] of a bias."""
-    if which == "bias":
+    if kind == "bias":
         return moment.reshape(-1, 1)
     if layer.kind in ("conv1d", "embedding"):
         moment = moment.T

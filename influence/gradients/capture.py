@@ -167,7 +167,7 @@ class _Rows:
         assert self.made is not None, "a capture gives its rows before the backward pass"
         dtype, device = self.made.dtype, grads.device
         if self._division is not None and not self.raw:
-            left, right = (self._side(which, device, dtype) for which in ("outputs", "inputs"))
+            left, right = (self._side(side, device, dtype) for side in ("outputs", "inputs"))
             product = self._division.product(grads, activations, left, right, dtype)
         else:
             projected = project_output_grads(grads, self._side("outputs", device, grads.dtype))
@@ -176,12 +176,12 @@ class _Rows:
             product = sum_over_positions(projected, activations, dtype)
         self.made[:, self._columns.start : self._columns.stop] += product.flatten(1).to(self.made.device)
 
-    def _side(self, which: str, device: torch.device, dtype: torch.dtype) -> Tensor | None:
+    def _side(self, name: str, device: torch.device, dtype: torch.dtype) -> Tensor | None:
         """The projection matrix in a dtype and on a device, moved there once."""
-        side: Tensor | None = getattr(self._sides, which)
+        side: Tensor | None = getattr(self._sides, name)
         if side is None or (side.dtype == dtype and side.device == device):
             return side
-        key = (which, device, dtype)
+        key = (name, device, dtype)
         if key not in self._moved:
             self._moved[key] = side.to(device=device, dtype=dtype)
         return self._moved[key]

@@ -35,8 +35,8 @@ def check_capture(
     """
     check_rescaling(model)
     trained = trained_parameters(model)
-    found = weight_gradients(model, layers, measure, batch, trained)
-    found.check()
-    coverage = coverage_of(model, settings, layers, found.reached)
+    gradients = weight_gradients(model, layers, measure, batch, trained)
+    gradients.check()
+    coverage = coverage_of(model, settings, layers, gradients.reached)
     check_coverage(coverage, settings)
     return coverage

@@ -167,8 +167,8 @@ class Hooks:
         evidence = [Evidence(positions, image=tap.layer.kind == "conv2d") for tap in unknown]
 
         def look(inside: Tensor) -> None:
-            for tap, found in zip(unknown, evidence, strict=True):
-                tap.look = partial(found.add, inside=inside)
+            for tap, observation in zip(unknown, evidence, strict=True):
+                tap.look = partial(observation.add, inside=inside)
             values[inside.to(values.device)].sum().backward(retain_graph=True)
 
         try:
@@ -176,13 +176,16 @@ class Hooks:
                 tap.look = _ignore
             for inside in ends(count):
                 look(inside)
-            if any(found.left and found.left[0] in (Layout.FLAT, Layout.FLAT_SECOND) for found in evidence):
+            if any(entry.left and entry.left[0] in (Layout.FLAT, Layout.FLAT_SECOND) for entry in evidence):
                 for inside in halves(count):
                     look(inside)
         finally:
             for tap in self._taps:
                 tap.look = None
-        settle([(t.layer.name, t.layer.module, found) for t, found in zip(unknown, evidence, strict=True)], count)
+        settle(
+            [(t.layer.name, t.layer.module, entry) for t, entry in zip(unknown, evidence, strict=True)],
+            count,
+        )
 
     def collect(
         self, measure: Measure, batch: Any, width: int, sinks: Sequence[Collector]
@@ -220,8 +223,8 @@ class Hooks:
 
     def _check(self, values: Any) -> None:
         if not isinstance(values, Tensor) or values.ndim != 1:
-            found = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
-            raise TaskError(f"A task must return one value an example, shape [N]; found {found}. Sum over positions.")
+            actual = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
+            raise TaskError(f"A task must return one value an example, shape [N]; found {actual}. Sum over positions.")
         if not values.requires_grad:
             names = ", ".join(tap.layer.name for tap in self._taps[:5])
             raise CaptureError(

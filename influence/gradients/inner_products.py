@@ -59,7 +59,7 @@ class InnerProducts(Hooks):
         """
         first = matrices[0]
         self.queries = len(first.left if isinstance(first, LowRank) else first)
-        self._sinks = [_Products(layer, held) for layer, held in zip(layers, matrices, strict=True)]
+        self._sinks = [_Products(layer, matrix) for layer, matrix in zip(layers, matrices, strict=True)]
         super().__init__(model, layers, self._sinks)
 
     @property
@@ -98,13 +98,13 @@ class _Products:
     def take(self, grads: NSO, activations: NSI, *, last: bool) -> None:
         assert self.made is not None, "inner products have their scores before the backward pass"
         dtype = self.made.dtype
-        held = self._there(grads.device, dtype)
-        if len(held) == 2:
-            left, right = held
+        sides = self._there(grads.device, dtype)
+        if len(sides) == 2:
+            left, right = sides
             products = ((grads.to(dtype) @ left) * (activations.to(dtype) @ right)).sum(dim=1)
             self.made += products.unflatten(1, (self.made.shape[1], -1)).sum(dim=2).to(self.made.device)
             return
-        (matrices,) = held
+        (matrices,) = sides
         step = max(1, CHUNK_BYTES // (4 * matrices.shape[1]))
         for first in range(0, len(grads), step):
             part = slice(first, first + step)
@@ -113,15 +113,15 @@ class _Products:
 
     def _there(self, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, ...]:
         """The matrices on a device, [m, O·I], or their two low-rank sides, [W, m·r] each; moved once."""
-        held = self._moved
-        if held is None or held[0].device != device or held[0].dtype != dtype:
-            given = self._matrices
-            if isinstance(given, LowRank):
-                held = tuple(_flat(side, device, dtype) for side in (given.left, given.right))
+        matrices = self._moved
+        if matrices is None or matrices[0].device != device or matrices[0].dtype != dtype:
+            sources = self._matrices
+            if isinstance(sources, LowRank):
+                matrices = tuple(_flat(side, device, dtype) for side in (sources.left, sources.right))
             else:
-                held = (given.to(device, dtype).flatten(1),)
-            self._moved = held
-        return held
+                matrices = (sources.to(device, dtype).flatten(1),)
+            self._moved = matrices
+        return matrices
 
 
 def _flat(side: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:

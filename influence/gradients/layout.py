@@ -154,11 +154,11 @@ class Evidence:
 
 def fitting_layouts(shape: Sequence[int], examples: int, positions: int | None, *, image: bool) -> list[Layout]:
     """Return the layouts that an output's shape allows, the commonest first."""
-    found = [layout for layout in Layout if layout.fits(shape, examples, image=image)]
+    layouts = [layout for layout in Layout if layout.fits(shape, examples, image=image)]
     if len(shape) == 2 and positions is not None and shape[0] != examples * positions:
         # Rows of a language model that aren't all of its positions were gathered, as a router's experts do.
-        found = [layout for layout in found if layout in (Layout.FIRST, Layout.SECOND)]
-    return found
+        layouts = [layout for layout in layouts if layout in (Layout.FIRST, Layout.SECOND)]
+    return layouts
 
 
 def is_square(shape: Sequence[int], examples: int, *, image: bool) -> bool:
@@ -192,25 +192,30 @@ def settle(evidence: Sequence[tuple[str, nn.Module, Evidence]], examples: int) -
     Raises:
         ModelError: Layers fit no layout; all of them are named, with globs that leave them out.
     """
-    bad = [(name, found.shape) for name, _, found in evidence if found.left is not None and not found.left]
+    bad = [
+        (name, observation.shape)
+        for name, _, observation in evidence
+        if observation.left is not None and not observation.left
+    ]
     if bad:
-        named = "; ".join(f"{name} {shape}" for name, shape in bad[:4]) + ("; …" if len(bad) > 4 else "")
+        shapes = "; ".join(f"{name} {shape}" for name, shape in bad[:4]) + ("; …" if len(bad) > 4 else "")
         raise ModelError(
-            f"The outputs of {len(bad)} tracked layers can't be split into the {examples} examples of a batch: {named}."
-            " They gather tokens (a router's experts), share positions between examples or mix examples. Leave them "
+            f"The outputs of {len(bad)} tracked layers can't be split into the {examples} examples of a batch: "
+            f"{shapes}. They gather tokens (a router's experts), share positions between examples or mix examples. Leave "
+            "them "
             f"out: model.layers.exclude: {globs_for([name for name, _ in bad])}. (A layer that only mixes examples can "
             "be captured one row a batch: cluster.token_budget: 2.)"
         )
-    for _, module, found in evidence:
+    for _, module, observation in evidence:
         entry = known(module)
         entry.tries += 1
-        if found.left:
-            assert found.shape is not None, "layouts are left where a shape was seen"
-            sure = len(found.left) == 1 and (found.seen or entry.tries >= TRIES)
-            square = is_square(found.shape, examples, image=found.image)
+        if observation.left:
+            assert observation.shape is not None, "layouts are left where a shape was seen"
+            sure = len(observation.left) == 1 and (observation.seen or entry.tries >= TRIES)
+            square = is_square(observation.shape, examples, image=observation.image)
             if sure and square:
-                entry.squares[tuple(found.shape[:2])] = found.left[0]
+                entry.squares[tuple(observation.shape[:2])] = observation.left[0]
             if entry.settled and (square or not sure):
                 continue
-            entry.layout, entry.settled = found.left[0], sure
-            entry.shares.add(found.shape[0] // examples)
+            entry.layout, entry.settled = observation.left[0], sure
+            entry.shares.add(observation.shape[0] // examples)

@@ -44,12 +44,12 @@ def project_tokens(
         padding: The embedding's `padding_idx`, a token whose vector gets no gradient; negative counts from the end.
     """
     if side is None:
-        found = torch.nn.functional.one_hot(tokens, vocabulary).to(dtype)
+        one_hot = torch.nn.functional.one_hot(tokens, vocabulary).to(dtype)
     else:
-        found = torch.nn.functional.embedding(tokens, side.T).to(dtype)
+        one_hot = torch.nn.functional.embedding(tokens, side.T).to(dtype)
     if padding is None:
-        return found
-    return found.masked_fill((tokens == padding % vocabulary).unsqueeze(-1), 0)
+        return one_hot
+    return one_hot.masked_fill((tokens == padding % vocabulary).unsqueeze(-1), 0)
 
 
 def project_output_grads(grads: NSO, side: Tensor | None) -> Tensor:

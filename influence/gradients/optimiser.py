@@ -54,15 +54,15 @@ def read_second_moments(path: str | Path, model: nn.Module) -> dict[str, Tensor]
     """
     file = state_file(path)
     moments = _from_safetensors(file) if file.suffix == ".safetensors" else _from_state(file, model)
-    known = {name: tuple(parameter.shape) for name, parameter in model.named_parameters(remove_duplicate=False)}
-    found = {name: tuple(moment.shape) for name, moment in moments.items()}
-    strange = {name: shape for name, shape in found.items() if known.get(name) != shape}
+    expected = {name: tuple(parameter.shape) for name, parameter in model.named_parameters(remove_duplicate=False)}
+    actual = {name: tuple(moment.shape) for name, moment in moments.items()}
+    strange = {name: shape for name, shape in actual.items() if expected.get(name) != shape}
     if strange:
-        same = {name: known[name] for name in strange if name in known}
-        unclaimed = {name: shape for name, shape in known.items() if name not in found}
+        same = {name: expected[name] for name in strange if name in expected}
+        unclaimed = {name: shape for name, shape in expected.items() if name not in actual}
         raise OptimiserMismatch(
             f"{file} has {len(strange)} parameters that {type(model).__name__} hasn't, or has in another shape: "
-            f"{listed(strange)}. The model has {listed(same or unclaimed or known)}. Name the state of this model's "
+            f"{listed(strange)}. The model has {listed(same or unclaimed or expected)}. Name the state of this model's "
             "own training."
         )
     return moments
@@ -103,12 +103,12 @@ def _from_safetensors(file: Path) -> dict[str, Tensor]:
                 for name in tensors.keys()  # noqa: SIM118 – it is no mapping
                 if name.startswith(PREFIX)
             }
-            others = [name for name in tensors.keys() if not name.startswith(PREFIX)]  # noqa: SIM118
+            foreign = [name for name in tensors.keys() if not name.startswith(PREFIX)]  # noqa: SIM118
     except Exception as error:
         raise OptimiserMismatch(f"{file} can't be read as safetensors: {first_line(error)}") from error
     if not moments:
         raise OptimiserMismatch(
-            f"{file} holds {', '.join(others[:SHOWN]) or 'no tensors'}; expected tensors {PREFIX}<parameter name>."
+            f"{file} holds {', '.join(foreign[:SHOWN]) or 'no tensors'}; expected tensors {PREFIX}<parameter name>."
         )
     if ("beta2" in about) != ("step" in about):
         raise OptimiserMismatch(
@@ -126,19 +126,19 @@ def _from_safetensors(file: Path) -> dict[str, Tensor]:
 
 def _from_state(file: Path, model: nn.Module) -> dict[str, Tensor]:
     try:
-        found = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+        contents = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:
         raise OptimiserMismatch(
             f"{file} can't be read as an optimiser's state: {first_line(error)} Read are tensors and plain numbers "
             f"only. Write the second moments as safetensors instead, a tensor {PREFIX}<parameter name> each."
         ) from error
-    if not isinstance(found, dict) or not {"state", "param_groups"} <= set(found):
-        keys = ", ".join(map(str, list(found)[:SHOWN])) if isinstance(found, dict) else type(found).__name__
+    if not isinstance(contents, dict) or not {"state", "param_groups"} <= set(contents):
+        keys = ", ".join(map(str, list(contents)[:SHOWN])) if isinstance(contents, dict) else type(contents).__name__
         raise OptimiserMismatch(
             f"{file} holds {keys}; expected a torch optimiser's state dict, with state and param_groups. Write the "
             f"second moments of another as safetensors, a tensor {PREFIX}<parameter name> each."
         )
-    state, groups = found["state"], found["param_groups"]
+    state, groups = contents["state"], contents["param_groups"]
     moments: dict[str, Tensor] = {}
     for names, group in zip(_names(file, model, state, groups), groups, strict=True):
         for name, number in zip(names, group["params"], strict=True):
@@ -155,17 +155,17 @@ def _names(
         return [list(group["params"]) for group in groups]
     if all(len(group.get("param_names", ())) == len(group["params"]) for group in groups):
         return [list(group["param_names"]) for group in groups]
-    wanted = _trainer_groups(model, len(groups))
+    parameters = _trainer_groups(model, len(groups))
     # A parameter that never had a gradient has a number and no state.
-    found = [[_shape(state.get(number, {}).get("exp_avg_sq")) for number in group["params"]] for group in groups]
-    agree = [len(group) for group in found] == [len(group) for group in wanted] and all(
+    shapes = [[_shape(state.get(number, {}).get("exp_avg_sq")) for number in group["params"]] for group in groups]
+    agree = [len(group) for group in shapes] == [len(group) for group in parameters] and all(
         shape in (None, expected)
-        for group, names in zip(found, wanted, strict=True)
+        for group, names in zip(shapes, parameters, strict=True)
         for shape, expected in zip(group, names.values(), strict=True)
     )
     if not agree:
-        raise OptimiserMismatch(_both_sides(file, model, found, wanted))
-    return [list(group) for group in wanted]
+        raise OptimiserMismatch(_both_sides(file, model, shapes, parameters))
+    return [list(group) for group in parameters]
 
 
 def _trainer_groups(model: nn.Module, groups: int) -> list[dict[str, Shape]]:
@@ -178,7 +178,7 @@ def _trainer_groups(model: nn.Module, groups: int) -> list[dict[str, Shape]]:
     # The rule is a method of the Trainer that reads nothing of the Trainer.
     decaying = set(Trainer.get_decay_parameter_names(None, model))  # type: ignore[arg-type]
     return [
-        {name: shape for name, shape in trained.items() if (name in decaying) == wanted} for wanted in (True, False)
+        {name: shape for name, shape in trained.items() if (name in decaying) == decays} for decays in (True, False)
     ]
 
 
@@ -193,7 +193,7 @@ def _trained(model: nn.Module) -> dict[str, nn.Parameter]:
         for child in getattr(module, "adapter_layer_names", ())
         if child in module._modules
     )
-    return trained or {name: found for name, found in parameters.items() if name.startswith(adapters)} or parameters
+    return trained or {name: weight for name, weight in parameters.items() if name.startswith(adapters)} or parameters
 
 
 def _second_moment(file: Path, name: str, entry: Mapping[str, Any], group: Mapping[str, Any]) -> Tensor:
@@ -219,15 +219,15 @@ def _shape(moment: Tensor | None) -> Shape | None:
 
 
 def _both_sides(
-    file: Path, model: nn.Module, found: Sequence[Sequence[Shape | None]], wanted: Sequence[Mapping[str, Shape]]
+    file: Path, model: nn.Module, actual: Sequence[Sequence[Shape | None]], parameters: Sequence[Mapping[str, Shape]]
 ) -> str:
-    there = [shape for group in found for shape in group]
-    here = [pair for group in wanted for pair in group.items()]
+    there = [shape for group in actual for shape in group]
+    here = [pair for group in parameters for pair in group.items()]
     pairs = zip(there, here, strict=False)
     same = min(len(there), len(here))
     first = next((place for place, (shape, (_, expected)) in enumerate(pairs) if shape not in (None, expected)), same)
     shapes = ", ".join(str(shape or "not stepped") for shape in there[first : first + SHOWN]) or "nothing"
-    counted = [" + ".join(str(len(group)) for group in side) for side in (found, wanted)]
+    counted = [" + ".join(str(len(group)) for group in side) for side in (actual, parameters)]
     return (
         f"{file} numbers its parameters and doesn't name them, and they aren't those of {type(model).__name__} in the "
         f"Trainer's order. The file has {counted[0]} parameters, from number {first} on {shapes}, …; the model has "
@@ -238,5 +238,5 @@ def _both_sides(
 
 def listed(shapes: Mapping[str, Shape]) -> str:
     """Return the first few names and shapes, for a message."""
-    shown = ", ".join(f"{name} {shape}" for name, shape in list(shapes.items())[:SHOWN]) or "nothing"
-    return shown + (f", … ({len(shapes)} in all)" if len(shapes) > SHOWN else "")
+    entries = ", ".join(f"{name} {shape}" for name, shape in list(shapes.items())[:SHOWN]) or "nothing"
+    return entries + (f", … ({len(shapes)} in all)" if len(shapes) > SHOWN else "")

@@ -123,7 +123,7 @@ class ProjectionSettings(BaseModel):
 class Fold(Protocol):
     """What makes projection matrices of K-FAC's factors; see `curvature.whitening`."""
 
-    def fold(self, name: str, side: Literal["inputs", "outputs"], drawn: Tensor) -> Tensor:
+    def fold(self, name: str, side: Literal["inputs", "outputs"], random: Tensor) -> Tensor:
         """Return R, [P, W] float64, of one side of module `name`, from the random matrix drawn for it, [P, W]."""
         ...
 
@@ -162,8 +162,8 @@ class Projection:
     def __post_init__(self) -> None:
         """Refuse a whitened projection without factors, and factors that nothing asked for."""
         if self.settings.folds != (self.factors is not None):
-            found = "no Kronecker factors were given" if self.factors is None else "Kronecker factors were given"
-            raise ProjectionError(f"The projection is {self.settings.summary}, and {found}.")
+            actual = "no Kronecker factors were given" if self.factors is None else "Kronecker factors were given"
+            raise ProjectionError(f"The projection is {self.settings.summary}, and {actual}.")
 
     def sides(self, name: str, inputs: int, outputs: int, dtype: torch.dtype = torch.float32) -> Sides:
         """Return the matrices of the module `name`, on the CPU; none where modules aren't projected one by one.
@@ -187,14 +187,14 @@ class Projection:
     ) -> Tensor | None:
         if width == full and self.factors is None:
             return None
-        matrix = torch.from_numpy(self._drawn(name, side, width, full))
+        matrix = torch.from_numpy(self._random(name, side, width, full))
         if self.factors is not None:
             matrix = self.factors.fold(name, side, matrix)
         if not bool(torch.isfinite(matrix).all()) or not bool(matrix.any(dim=1).all()):
             raise ProjectionError(f"The projection of {name} ({side}, {width}×{full}) has an empty or non-finite row.")
         return matrix.to(dtype)
 
-    def _drawn(self, name: str, side: str, width: int, full: int) -> np.ndarray:
+    def _random(self, name: str, side: str, width: int, full: int) -> np.ndarray:
         if width == full:
             return np.eye(full)
         entries = self.settings.entries

@@ -145,9 +145,9 @@ class Tap:
         assert self.examples is not None, "asked during the backward pass alone"
         if self.examples == 1:
             return Layout.FIRST if len(grad) == 1 else Layout.FLAT
-        image, seen = self.layer.kind == "conv2d", self._known
+        image, knowledge = self.layer.kind == "conv2d", self._known
         fitting = fitting_layouts(grad.shape, self.examples, self.positions, image=image)
-        layout = seen.of(grad.shape, self.examples)
+        layout = knowledge.of(grad.shape, self.examples)
         if layout is None and len(fitting) == 1 and grad.ndim > 2:
             layout = fitting[0]
         if layout not in fitting:

@@ -98,20 +98,20 @@ class TrakProjection:
             raise ProjectionError(
                 f"These rows have {rows.shape[1]:,} columns, and the projector was created for {self.columns:,}."
             )
-        given = rows.to(self._device, self._dtype)
+        rows_on_device = rows.to(self._device, self._dtype)
         if self._settings.projector == "basic":
-            projected = self._projector.project(given, model_id=self._checkpoint)
+            projected = self._projector.project(rows_on_device, model_id=self._checkpoint)
         else:
-            projected = torch.cat([self._kernel(part.contiguous()) for part in given.split(CUDA_ROWS)])
+            projected = torch.cat([self._kernel(part.contiguous()) for part in rows_on_device.split(CUDA_ROWS)])
         return (projected / self.dims**0.5).to(rows.device, rows.dtype)
 
     def _kernel(self, rows: Tensor) -> Tensor:
         """Project at most `CUDA_ROWS` rows; the chunked projector wants them module by module."""
         chunked = hasattr(self._projector, "projector_per_chunk")
-        given = (
+        arguments = (
             dict(zip(self._widths, rows.split(list(self._widths.values()), dim=1), strict=True)) if chunked else rows
         )
-        return self._projector.project(given, model_id=self._checkpoint).to(self._dtype)
+        return self._projector.project(arguments, model_id=self._checkpoint).to(self._dtype)
 
     def _basic(self) -> Any:
         from trak.projectors import BasicProjector, ProjectionType
@@ -146,7 +146,7 @@ class TrakProjection:
         chunks = _chunks(self._widths)
         self._seeds = [self._settings.seed + number for number in range(len(chunks))]
         try:
-            made = [
+            pieces = [
                 projectors.CudaProjector(
                     grad_dim=width,
                     proj_dim=self.dims,
@@ -162,9 +162,9 @@ class TrakProjection:
                 "trak's CudaProjector needs the package fast_jl, which compiles against your CUDA: pip install "
                 "fast_jl, or set recipe.projection.projector to basic."
             ) from error
-        if len(made) == 1:
-            return made[0]
-        return projectors.ChunkedCudaProjector(made, max(chunks), chunks, CUDA_ROWS, self._device, self._dtype)
+        if len(pieces) == 1:
+            return pieces[0]
+        return projectors.ChunkedCudaProjector(pieces, max(chunks), chunks, CUDA_ROWS, self._device, self._dtype)
 
     def _probe(self) -> str:
         """Push one-hot vectors and a random one through the projector, and return the digest of the former's signs."""
@@ -212,5 +212,5 @@ def _free(device: torch.device) -> int:
 def _drawn_on(device: torch.device) -> str:
     if device.type != "cuda":
         return device.type
-    found = torch.cuda.get_device_properties(device)
-    return f"{found.name}, {found.multi_processor_count} multiprocessors"
+    properties = torch.cuda.get_device_properties(device)
+    return f"{properties.name}, {properties.multi_processor_count} multiprocessors"

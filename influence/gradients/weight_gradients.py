@@ -71,9 +71,9 @@ class WeightGradients:
             )
 
     def _reason(self, name: str) -> str:
-        others = self.shared.get(name, ())
-        if others:
-            return f"{name} shares its weight with {', '.join(others[:3])}, whose part is missing"
+        sharing = self.shared.get(name, ())
+        if sharing:
+            return f"{name} shares its weight with {', '.join(sharing[:3])}, whose part is missing"
         if name in self.unseen:
             return f"the model reads the weight of {name} without calling it"
         return f"{name} differs by {self.errors[name]:.2g} of its length"
@@ -119,16 +119,16 @@ def weight_gradients(
     _check_repeatable(model, before, values)
     errors, unseen, refused = {}, set(), []
     for module in modules:
-        ours, theirs = rows[:, module.start : module.stop], sums.total[module.name].flatten()
-        total = ours.to(theirs).sum(dim=0)
-        difference = float(torch.linalg.vector_norm(total - theirs))
+        own, reference = rows[:, module.start : module.stop], sums.total[module.name].flatten()
+        total = own.to(reference).sum(dim=0)
+        difference = float(torch.linalg.vector_norm(total - reference))
         # Where examples cancel, rounding is of the size of their own lengths.
-        length = max(float(torch.linalg.vector_norm(theirs)), float(torch.linalg.vector_norm(ours)))
+        length = max(float(torch.linalg.vector_norm(reference)), float(torch.linalg.vector_norm(own)))
         errors[module.name] = difference / length if length else difference
         # What isn't finite is some row's fault, and is refused with the row's name elsewhere.
         if difference > _limit(terms[module.name], model) * max(length, terms[module.name].length):
             refused.append(module.name)
-        if not bool(ours.any()) and bool(theirs.any()):
+        if not bool(own.any()) and bool(reference.any()):
             unseen.add(module.name)
     return WeightGradients(errors, tuple(refused), frozenset(unseen), frozenset(reached), _shared(model, layers))
 
@@ -180,14 +180,14 @@ class _Sums:
         self.total = {name: torch.zeros(side.q, side.p, dtype=torch.float64) for name, side in self._sides.items()}
         self.owners: dict[int, list[tuple[TrackedLayer, str]]] = {}
         for layer in layers:
-            for which in ("weight", "bias") if layer.bias else ("weight",):
-                self.owners.setdefault(id(getattr(layer.module, which)), []).append((layer, which))
+            for kind in ("weight", "bias") if layer.bias else ("weight",):
+                self.owners.setdefault(id(getattr(layer.module, kind)), []).append((layer, kind))
 
     def add(self, parameter: Tensor, grad: Tensor) -> None:
         """Add a parameter's gradient to the layers that have it."""
         grad = grad.to_dense() if grad.is_sparse else grad
-        for layer, which in self.owners.get(id(parameter), ()):
-            if which == "bias":
+        for layer, kind in self.owners.get(id(parameter), ()):
+            if kind == "bias":
                 self._add(layer.name, grad.reshape(-1, 1), slice(layer.inputs - 1, layer.inputs))
                 continue
             matrix = grad.T if layer.kind in ("conv1d", "embedding") else grad.reshape(layer.outputs, -1)
@@ -245,8 +245,8 @@ def _shared(model: nn.Module, layers: Sequence[TrackedLayer]) -> dict[str, tuple
     for name, module in model.named_modules():
         for parameter in module.parameters(recurse=False):
             owners.setdefault(id(parameter), []).append(name)
-    found = {layer.name: owners.get(id(layer.module.weight), []) for layer in layers}
-    return {name: tuple(other for other in names if other != name) for name, names in found.items() if len(names) > 1}
+    sharing = {layer.name: owners.get(id(layer.module.weight), []) for layer in layers}
+    return {name: tuple(other for other in names if other != name) for name, names in sharing.items() if len(names) > 1}
 
 
 __all__ = ["LIMITS", "WeightGradients", "weight_gradients"]

@@ -99,10 +99,10 @@ def attach(base: Any, folder: Path, device: str) -> Any:
             raise ModelError(
                 f"The adapters in {folder} don't fit {type(base).__name__}: {first_line(error)}"
             ) from error
-    found = weight_names(folder / ADAPTER_WEIGHTS)
+    names = weight_names(folder / ADAPTER_WEIGHTS)
     # Embeddings saved beside the adapters (a vocabulary that grew) belong to the model underneath.
-    surplus = sorted(found - expected - set(model.state_dict()))
-    missing = sorted(expected - found)
+    surplus = sorted(names - expected - set(model.state_dict()))
+    missing = sorted(expected - names)
     if missing or surplus:
         lacks = (
             f"lacks {len(missing)} weights that its {ADAPTER_CONFIG} asks for ({', '.join(missing[:5])})"

@@ -56,15 +56,15 @@ def _attention(
     if attention_mask is None and causal and query.shape[2] == key.shape[2]:
         scale = rest.get("scaling")
         whole = (query, repeat_kv(key, heads), repeat_kv(value, heads))
-        found: Tensor = BlockedCausal.apply(  # type: ignore[assignment]
+        output: Tensor = BlockedCausal.apply(  # type: ignore[assignment]
             *whole, query.shape[-1] ** -0.5 if scale is None else scale
         )
-        return found, None
+        return output, None
     if attention_mask is not None and attention_mask.dtype != torch.bool:
         attention_mask = attention_mask.float()
     wide = (query.float(), key.float(), value.float())
-    found, _ = sdpa_attention_forward(module, *wide, attention_mask, **rest)
-    return found.to(query.dtype), None
+    output, _ = sdpa_attention_forward(module, *wide, attention_mask, **rest)
+    return output.to(query.dtype), None
 
 
 class BlockedCausal(torch.autograd.Function):
@@ -89,26 +89,26 @@ class BlockedCausal(torch.autograd.Function):
         """
         examples, heads, positions, _ = query.shape
         query, key, value = (tensor.flatten(0, 1) for tensor in (query, key, value))
-        found = value.new_empty(examples, positions, heads, value.shape[-1])
-        kept = []
+        output = value.new_empty(examples, positions, heads, value.shape[-1])
+        blocks = []
         for start, stop, weights in _blocks(query, key, scale):
             block = torch.bmm(weights, value[:, :stop]).unflatten(0, (examples, heads))
-            found[:, start:stop] = block.transpose(1, 2)
+            output[:, start:stop] = block.transpose(1, 2)
             if positions <= KEPT:
-                kept.append(weights)
-        ctx.save_for_backward(query, key, value, *kept)
+                blocks.append(weights)
+        ctx.save_for_backward(query, key, value, *blocks)
         ctx.scale, ctx.heads = scale, heads
-        return found
+        return output
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:  # type: ignore[override]
         """Return the gradients of queries, keys and values."""
-        query, key, value, *kept = ctx.saved_tensors
+        query, key, value, *blocks = ctx.saved_tensors
         above = upstream[0].transpose(1, 2).flatten(0, 1)
         scaled = query * ctx.scale
         to_query, to_key, to_value = torch.empty_like(query), torch.zeros_like(key), torch.zeros_like(value)
-        for start, stop, weights in _blocks(query, key, ctx.scale, kept):
+        for start, stop, weights in _blocks(query, key, ctx.scale, blocks):
             grad = above[:, start:stop]
             to_weights = torch.bmm(grad, value[:, :stop].transpose(1, 2))
             to_scores = torch._softmax_backward_data(to_weights, weights, -1, weights.dtype)
@@ -120,15 +120,15 @@ class BlockedCausal(torch.autograd.Function):
 
 
 def _blocks(
-    query: Tensor, key: Tensor, scale: float, kept: list[Tensor] | None = None
+    query: Tensor, key: Tensor, scale: float, blocks: list[Tensor] | None = None
 ) -> Iterator[tuple[int, int, Tensor]]:
     """Yield (start, stop, weights): the queries from start to stop attend to the keys up to stop.
 
     Weights are [examples · heads, stop − start, stop], in the dtype of the queries.
     """
     positions = query.shape[1]
-    if kept:
-        for weights in kept:
+    if blocks:
+        for weights in blocks:
             start = weights.shape[2] - weights.shape[1]
             yield start, weights.shape[2], weights
         return

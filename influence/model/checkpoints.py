@@ -90,18 +90,18 @@ def load_weights(model: Any, settings: ModelSettings, path: str, dtype: torch.dt
     """
     plain = {"path": path, "gradient_checkpointing": False, "device_map": None}
     other = load_model(settings.model_copy(update=plain), "cpu", dtype)
-    called = f"The checkpoint {path}"
+    label = f"The checkpoint {path}"
     state = other.state_dict()
-    check_same_weights(model, state, called)
+    check_same_weights(model, state, label)
     here, there = _described(model), _described(other)
-    told = [
+    lines = [
         f"{key} is {there.get(key)!r}, the model's is {here.get(key)!r}"
         for key in {**here, **there}
         if here.get(key) != there.get(key)
     ]
-    if told:
+    if lines:
         raise ModelError(
-            f"{called} isn't of the {type(model).__name__} in {settings.path}: {_some(told)}. Checkpoints of one "
+            f"{label} isn't of the {type(model).__name__} in {settings.path}: {_listed(lines)}. Checkpoints of one "
             "recipe are those of one architecture."
         )
     model.load_state_dict(state)
@@ -109,47 +109,47 @@ def load_weights(model: Any, settings: ModelSettings, path: str, dtype: torch.dt
 
 def _described(model: Any) -> dict[str, Any]:
     """Return what a model computes besides its weights: its configuration, and its adapters', as far as they matter."""
-    found = {key: value for key, value in model.config.to_dict().items() if key not in CIRCUMSTANCES}
+    description = {key: value for key, value in model.config.to_dict().items() if key not in CIRCUMSTANCES}
     for name, adapter in getattr(model, "peft_config", {}).items():
         for key in ADAPTER_KEYS:
             value = getattr(adapter, key, None)
-            found[f"{name}.{key}"] = sorted(value) if isinstance(value, set) else value
-    return found
+            description[f"{name}.{key}"] = sorted(value) if isinstance(value, set) else value
+    return description
 
 
-def check_same_weights(model: nn.Module, state: Mapping[str, Tensor], called: str) -> None:
+def check_same_weights(model: nn.Module, state: Mapping[str, Tensor], label: str) -> None:
     """Refuse a state dict that isn't of this model: every name and every shape must be the same.
 
     Args:
         model: What it is loaded into.
         state: Tensors by name.
-        called: What the message calls it.
+        label: What the message calls it.
 
     Raises:
         ModelError: It lists what is missing, what is left over, and the shapes that differ.
     """
-    wanted = {name: tuple(weight.shape) for name, weight in model.state_dict().items()}
-    found = {name: tuple(weight.shape) for name, weight in state.items()}
-    if wanted == found:
+    expected = {name: tuple(weight.shape) for name, weight in model.state_dict().items()}
+    actual = {name: tuple(weight.shape) for name, weight in state.items()}
+    if expected == actual:
         return
-    told = []
-    missing, left_over = sorted(wanted.keys() - found.keys()), sorted(found.keys() - wanted.keys())
+    lines = []
+    missing, left_over = sorted(expected.keys() - actual.keys()), sorted(actual.keys() - expected.keys())
     if missing:
-        told.append(f"it lacks {_some(missing)}")
+        lines.append(f"it lacks {_listed(missing)}")
     if left_over:
-        told.append(f"it has {_some(left_over)}, for which the model has no place")
+        lines.append(f"it has {_listed(left_over)}, for which the model has no place")
     other = [
-        f"{name} is {found[name]}, the model's is {wanted[name]}"
-        for name in wanted
-        if name in found and found[name] != wanted[name]
+        f"{name} is {actual[name]}, the model's is {expected[name]}"
+        for name in expected
+        if name in actual and actual[name] != expected[name]
     ]
     if other:
-        told.append(_some(other))
+        lines.append(_listed(other))
     raise ModelError(
-        f"{called} isn't of this {type(model).__name__}: {'; '.join(told)}. Checkpoints of one recipe are those of one "
+        f"{label} isn't of this {type(model).__name__}: {'; '.join(lines)}. Checkpoints of one recipe are those of one "
         "architecture, whole state dicts."
     )
 
 
-def _some(names: Sequence[str]) -> str:
+def _listed(names: Sequence[str]) -> str:
     return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")

@@ -47,10 +47,10 @@ def check_rescaling(model: nn.Module) -> None:
         if not hasattr(module, "layers_are_rescaled"):
             continue
         config = getattr(module, "config", None)
-        every, blocks = (int(getattr(config, name, 0) or 0) for name in ("rescale_every", "num_hidden_layers"))
-        if 0 < every < blocks:
+        period, blocks = (int(getattr(config, name, 0) or 0) for name in ("rescale_every", "num_hidden_layers"))
+        if 0 < period < blocks:
             raise ModelError(
-                f"{type(module).__name__} divides the weights of its blocks after the first {every} (of {blocks}) by "
+                f"{type(module).__name__} divides the weights of its blocks after the first {period} (of {blocks}) by "
                 "powers of 2 in evaluation mode, so that their gradients are not those of the weights that were "
                 "trained. Expected a model without this: set rescale_every: 0 in its config.json."
             )

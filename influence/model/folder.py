@@ -41,13 +41,13 @@ SUFFIXES = (".safetensors", ".json", ".txt", ".jinja", ".model", ".tiktoken", ".
 HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 
 
-def locate(path: str, revision: str | None, what: str = "model.path") -> Path:
+def locate(path: str, revision: str | None, key: str = "model.path") -> Path:
     """Return the folder that a path or a hub name stands for, fetching it into the hub's cache where needed.
 
     Args:
         path: A folder, or a name on the model hub such as `org/name`.
         revision: A branch, tag or commit of the hub; a folder has none.
-        what: The setting that named it, for the message.
+        key: The key that named it, for the message.
 
     Raises:
         ModelError: There is no such folder, and the hub has no such model or can't be reached.
@@ -56,9 +56,9 @@ def locate(path: str, revision: str | None, what: str = "model.path") -> Path:
     if folder.is_dir():
         return _regular(folder)
     if folder.is_file():
-        raise ModelError(f"{what} is the file {folder}; expected the folder that holds it, with its {CONFIG}.")
+        raise ModelError(f"{key} is the file {folder}; expected the folder that holds it, with its {CONFIG}.")
     if not HUB_NAME.fullmatch(path):
-        raise ModelError(f"{what} is {path}: there is no such folder (and it can't be the name of a model on the hub).")
+        raise ModelError(f"{key} is {path}: there is no such folder (and it can't be the name of a model on the hub).")
     patterns = ["*.safetensors", "*.json", "*.txt", "*.py", "*.jinja", *TOKENISER_FILES]
     try:
         fetched = huggingface_hub.snapshot_download(
@@ -67,7 +67,7 @@ def locate(path: str, revision: str | None, what: str = "model.path") -> Path:
     except (OSError, ValueError) as error:
         version = f" at revision {revision!r}" if revision else ""
         raise ModelError(
-            f"{what} is {path!r}: there is no such folder here ({Path.cwd() / path}), and the model hub gave none of "
+            f"{key} is {path!r}: there is no such folder here ({Path.cwd() / path}), and the model hub gave none of "
             f"that name{version}: {first_line(error)} Correct the path, or fetch the model where the hub can be "
             "reached."
         ) from error
@@ -165,9 +165,9 @@ def tokeniser_files(folder: Path) -> tuple[Path, ...]:
     """Return the files of a folder that decide how text becomes tokens; empty where it holds no vocabulary."""
     if not any(path.is_file() for pattern in VOCABULARIES for path in folder.glob(pattern)):
         return ()
-    found = {path for pattern in TOKENISER_FILES for path in folder.glob(pattern) if path.is_file()}
-    found |= set((folder / "additional_chat_templates").glob("*.jinja"))
-    return tuple(sorted(found))
+    files = {path for pattern in TOKENISER_FILES for path in folder.glob(pattern) if path.is_file()}
+    files |= set((folder / "additional_chat_templates").glob("*.jinja"))
+    return tuple(sorted(files))
 
 
 def digest(files: Iterable[Path]) -> str:
@@ -195,15 +195,15 @@ def check_blobs(files: Iterable[Path]) -> None:
     for file in files:
         name = file.resolve().name if file.is_symlink() else ""
         if re.fullmatch("[0-9a-f]{64}", name):
-            found = cached_sha256(file)
+            digest = cached_sha256(file)
         elif re.fullmatch("[0-9a-f]{40}", name):
             content = file.read_bytes()
-            found = hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
+            digest = hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
         else:
             continue
-        if found != name:
+        if digest != name:
             raise ModelError(
-                f"{file} in the hub's cache has changed since it was downloaded: its digest is {found}, the hub gave "
+                f"{file} in the hub's cache has changed since it was downloaded: its digest is {digest}, the hub gave "
                 f"{name}. Remove {file.resolve()}, and it is downloaded again."
             )
 
@@ -215,12 +215,12 @@ def read_json(path: Path) -> dict[str, Any]:
         ModelError: The file can't be read, or isn't a JSON object.
     """
     try:
-        found = strict_json.read_json(path, constants=True)
+        document = strict_json.read_json(path, constants=True)
     except (OSError, ValueError) as error:
         raise ModelError(f"{path} can't be read as JSON: {first_line(error)}") from error
-    if not isinstance(found, dict):
-        raise ModelError(f"{path} holds a JSON {type(found).__name__}; expected an object.")
-    return found
+    if not isinstance(document, dict):
+        raise ModelError(f"{path} holds a JSON {type(document).__name__}; expected an object.")
+    return document
 
 
 def first_line(error: BaseException) -> str:

@@ -34,7 +34,7 @@ def check_kernels(folder: Path, attention: str | None) -> None:
             f"model.trust_remote_code, or choose one of {', '.join(CHOICES)}."
         )
     path = folder / CONFIG
-    for key, value in _named(read_json(path), ()) if path.is_file() else ():
+    for key, value in _entries(read_json(path), ()) if path.is_file() else ():
         if attention and key.endswith("attn_implementation"):
             continue  # The run file's takes its place.
         raise ModelError(
@@ -43,11 +43,11 @@ def check_kernels(folder: Path, attention: str | None) -> None:
         )
 
 
-def _named(config: Any, above: tuple[str, ...]) -> Iterator[tuple[str, Any]]:
+def _entries(config: Any, above: tuple[str, ...]) -> Iterator[tuple[str, Any]]:
     """Yield each setting, also of a part of the model, that names code of the hub, with its dotted key."""
     if isinstance(config, list):
         for part in config:
-            yield from _named(part, above)
+            yield from _entries(part, above)
     if not isinstance(config, dict):
         return
     for key, value in config.items():
@@ -55,7 +55,7 @@ def _named(config: Any, above: tuple[str, ...]) -> Iterator[tuple[str, Any]]:
         if _asks_for_code(key, value):
             yield ".".join(where), value
         elif isinstance(value, dict | list):
-            yield from _named(value, where)
+            yield from _entries(value, where)
 
 
 def _asks_for_code(key: str, value: Any) -> bool:

@@ -103,32 +103,34 @@ def tracked_layers(model: nn.Module, settings: LayerSettings = DEFAULT) -> tuple
             kinds[name] = kind
     on_request = _on_request(model, modules, kinds)
     _check_globs(model, settings, kinds, modules)
-    chosen = [
+    names = [
         name
         for name in kinds
         if (("*" in settings.include and name not in on_request) or _matches(name, set(settings.include) - {"*"}))
         and not _matches(name, settings.exclude)
     ]
-    if not chosen and adapter_kinds(model) and "*" in settings.include:
+    if not names and adapter_kinds(model) and "*" in settings.include:
         raise ModelError(
             f"None of the weights that these adapters ({', '.join(adapter_kinds(model))}) train is a layer's that can "
             "be tracked (linear, Conv1D, Conv2d). LoRA adapters can; or name the frozen layers under the adapters: "
             "model.layers.include, with model.layers.allow_partial."
         )
-    if not chosen:
+    if not names:
         frozen = _frozen(model, modules, kinds)
         why = f"Of its layers {len(frozen)} are frozen and tracked only where a glob names them. " if frozen else ""
         raise ModelError(
             f"No layer of {type(model).__name__} matches include {list(settings.include)} without exclude "
             f"{list(settings.exclude)}. {why}{_examples(kinds)}"
         )
-    return tuple(_describe(name, modules[name], kinds[name], settings.bias) for name in chosen)
+    return tuple(_describe(name, modules[name], kinds[name], settings.bias) for name in names)
 
 
 def adapter_kinds(model: nn.Module) -> list[str]:
     """Return PEFT's names of the kinds of adapters that a model has; none where it has none."""
     configs = getattr(model, "peft_config", None) or {}
-    return list(dict.fromkeys(getattr(one.peft_type, "value", str(one.peft_type)) for one in configs.values()))
+    return list(
+        dict.fromkeys(getattr(adapter.peft_type, "value", str(adapter.peft_type)) for adapter in configs.values())
+    )
 
 
 def no_layers(kind: str) -> str:
@@ -218,20 +220,20 @@ def _check_modules(model: nn.Module) -> None:
         ModelError: One is compiled, scripted, lazy, or normalises by its batch in evaluation mode; it is named.
     """
     for name, module in model.named_modules():
-        named = f"{name or 'The model'} ({type(module).__name__})"
+        label = f"{name or 'The model'} ({type(module).__name__})"
         if hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None:
             raise ModelError(
-                f"{named} is compiled (torch.compile), and hooks on compiled layers may see nothing. Give the module "
+                f"{label} is compiled (torch.compile), and hooks on compiled layers may see nothing. Give the module "
                 "as it was before: model._orig_mod of what torch.compile returned, or one that .compile() was not "
                 "called on."
             )
         if isinstance(module, torch.jit.ScriptModule):
-            raise ModelError(f"{named} is TorchScript, whose layers can't be hooked. Give the Python module it is of.")
+            raise ModelError(f"{label} is TorchScript, whose layers can't be hooked. Give the Python module it is of.")
         if any(isinstance(weight, UninitializedParameter) for weight in module._parameters.values()):
-            raise ModelError(f"{named} is lazy and has no weights yet. Run the model once on a batch.")
+            raise ModelError(f"{label} is lazy and has no weights yet. Run the model once on a batch.")
         if isinstance(module, _BatchNorm) and module.running_mean is None:
             raise ModelError(
-                f"{named} has no running statistics (track_running_stats=False), so in evaluation mode, too, it "
+                f"{label} has no running statistics (track_running_stats=False), so in evaluation mode, too, it "
                 "normalises an example by the others of its batch, and an example has no gradient of its own. Train "
                 "with running statistics, or with a norm that looks at one example (LayerNorm, GroupNorm)."
             )
@@ -255,9 +257,9 @@ def _check_globs(
 def _examples(kinds: dict[str, LayerKind]) -> str:
     if not kinds:
         return "It has no nn.Linear, Conv1D, nn.Conv2d or nn.Embedding at all."
-    shown = ", ".join(list(kinds)[:8])
+    names = ", ".join(list(kinds)[:8])
     return (
-        f"A glob must match a layer's whole name; its {len(kinds)} layers are {shown}{', …' if len(kinds) > 8 else ''}."
+        f"A glob must match a layer's whole name; its {len(kinds)} layers are {names}{', …' if len(kinds) > 8 else ''}."
     )
 
 

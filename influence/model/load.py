@@ -214,19 +214,19 @@ def _load_whole(
         "causal_lm": transformers.AutoModelForCausalLM,
         "sequence_classification": transformers.AutoModelForSequenceClassification,
     }[settings.kind]
-    chosen = {"attn_implementation": settings.attention, "num_labels": labels}
+    options = {"attn_implementation": settings.attention, "num_labels": labels}
     _check_kind(settings, path, labels)
     try:
         model, report = auto.from_pretrained(
             path,
             dtype=dtype,
-            device_map=placement.wanted(settings.device_map, device),
+            device_map=placement.resolve_device_map(settings.device_map, device),
             use_safetensors=True,
             local_files_only=not settings.trust_remote_code,
             trust_remote_code=settings.trust_remote_code,
             output_loading_info=True,
             ignore_mismatched_sizes=True,
-            **{name: value for name, value in chosen.items() if value},
+            **{name: value for name, value in options.items() if value},
         )
     except (MemoryError, torch.OutOfMemoryError) as error:
         raise ModelError(

@@ -38,8 +38,8 @@ def check_padding(model: Any, ids: Tensor, logits: Callable[[Tensor, Tensor], Te
         alone = logits(ids, mask)
         filled = logits(filled_ids, filled_mask)
     near = NEAR.get(alone.dtype, 5e-2)
-    moved = float((alone - filled).abs().max()) > near * max(1e-6, float(alone.float().abs().max()))
-    if moved or _reaches(model, ids.shape[1], lambda: logits(filled_ids, filled_mask)):
+    sensitive = float((alone - filled).abs().max()) > near * max(1e-6, float(alone.float().abs().max()))
+    if sensitive or _reaches(model, ids.shape[1], lambda: logits(filled_ids, filled_mask)):
         raise TaskError(
             f"{type(model).__name__} reads padding though its attention mask hides it: a text followed by {FILLED} "
             "tokens of padding has other logits than alone, so a row would depend on the rows in its batch. Such "
@@ -49,13 +49,13 @@ def check_padding(model: Any, ids: Tensor, logits: Callable[[Tensor, Tensor], Te
 
 def _reaches(model: Any, tokens: int, logits: Callable[[], Tensor]) -> bool:
     """Whether logits have a gradient at an embedding behind the first tokens: exact in every dtype, as zeros are."""
-    found: list[Tensor] = []
+    gradients: list[Tensor] = []
 
     def keep(module: nn.Module, args: Any, output: Tensor) -> Tensor:
         if output.ndim != 3 or len(output) != 1 or output.shape[1] <= tokens:
             return output
         output = output.detach().requires_grad_()
-        found.append(output)
+        gradients.append(output)
         return output
 
     tables = [module for module in model.modules() if isinstance(module, nn.Embedding)]
@@ -65,7 +65,7 @@ def _reaches(model: Any, tokens: int, logits: Callable[[], Tensor]) -> bool:
             values = logits()
             # The sum of a normalised head's outputs may be constant.
             weighted = (values * torch.arange(1, 1 + values.shape[-1]).to(values)).sum()
-            grads = torch.autograd.grad(weighted, found, allow_unused=True) if found else ()
+            grads = torch.autograd.grad(weighted, gradients, allow_unused=True) if gradients else ()
     finally:
         for handle in handles:
             handle.remove()

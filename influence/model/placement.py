@@ -17,11 +17,11 @@ from influence.errors import ModelError
 Spread = Literal["auto", "balanced", "sequential"]
 
 
-def _device_named(found: str | int) -> str | int:
-    if isinstance(found, int) or found == "cpu" or re.fullmatch(r"cuda(:\d+)?", found):
-        return found
+def _device_named(device: str | int) -> str | int:
+    if isinstance(device, int) or device == "cpu" or re.fullmatch(r"cuda(:\d+)?", device):
+        return device
     raise ValueError(
-        f"{found!r} is no place for a layer: expected a GPU (0, cuda:0) or cpu. Weights that are left on the disk "
+        f"{device!r} is no place for a layer: expected a GPU (0, cuda:0) or cpu. Weights that are left on the disk "
         "would all come back for the backward pass: use more GPUs, or model.dtype bfloat16"
     )
 
@@ -30,7 +30,7 @@ DeviceMap = Spread | dict[str, Annotated[str | Annotated[int, Field(ge=0)], Afte
 """How to spread a model: by transformers' own rule, or {module: device}, '' for all that is not named."""
 
 
-def wanted(device_map: DeviceMap | None, device: torch.device) -> Any:
+def resolve_device_map(device_map: DeviceMap | None, device: torch.device) -> Any:
     """Return the device map to load with; None loads onto the CPU as a whole.
 
     To spread over GPUs means nothing where the CPU computes, as a query may: there is one CPU.
@@ -74,8 +74,8 @@ def check_placed(model: Any, device_map: DeviceMap | None, device: torch.device,
 
 def first_device(model: Any, device: torch.device) -> torch.device:
     """Return the device that a batch is sent to: that of the input embeddings."""
-    found = model.get_input_embeddings().weight.device
-    return found if found.type == device.type else device
+    home = model.get_input_embeddings().weight.device
+    return home if home.type == device.type else device
 
 
 def _of_kind(device_map: dict[str, str | int], device: torch.device) -> dict[str, str | int]:

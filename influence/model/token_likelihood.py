@@ -20,9 +20,9 @@ def log_odds(logits: Tensor, targets: Tensor) -> Tensor:
 
     It is the target's logit behind the logsumexp of the others', so neither p nor 1−p is ever formed.
     """
-    given, place = wide(logits), targets.unsqueeze(-1)
-    others = given.scatter(-1, place, float("-inf")).logsumexp(dim=-1)
-    return given.gather(-1, place).squeeze(-1) - others
+    wide_logits, place = wide(logits), targets.unsqueeze(-1)
+    rest = wide_logits.scatter(-1, place, float("-inf")).logsumexp(dim=-1)
+    return wide_logits.gather(-1, place).squeeze(-1) - rest
 
 
 def token_log_likelihood(
@@ -48,21 +48,21 @@ def of_logits(logits: Tensor, targets: Tensor, uniforms: Tensor | None = None, *
     """Return the same from logits [N, S, V] that are there already."""
     if uniforms is not None:
         with torch.no_grad():
-            drawn = reached(torch.softmax(wide(logits), dim=-1), uniforms)
-            targets = torch.where(targets == -100, targets, drawn)
-    scored, wanted = targets != -100, targets.clamp(min=0)
+            sampled = inverse_cdf(torch.softmax(wide(logits), dim=-1), uniforms)
+            targets = torch.where(targets == -100, targets, sampled)
+    scored, classes = targets != -100, targets.clamp(min=0)
     if odds:
-        return log_odds(logits, wanted) * scored
-    return torch.log_softmax(wide(logits), dim=-1).gather(-1, wanted.unsqueeze(-1)).squeeze(-1) * scored
+        return log_odds(logits, classes) * scored
+    return torch.log_softmax(wide(logits), dim=-1).gather(-1, classes.unsqueeze(-1)).squeeze(-1) * scored
 
 
-def reached(p: Tensor, uniforms: Tensor) -> Tensor:
+def inverse_cdf(p: Tensor, uniforms: Tensor) -> Tensor:
     """Return where the cumulative distribution p, [..., V], reaches each uniform number, [...]."""
     cumulative = p.cumsum(dim=-1)
     # Rounded sums end a little beside 1: what is drawn beyond the end would be the last entry, whatever its p.
-    wanted = uniforms.to(p.dtype).unsqueeze(-1) * cumulative[..., -1:]
-    found = torch.searchsorted(cumulative, wanted, right=True).squeeze(-1)
-    return found.clamp(max=p.shape[-1] - 1)
+    thresholds = uniforms.to(p.dtype).unsqueeze(-1) * cumulative[..., -1:]
+    classes = torch.searchsorted(cumulative, thresholds, right=True).squeeze(-1)
+    return classes.clamp(max=p.shape[-1] - 1)
 
 
 def wide(logits: Tensor) -> Tensor:
@@ -88,32 +88,32 @@ class _ChunkedLogLikelihood(torch.autograd.Function):
         uniforms: Tensor | None,
         odds: bool,
     ) -> Tensor:
-        flat, wanted = hidden.reshape(-1, hidden.shape[-1]), targets.reshape(-1)
-        scored = (wanted != -100).nonzero().squeeze(1)
-        found = torch.zeros(
+        flat, classes = hidden.reshape(-1, hidden.shape[-1]), targets.reshape(-1)
+        scored = (classes != -100).nonzero().squeeze(1)
+        values = torch.zeros(
             len(flat), dtype=torch.float64 if hidden.dtype == torch.float64 else torch.float32, device=hidden.device
         )
         grads = hidden.new_zeros(flat.shape)
         step = _chunk(weight.shape[0], hidden)
         for chunk in scored.split(step):
-            target = wanted[chunk].unsqueeze(1)
+            target = classes[chunk].unsqueeze(1)
             states = flat[chunk]
             logits = wide(nn.functional.linear(states, weight, bias))
             if odds:
                 own = logits.gather(1, target).squeeze(1)
                 logits.scatter_(1, target, float("-inf"))
-                found[chunk] = own - logits.logsumexp(dim=1)
+                values[chunk] = own - logits.logsumexp(dim=1)
             p = torch.softmax(logits, dim=1)
             if uniforms is not None:
-                target = reached(p, uniforms.reshape(-1)[chunk]).unsqueeze(1)
+                target = inverse_cdf(p, uniforms.reshape(-1)[chunk]).unsqueeze(1)
             if not odds:
                 # log p of the target by way of the likeliest token's, whose p can't underflow: one exponential does.
                 behind = logits.gather(1, target).squeeze(1) - logits.amax(dim=1)
-                found[chunk] = behind + p.amax(dim=1).log()
+                values[chunk] = behind + p.amax(dim=1).log()
             p.scatter_add_(1, target, torch.full_like(target, -1, dtype=p.dtype))
             grads[chunk] = p.to(weight.dtype) @ weight
         ctx.save_for_backward(grads)
-        return found.view(targets.shape)
+        return values.view(targets.shape)
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, None, None, None, None, None]:
@@ -126,14 +126,14 @@ def _checkpointed(head: nn.Module, hidden: Tensor, targets: Tensor, uniforms: Te
     """The same through autograd, for a tracked unembedding: each chunk's logits are computed twice."""
     step = _chunk(hidden.shape[0] * int(head.weight.shape[0]), hidden)  # type: ignore[arg-type]
 
-    def chunk(states: Tensor, wanted: Tensor, drawn: Tensor | None) -> Tensor:
-        return of_logits(head(states), wanted, drawn, odds=odds)
+    def chunk(states: Tensor, classes: Tensor, sampled: Tensor | None) -> Tensor:
+        return of_logits(head(states), classes, sampled, odds=odds)
 
     pieces = []
     for start in range(0, hidden.shape[1], step):
         part = slice(start, start + step)
-        drawn = None if uniforms is None else uniforms[:, part]
-        pieces.append(checkpoint(chunk, hidden[:, part], targets[:, part], drawn, use_reentrant=False))
+        part_uniforms = None if uniforms is None else uniforms[:, part]
+        pieces.append(checkpoint(chunk, hidden[:, part], targets[:, part], part_uniforms, use_reentrant=False))
     return torch.cat(pieces, dim=1)  # type: ignore[arg-type]
 
 

@@ -73,17 +73,17 @@ def coverage_of(
     for name, parameter in model.named_parameters():
         if name not in trained or name not in reached:
             continue
-        size, found = parameter.numel(), id(parameter) in tracked
-        chosen = not found and (id(parameter) in vocabulary or _excluded(name, settings))
+        size, in_rows = parameter.numel(), id(parameter) in tracked
+        by_choice = not in_rows and (id(parameter) in vocabulary or _excluded(name, settings))
         counts["trained"] += size
-        counts["tracked"] += size * found
-        counts["body"] += size * (not chosen)
-        counts["body_tracked"] += size * found
-        if not found:
-            left_out.setdefault((re.sub(r"(?<=\.)\d+(?=\.)", "*", name), chosen), []).append(size)
+        counts["tracked"] += size * in_rows
+        counts["body"] += size * (not by_choice)
+        counts["body_tracked"] += size * in_rows
+        if not in_rows:
+            left_out.setdefault((re.sub(r"(?<=\.)\d+(?=\.)", "*", name), by_choice), []).append(size)
     parts = [
-        LeftOut(pattern=pattern, parameters=len(sizes), weights=sum(sizes), chosen=chosen)
-        for (pattern, chosen), sizes in left_out.items()
+        LeftOut(pattern=pattern, parameters=len(sizes), weights=sum(sizes), chosen=by_choice)
+        for (pattern, by_choice), sizes in left_out.items()
     ]
     return Coverage(**counts, left_out=tuple(sorted(parts, key=lambda part: -part.weights)))
 

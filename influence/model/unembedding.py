@@ -81,14 +81,14 @@ def logits_are_the_heads(model: Any, body: Any, head: Any, ids: Tensor) -> bool:
             logits = model(input_ids=ids, use_cache=False).logits
             if len(received) != 1 or not received[0].numel() or not from_head.has(logits):
                 return False
-            ours = body(input_ids=ids, use_cache=False).last_hidden_state
+            own = body(input_ids=ids, use_cache=False).last_hidden_state
         finally:
             for handle in handles:
                 handle.remove()
-        given = received[0]
-        if not from_body.has(ours) or ours.shape != given.shape:
+        head_input = received[0]
+        if not from_body.has(own) or own.shape != head_input.shape:
             return False
-        return bool((ours.to(given.device) - given).abs().max() <= 1e-3 * given.float().std())
+        return bool((own.to(head_input.device) - head_input).abs().max() <= 1e-3 * head_input.float().std())
 
 
 class _Copies(TorchDispatchMode):
@@ -108,7 +108,7 @@ class _Copies(TorchDispatchMode):
 
     def has(self, tensor: Any) -> bool:
         """Whether a tensor is one of those followed or a copy, and was not changed in place since."""
-        return any(tensor is one and one._version == 0 for one in self._followed)
+        return any(tensor is followed and followed._version == 0 for followed in self._followed)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))

@@ -23,8 +23,8 @@ def check_complete(model: Any, report: dict[str, Any], path: Path, kind: str, su
     Raises:
         ModelError: Weights are missing, left over, or of another shape.
     """
-    wanted = type(model).__name__
-    architectures = read_json(path / CONFIG).get("architectures") or ["another architecture"]
+    target = type(model).__name__
+    architectures = read_json(path / CONFIG).get("architectures") or ["another target"]
     other_kind = (
         f"It was saved as {', '.join(architectures)} and model.kind is {kind!r}: set the kind it was trained as, or "
         "name the right folder."
@@ -41,19 +41,19 @@ def check_complete(model: Any, report: dict[str, Any], path: Path, kind: str, su
     missing = sorted(set(report["missing_keys"]) - supplied)
     if missing:
         raise ModelError(
-            f"{path} lacks {len(missing)} weights that {wanted} needs ({_some(missing)}); they would be random. "
+            f"{path} lacks {len(missing)} weights that {target} needs ({_list(missing)}); they would be random. "
             f"{other_kind}"
         )
     left_over = sorted(report["unexpected_keys"])
     # Adapters that bring a head of their own replace the one that the model underneath was saved with.
     if left_over and not set(report["missing_keys"]):
         raise ModelError(
-            f"{path} holds {len(left_over)} weights that {wanted} has no place for ({_some(left_over)}); leaving them "
-            f"out would make it another model. {other_kind} If {wanted} is right, load it once with from_pretrained, "
+            f"{path} holds {len(left_over)} weights that {target} has no place for ({_list(left_over)}); leaving them "
+            f"out would make it another model. {other_kind} If {target} is right, load it once with from_pretrained, "
             "save it with save_pretrained, and name that folder."
         )
     if report.get("error_msgs"):
-        raise ModelError(f"{path} could not be read as {wanted}: {'; '.join(map(str, report['error_msgs'][:3]))}")
+        raise ModelError(f"{path} could not be read as {target}: {'; '.join(map(str, report['error_msgs'][:3]))}")
 
 
 def check_finite(model: Any, path: Path, dtype: torch.dtype) -> None:
@@ -69,8 +69,8 @@ def check_finite(model: Any, path: Path, dtype: torch.dtype) -> None:
         return
     # The extremes of a weight are NaN or infinite if any of its values is: one pass, no mask, one wait for the device.
     home = next(iter(parameters.values())).device
-    found = [torch.stack(torch.aminmax(weight.detach())).float().to(home) for weight in parameters.values()]
-    extremes = torch.stack(found)
+    ranges = [torch.stack(torch.aminmax(weight.detach())).float().to(home) for weight in parameters.values()]
+    extremes = torch.stack(ranges)
     finite = torch.isfinite(extremes).all(dim=1).tolist()
     bad = [name for name, is_finite in zip(parameters, finite, strict=True) if not is_finite]
     if not bad:
@@ -78,15 +78,15 @@ def check_finite(model: Any, path: Path, dtype: torch.dtype) -> None:
     weight = parameters[bad[0]].detach()
     nans, values = int(torch.isnan(weight).sum()), weight.numel()
     infinities = int(torch.isinf(weight).sum())
-    others = f" (and {len(bad) - 1} other parameters: {_some(bad[1:])})" if len(bad) > 1 else ""
+    rest = f" (and {len(bad) - 1} other parameters: {_list(bad[1:])})" if len(bad) > 1 else ""
     narrow = (
         " If the file's values are finite they overflow in float16: set model.dtype." if dtype == torch.float16 else ""
     )
     raise ModelError(
-        f"{bad[0]} in {path} holds {nans:,} NaN and {infinities:,} infinite of {values:,} values{others}: every "
+        f"{bad[0]} in {path} holds {nans:,} NaN and {infinities:,} infinite of {values:,} values{rest}: every "
         f"gradient would be NaN. The training run diverged or the file is damaged; use an earlier checkpoint.{narrow}"
     )
 
 
-def _some(names: list[str]) -> str:
+def _list(names: list[str]) -> str:
     return ", ".join(names[:4]) + (", …" if len(names) > 4 else "")

@@ -31,9 +31,9 @@ class PerState(Generic[T]):
     def __call__(self, model: Any, *args: Any) -> T:
         """Return the fact; `compute(model, *args)` in evaluation mode where it isn't known of this state."""
         state = weights_state(model)
-        known = self._known.get(model)
-        if known is None or known[0] != state:
+        cached = self._known.get(model)
+        if cached is None or cached[0] != state:
             with untrained([module for module in model.modules() if module.training]):
-                known = state, self._compute(model, *args)
-            self._known[model] = known
-        return known[1]
+                cached = state, self._compute(model, *args)
+            self._known[model] = cached
+        return cached[1]

@@ -37,10 +37,10 @@ class Categories:
 
 def numbers(store: Store, name: str) -> np.ndarray:
     """Return a numeric column of every row: tokens int32, loss or norm float32, [rows]."""
-    found = np.empty(store.rows, dtype=NUMBERS[name])
+    values = np.empty(store.rows, dtype=NUMBERS[name])
     for first, column in _groups(store, name):
-        found[first : first + len(column)] = column.to_numpy(zero_copy_only=False)
-    return found
+        values[first : first + len(column)] = column.to_numpy(zero_copy_only=False)
+    return values
 
 
 def categories(store: Store, name: str) -> Categories:
@@ -48,11 +48,11 @@ def categories(store: Store, name: str) -> Categories:
     codes, places = np.full(store.rows, NO_CODE, dtype=np.int32), dict[str, int]()
     for first, column in _groups(store, name):
         values = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
-        held = values.dictionary_encode()
-        known = np.array([places.setdefault(value, len(places)) for value in held.dictionary.to_pylist()], np.int32)
-        within = held.indices.fill_null(-1).to_numpy(zero_copy_only=False)
-        if len(known):
-            codes[first : first + len(within)] = np.where(within >= 0, known[within], NO_CODE)
+        encoded = values.dictionary_encode()
+        table = np.array([places.setdefault(value, len(places)) for value in encoded.dictionary.to_pylist()], np.int32)
+        within = encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False)
+        if len(table):
+            codes[first : first + len(within)] = np.where(within >= 0, table[within], NO_CODE)
     return Categories(codes, tuple(places))
 
 

@@ -55,9 +55,9 @@ class Commits:
             self.manifest.fingerprint,
             self.manifest.fingerprint_parts,
         )
-        found = (record.start, record.stop, record.dims, set(record.digests), set(record.sizes))
+        actual = (record.start, record.stop, record.dims, set(record.digests), set(record.sizes))
         names = {files.vectors.name, files.metadata.name}
-        if found != (span.start, span.stop, self.manifest.dims, names, names):
+        if actual != (span.start, span.stop, self.manifest.dims, names, names):
             raise StoreError(
                 f"{files.record} commits rows {record.start} to {record.stop} of {record.dims} columns in "
                 f"{', '.join(sorted(record.digests))}; the manifest expects rows {span.start} to {span.stop} of "

@@ -52,8 +52,8 @@ TEXTS = (
     *("reverse", "strip_accents", "nfc_normalize", "regexp_extract", "md5", "sha256"),
 )
 DATES = ("date_part", "datepart", "date_trunc", "year", "month", "day", "hour", "minute", "second", "week", "dayofweek")
-OTHERS = ("list_value", "list_contains", "row", "nullif", "ifnull")
-FUNCTIONS = frozenset((*ARITHMETIC, *NUMBERS, *MATCHES, *MEASURES, *JOINS, *TEXTS, *DATES, *OTHERS))
+LISTS_AND_NULLS = ("list_value", "list_contains", "row", "nullif", "ifnull")
+FUNCTIONS = frozenset((*ARITHMETIC, *NUMBERS, *MATCHES, *MEASURES, *JOINS, *TEXTS, *DATES, *LISTS_AND_NULLS))
 TYPES = frozenset(
     (
         *("boolean", "bool", "tinyint", "smallint", "integer", "int", "bigint", "hugeint", "utinyint", "usmallint"),
@@ -78,32 +78,32 @@ def parse_condition(evaluation: Evaluation, condition: str) -> dict[str, Any]:
         raise QueryError(EMPTY)
     if len(condition) > MAX_CHARACTERS:
         raise QueryError(f"--where has {len(condition):,} characters; a condition has at most {MAX_CHARACTERS:,}.")
-    asked = "SELECT json_serialize_sql(?)"
+    statement = "SELECT json_serialize_sql(?)"
     try:
         text = evaluation.run(
-            lambda database: database.execute(asked, [f"SELECT {enclosed(condition)}"]).fetchall()[0][0], SECONDS
+            lambda database: database.execute(statement, [f"SELECT {enclosed(condition)}"]).fetchall()[0][0], SECONDS
         )
-        found = json.loads(text)
+        document = json.loads(text)
     except duckdb.Error as error:
         raise unusable(condition, error) from None
     except (RecursionError, TimeoutError):
         raise _too_deep(condition) from None
-    if found["error"]:
-        if "max_expression_depth" in str(found.get("error_message")):
+    if document["error"]:
+        if "max_expression_depth" in str(document.get("error_message")):
             raise _too_deep(condition)
-        if found.get("error_type") == "parser":
+        if document.get("error_type") == "parser":
             raise QueryError(
-                f"--where {condition!r:.500} can't be read: {found['error_message']}. Write a condition as in SQL, "
+                f"--where {condition!r:.500} can't be read: {document['error_message']}. Write a condition as in SQL, "
                 "texts in single quotes: source = 'x' and tokens > 50."
             )
-        raise _refused(condition, "another statement")
-    statements = found["statements"]
+        raise _not_allowed(condition, "another statement")
+    statements = document["statements"]
     node = statements[0]["node"]
     if len(statements) != 1 or node["type"] != "SELECT_NODE" or node["from_table"]["type"] != "EMPTY":
-        raise _refused(condition, "another statement")
+        raise _not_allowed(condition, "another statement")
     clauses = ("where_clause", "having", "qualify", "sample", "modifiers", "group_expressions")
     if len(node["select_list"]) != 1 or any(node.get(clause) for clause in clauses):
-        raise _refused(condition, "another clause")
+        raise _not_allowed(condition, "another clause")
     tree = node["select_list"][0]
     if tree["class"] == "FUNCTION" and tree["function_name"] == "row" and not _arguments(tree):
         raise QueryError(EMPTY)  # brackets around comments alone
@@ -117,30 +117,30 @@ def check_condition(evaluation: Evaluation, tree: dict[str, Any], condition: str
         QueryError: It holds something that isn't let through, names a column or a function that there isn't, or
             compares a text with a number.
     """
-    known = {name.lower(): name for name in schema.names}
+    by_name = {name.lower(): name for name in schema.names}
     columns, texts, joined = set(), 0, 0
     for node in _nodes(tree):
         kind = node["class"]
         if kind not in CLASSES:
-            raise _refused(condition, f"a {kind.lower().replace('_', ' ')}")
+            raise _not_allowed(condition, f"a {kind.lower().replace('_', ' ')}")
         if kind == "COLUMN_REF":
-            columns.add(_column(node, condition, known, schema))
+            columns.add(_column(node, condition, by_name, schema))
         elif kind == "FUNCTION":
             _check_function(evaluation, node["function_name"], condition)
             texts += node["function_name"] in TEXTS
             joined += _arguments(node) if node["function_name"] in JOINS else 0
         elif kind == "OPERATOR" and node["type"] not in OPERATORS:
-            raise _refused(condition, f"the operator {node['type'].lower().replace('_', ' ')}")
+            raise _not_allowed(condition, f"the operator {node['type'].lower().replace('_', ' ')}")
         elif kind == "CAST":
             _check_type(node, condition)
     if texts > MOST_TEXTS or joined > MOST_JOINED:
-        raise _refused(
+        raise _not_allowed(
             condition,
             f"{texts} functions that make texts and {joined} texts that are joined; {MOST_TEXTS} and {MOST_JOINED} are "
             "the most",
         )
     for node in _nodes(tree):
-        _check_comparison(node, condition, known, schema)
+        _check_comparison(node, condition, by_name, schema)
     return tuple(sorted(columns))
 
 
@@ -159,38 +159,38 @@ def unusable(condition: str, error: "duckdb.Error") -> QueryError:
     return QueryError(f"--where {condition!r:.500} can't be evaluated: {str(error).strip().splitlines()[0]}")
 
 
-def _column(node: dict[str, Any], condition: str, known: dict[str, str], schema: pa.Schema) -> str:
+def _column(node: dict[str, Any], condition: str, columns: dict[str, str], schema: pa.Schema) -> str:
     name = ".".join(node["column_names"])
-    if name.lower() not in known:
+    if name.lower() not in columns:
         raise QueryError(
             f"--where {condition!r:.500}: there is no column {name!r}. Columns: {shown_columns(schema)}. "
             "Write texts in single quotes."
         )
-    return known[name.lower()]
+    return columns[name.lower()]
 
 
 def _check_function(evaluation: Evaluation, name: str, condition: str) -> None:
     if name in FUNCTIONS:
         return
-    asked = "SELECT DISTINCT function_type, stability FROM duckdb_functions() WHERE function_name = ?"
-    found = evaluation.run(lambda database: database.execute(asked, [name]).fetchall(), SECONDS)
-    if not found:
+    statement = "SELECT DISTINCT function_type, stability FROM duckdb_functions() WHERE function_name = ?"
+    kinds = evaluation.run(lambda database: database.execute(statement, [name]).fetchall(), SECONDS)
+    if not kinds:
         raise QueryError(f"--where {condition!r:.500}: there is no function {name!r}.")
-    if set(found) != {("scalar", "CONSISTENT")}:
-        raise _refused(condition, f"{name}(), which is no function of a row alone")
-    words = ", ".join(sorted(each for each in FUNCTIONS if each.isidentifier()))
-    raise _refused(condition, f"{name}(), which is not among the functions of a condition ({words})")
+    if set(kinds) != {("scalar", "CONSISTENT")}:
+        raise _not_allowed(condition, f"{name}(), which is no function of a row alone")
+    words = ", ".join(sorted(function for function in FUNCTIONS if function.isidentifier()))
+    raise _not_allowed(condition, f"{name}(), which is not among the functions of a condition ({words})")
 
 
 def _check_type(node: dict[str, Any], condition: str) -> None:
     # DuckDB 2 names a type by an expression, DuckDB 1 by its number's name.
-    written = node.get("type_expr") or {}
-    name = str(written.get("type_name") or (node.get("cast_type") or {}).get("id") or "?")
+    expression = node.get("type_expr") or {}
+    name = str(expression.get("type_name") or (node.get("cast_type") or {}).get("id") or "?")
     if name.lower() not in TYPES:
-        raise _refused(condition, f"a cast to {name.lower()}")
+        raise _not_allowed(condition, f"a cast to {name.lower()}")
 
 
-def _check_comparison(node: dict[str, Any], condition: str, known: dict[str, str], schema: pa.Schema) -> None:
+def _check_comparison(node: dict[str, Any], condition: str, columns: dict[str, str], schema: pa.Schema) -> None:
     """Refuse to compare a text with a number: DuckDB casts the text, and fails at the first that is no number."""
     kind = node["class"]
     if kind == "COMPARISON":
@@ -201,7 +201,7 @@ def _check_comparison(node: dict[str, Any], condition: str, known: dict[str, str
         sides = node["children"]
     else:
         return
-    kinds = {id(side): _kind(side, known, schema) for side in sides}
+    kinds = {id(side): _kind(side, columns, schema) for side in sides}
     column = next((side for side in sides if side["class"] == "COLUMN_REF" and kinds[id(side)] == "text"), None)
     number = next((side for side in sides if kinds[id(side)] == "number"), None)
     if column is None or number is None:
@@ -215,11 +215,11 @@ def _check_comparison(node: dict[str, Any], condition: str, known: dict[str, str
     )
 
 
-def _kind(node: dict[str, Any], known: dict[str, str], schema: pa.Schema) -> Kind | None:
+def _kind(node: dict[str, Any], columns: dict[str, str], schema: pa.Schema) -> Kind | None:
     """Return what a part of a comparison is, None where it isn't known before it is evaluated."""
     kind = node["class"]
     if kind == "COLUMN_REF":
-        return _holds(schema.field(known[".".join(node["column_names"]).lower()]))
+        return _holds(schema.field(columns[".".join(node["column_names"]).lower()]))
     if kind == "CONSTANT":
         return "number" if _literal(node) is not None else None
     return "number" if kind == "FUNCTION" and node["function_name"] in ("+", "-", "*", "/", *MEASURES) else None
@@ -250,20 +250,20 @@ def _nodes(tree: Any) -> Iterator[dict[str, Any]]:
     """Yield every node of an expression, those above first."""
     waiting = [tree]
     while waiting:
-        found = waiting.pop()
-        if isinstance(found, dict):
-            if "class" in found:
-                yield found
-            waiting += reversed(list(found.values()))
-        elif isinstance(found, list):
-            waiting += reversed(found)
+        node = waiting.pop()
+        if isinstance(node, dict):
+            if "class" in node:
+                yield node
+            waiting += reversed(list(node.values()))
+        elif isinstance(node, list):
+            waiting += reversed(node)
 
 
 def _too_deep(condition: str) -> QueryError:
     return QueryError(f"--where {condition!r:.200} is nested too deeply to be read. Write a simpler condition.")
 
 
-def _refused(condition: str, what: str) -> QueryError:
+def _not_allowed(condition: str, part: str) -> QueryError:
     return QueryError(
-        f"--where {condition!r:.500} holds {what}. It may compare and compute with a row's columns, and nothing more."
+        f"--where {condition!r:.500} holds {part}. It may compare and compute with a row's columns, and nothing more."
     )

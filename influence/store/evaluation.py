@@ -52,7 +52,7 @@ class Evaluation:
 
         outcome: list[tuple[Result | None, BaseException | None]] = []
         # Of `Thread.join` Python 3.11 believes, once it was interrupted, that the thread has ended.
-        ended = Event()
+        finished = Event()
 
         def evaluate() -> None:
             try:
@@ -60,16 +60,16 @@ class Evaluation:
             except BaseException as error:  # handed to the caller's thread
                 outcome.append((None, error))
             finally:
-                ended.set()
+                finished.set()
 
         thread = Thread(target=evaluate, name="influence-where", daemon=True)
         try:
             # Ctrl-C may come while the thread starts, and the statement then runs.
             thread.start()
-            ended.wait(seconds)
+            finished.wait(seconds)
         finally:
-            if not ended.is_set() and thread in enumerate_threads():
-                self._stop(ended)
+            if not finished.is_set() and thread in enumerate_threads():
+                self._stop(finished)
         if not outcome:
             raise TimeoutError(f"stopped after {seconds:g} seconds")
         result, error = outcome[0]
@@ -79,11 +79,11 @@ class Evaluation:
             raise error
         return result  # type: ignore[return-value]
 
-    def _stop(self, ended: Event) -> None:
+    def _stop(self, finished: Event) -> None:
         self._abandoned = True
         end = time.monotonic() + STOP_TIMEOUT
         # Again and again: a statement that is only about to begin doesn't hear it.
-        while not ended.is_set() and time.monotonic() < end:
+        while not finished.is_set() and time.monotonic() < end:
             self._database.interrupt()
-            ended.wait(0.01)
-        self._abandoned = not ended.is_set()
+            finished.wait(0.01)
+        self._abandoned = not finished.is_set()

@@ -72,13 +72,15 @@ class RowFilter:
         with Evaluation(SETTINGS) as evaluation:
             tree = parse_condition(evaluation, condition)
             columns = check_condition(evaluation, tree, condition, schema)
-            asked = f"SELECT {enclosed(condition)} FROM {TABLE}"  # noqa: S608
-            found = _evaluated(
-                evaluation, condition, lambda database: _over(database, schema.empty_table()).execute(asked).description
+            statement = f"SELECT {enclosed(condition)} FROM {TABLE}"  # noqa: S608
+            result = _evaluated(
+                evaluation,
+                condition,
+                lambda database: _over(database, schema.empty_table()).execute(statement).description,
             )
-        if found[0][1] != "BOOLEAN":
+        if result[0][1] != "BOOLEAN":
             raise QueryError(
-                f"--where {condition!r} is of type {found[0][1]}, expected true or false: compare it with something, "
+                f"--where {condition!r} is of type {result[0][1]}, expected true or false: compare it with something, "
                 "as in tokens > 50."
             )
         return cls(condition, columns)
@@ -101,10 +103,10 @@ class RowFilter:
         return mask
 
     def _rows(self, evaluation: Evaluation, table: pa.Table) -> np.ndarray:
-        asked = f"SELECT row FROM {TABLE} WHERE {enclosed(self.condition)}"  # noqa: S608
+        statement = f"SELECT row FROM {TABLE} WHERE {enclosed(self.condition)}"  # noqa: S608
 
         def select(database: "duckdb.DuckDBPyConnection") -> np.ndarray:
-            slices = [_over(database, part).execute(asked).fetchnumpy()["row"] for part in _slices(table)]
+            slices = [_over(database, part).execute(statement).fetchnumpy()["row"] for part in _slices(table)]
             return np.concatenate(slices).astype(np.int64)
 
         return _evaluated(evaluation, self.condition, select)

@@ -208,11 +208,11 @@ class Manifest(CodecSettings):
             first = error.errors()[0]
             where = ".".join(str(step) for step in first["loc"])
             raise StoreError(f"{path} can't be used: {where}: {first['msg']}.") from None
-        found = fingerprint_of(manifest.fingerprint_parts)
-        if found != manifest.fingerprint:
+        fingerprint = fingerprint_of(manifest.fingerprint_parts)
+        if fingerprint != manifest.fingerprint:
             raise StoreError(
-                f"{path} names the fingerprint {manifest.fingerprint}, and its parts have {found}: it was written by "
-                f"hand. {DAMAGED}"
+                f"{path} names the fingerprint {manifest.fingerprint}, and its parts have {fingerprint}: it was "
+                f"written by hand. {DAMAGED}"
             )
         return manifest
 
@@ -247,13 +247,13 @@ def fingerprint_of(parts: Mapping[str, Part]) -> str:
 
 
 def check_fingerprint(
-    where: str, found: str, found_parts: Mapping[str, Part], expected: str, expected_parts: Mapping[str, Part]
+    where: str, actual: str, found_parts: Mapping[str, Part], expected: str, expected_parts: Mapping[str, Part]
 ) -> None:
     """Refuse rows of another run.
 
     Args:
-        where: The file that carries the fingerprint `found`.
-        found: Its fingerprint.
+        where: The file that carries the fingerprint `actual`.
+        actual: Its fingerprint.
         found_parts: The parts of that fingerprint.
         expected: This run's fingerprint.
         expected_parts: The parts of this run's fingerprint.
@@ -261,19 +261,19 @@ def check_fingerprint(
     Raises:
         FingerprintMismatch: They differ; the message names every part that does, with both values.
     """
-    if found == expected:
+    if actual == expected:
         return
     differing = [
-        f"{part} is {_shown(found_parts, part)} there and {_shown(expected_parts, part)} in this run"
+        f"{part} is {_value(found_parts, part)} there and {_value(expected_parts, part)} in this run"
         for part in sorted({*found_parts, *expected_parts})
-        if _shown(found_parts, part) != _shown(expected_parts, part)
+        if _value(found_parts, part) != _value(expected_parts, part)
     ]
     reason = "; ".join(differing) or "no part that was recorded differs"
     raise FingerprintMismatch(
-        f"{where} has fingerprint {found}, this run has {expected}: {reason}. Rows of two runs can't be compared: "
+        f"{where} has fingerprint {actual}, this run has {expected}: {reason}. Rows of two runs can't be compared: "
         "open the run they belong to, or build into another directory."
     )
 
 
-def _shown(parts: Mapping[str, Part], part: str) -> str:
+def _value(parts: Mapping[str, Part], part: str) -> str:
     return repr(parts[part]) if part in parts else "absent"

@@ -44,24 +44,24 @@ def mapped_rows(path: Path, codec: Codec, rows: int, start: int, stop: int) -> t
         return None
     header = rows_header(codec, rows)
     planes = [("", np.float32, 1), *((plane.name, plane.dtype, plane.width) for plane in codec.layout)]
-    found: Encoded = {}
+    arrays: Encoded = {}
     at = len(header)
     with path.open("rb", buffering=0) as file:
         if file.read(len(header)) != header:
             return None
         for name, dtype, width in planes:
             row_bytes = np.dtype(dtype).itemsize * width
-            content = _promised(file.fileno(), at + start * row_bytes, (stop - start) * row_bytes)
+            content = _populated(file.fileno(), at + start * row_bytes, (stop - start) * row_bytes)
             array = None if content is None else content.view(dtype).reshape(stop - start, width)
             if array is None or not array.flags.aligned:
                 return None
-            found[name] = array
+            arrays[name] = array
             at += rows * row_bytes
-    norms = found.pop("")[:, 0].copy()
-    return found, norms
+    norms = arrays.pop("")[:, 0].copy()
+    return arrays, norms
 
 
-def _promised(file: int, start: int, length: int) -> np.ndarray | None:
+def _populated(file: int, start: int, length: int) -> np.ndarray | None:
     """Map some bytes of a file, every page of them there; None where that can't be had. Unmapped with the array."""
     if not length:
         return np.empty(0, dtype=np.uint8)

@@ -55,9 +55,9 @@ class Store:
         self.codec: Codec = codec_for(self.manifest, self.manifest.modules)
         missing = missing_shards(self.run_dir, self.manifest)
         if missing:
-            named = ", ".join(str(shard) for shard in missing[:10]) + (", …" if len(missing) > 10 else "")
+            numbers = ", ".join(str(shard) for shard in missing[:10]) + (", …" if len(missing) > 10 else "")
             raise Incomplete(
-                f"{self.run_dir} lacks {len(missing):,} of {len(self.manifest.shards):,} shards: {named}. "
+                f"{self.run_dir} lacks {len(missing):,} of {len(self.manifest.shards):,} shards: {numbers}. "
                 "Run the same build again: it computes what is missing."
             )
         self._starts = np.array([span.start for span in self.manifest.shards], dtype=np.int64)
@@ -131,8 +131,8 @@ class Store:
             rows: Row numbers, in any order, repeats allowed.
             unit: As for `scores`, and so is what it raises.
         """
-        wanted, back = np.unique(self._check_rows(rows), return_inverse=True)
-        return scan.chosen_scores(self, queries, wanted, unit=unit)[:, back]
+        unique, back = np.unique(self._check_rows(rows), return_inverse=True)
+        return scan.chosen_scores(self, queries, unique, unit=unit)[:, back]
 
     def vectors(self, rows: Sequence[int] | np.ndarray) -> np.ndarray:
         """Return the gradients of some rows: decoded direction times norm, on the scale of the summed loss.
@@ -147,13 +147,13 @@ class Store:
             StoreError: A row isn't in the store, or a shard can't be used.
             DigestMismatch: A file isn't the one that was committed.
         """
-        wanted, back = np.unique(self._check_rows(rows), return_inverse=True)
-        gradients = np.empty((len(wanted), self.dims), dtype=np.float32)
-        for start in range(0, len(wanted), GATHERED):
-            part = wanted[start : start + GATHERED]
+        unique, back = np.unique(self._check_rows(rows), return_inverse=True)
+        gradients = np.empty((len(unique), self.dims), dtype=np.float32)
+        for start in range(0, len(unique), GATHERED):
+            part = unique[start : start + GATHERED]
             encoded, norms = self.encoded(part, self.arrays(len(part)))
             np.multiply(self.codec.decode(encoded), norms[:, None], out=gradients[start : start + len(part)])
-        return gradients if np.array_equal(back, np.arange(len(wanted))) else gradients[back]
+        return gradients if np.array_equal(back, np.arange(len(unique))) else gradients[back]
 
     def meta(
         self, rows: Sequence[int] | np.ndarray, columns: Sequence[str] = tuple(METADATA.names)
@@ -167,11 +167,11 @@ class Store:
         unknown = [name for name in columns if name not in METADATA.names]
         if unknown:
             raise StoreError(f"There is no metadata column {unknown[0]!r}; there are {', '.join(METADATA.names)}.")
-        wanted, back = np.unique(self._check_rows(rows), return_inverse=True)
-        found: list[dict[str, Any]] = []
-        for lines in each(lambda at: self._lines(*at, columns), self._by_shard(wanted), self.run_dir):
-            found += lines
-        return [found[place] for place in back]
+        unique, back = np.unique(self._check_rows(rows), return_inverse=True)
+        records: list[dict[str, Any]] = []
+        for lines in each(lambda at: self._lines(*at, columns), self._by_shard(unique), self.run_dir):
+            records += lines
+        return [records[place] for place in back]
 
     def weights(self, rows: Sequence[int] | np.ndarray) -> np.ndarray:
         """Return what some rows are multiplied by after the curvature, float32; repeats allowed. Raises as `meta`."""
@@ -258,11 +258,11 @@ class Store:
         norms = into[1][: len(rows)]
 
         def fill(part: tuple[ShardRange, slice]) -> None:
-            span, taken = part
+            span, places = part
             files = ShardFiles(self.run_dir, span)
             self._commits.check(files.vectors, span)
-            into = {name: array[taken] for name, array in encoded.items()}
-            read_rows(files.vectors, self.codec, span.rows, rows[taken] - span.start, into, norms[taken])
+            into = {name: array[places] for name, array in encoded.items()}
+            read_rows(files.vectors, self.codec, span.rows, rows[places] - span.start, into, norms[places])
 
         for _ in each(fill, self._cut(rows), self.run_dir):
             pass
@@ -283,9 +283,9 @@ class Store:
             path = ShardFiles(self.run_dir, span).vectors
             self._commits.check(path, span)
             first = int(rows[0]) - span.start
-            found = mapped_rows(path, self.codec, span.rows, first, first + len(rows))
-            if found is not None:
-                return found
+            mapped = mapped_rows(path, self.codec, span.rows, first, first + len(rows))
+            if mapped is not None:
+                return mapped
         return self.encoded(rows, into)
 
     def arrays(self, rows: int) -> tuple[Encoded, np.ndarray]:
@@ -305,9 +305,9 @@ class Store:
         return lines
 
     def _numbers(self, rows: Sequence[int] | np.ndarray, column: str) -> np.ndarray:
-        wanted, back = np.unique(self._check_rows(rows), return_inverse=True)
+        unique, back = np.unique(self._check_rows(rows), return_inverse=True)
         parts = each(
-            lambda at: read_numbers(self._metadata(at[0]), at[1], column), self._by_shard(wanted), self.run_dir
+            lambda at: read_numbers(self._metadata(at[0]), at[1], column), self._by_shard(unique), self.run_dir
         )
         return np.concatenate([np.empty(0, np.float32), *parts])[back]
 
@@ -318,25 +318,25 @@ class Store:
 
     def _by_shard(self, rows: np.ndarray) -> list[tuple[ShardRange, np.ndarray]]:
         """Cut ascending rows by the shards that hold them, counted within each."""
-        return [(span, rows[taken] - span.start) for span, taken in self._cut(rows)]
+        return [(span, rows[places] - span.start) for span, places in self._cut(rows)]
 
     def _cut(self, rows: np.ndarray) -> list[tuple[ShardRange, slice]]:
         """Return the shards that hold some ascending rows, and which of the rows each holds."""
         shards = np.searchsorted(self._starts, rows, side="right") - 1
         edges = [0, *(np.flatnonzero(np.diff(shards)) + 1).tolist(), len(rows)]
         cuts = [slice(first, last) for first, last in pairwise(edges) if last > first]
-        return [(self.manifest.shards[int(shards[taken.start])], taken) for taken in cuts]
+        return [(self.manifest.shards[int(shards[part.start])], part) for part in cuts]
 
     def _check_rows(self, rows: Sequence[int] | np.ndarray) -> np.ndarray:
-        wanted = np.asarray(rows)
-        if wanted.size == 0:
+        numbers = np.asarray(rows)
+        if numbers.size == 0:
             return np.empty(0, dtype=np.int64)
-        if wanted.ndim != 1 or wanted.dtype.kind not in "iu":
-            raise StoreError(f"Rows are selected by number, found {wanted.dtype} {list(wanted.shape)}.")
-        outside = wanted[(wanted < 0) | (wanted >= self.rows)]
+        if numbers.ndim != 1 or numbers.dtype.kind not in "iu":
+            raise StoreError(f"Rows are selected by number, found {numbers.dtype} {list(numbers.shape)}.")
+        outside = numbers[(numbers < 0) | (numbers >= self.rows)]
         if outside.size:
             raise StoreError(f"Row {outside[0]} was asked of {self.run_dir}, which holds rows 0 to {self.rows - 1}.")
-        return wanted.astype(np.int64)
+        return numbers.astype(np.int64)
 
 
 def missing_shards(run_dir: Path, manifest: Manifest) -> list[int]:

@@ -82,27 +82,27 @@ def scores(
     for _ in range(count):
         buffers.put(store.arrays(min(size, max(1, blocks.stop - start))))
 
-    def scored(rows: np.ndarray, kept: np.ndarray | None) -> np.ndarray:
+    def scored(rows: np.ndarray, mask: np.ndarray | None) -> np.ndarray:
         # One buffer for all blocks of a thread: fresh memory costs as much as scoring what is read into it.
         buffer = buffers.get()
         try:
             encoded, norms = store.lent(rows, buffer)
-            if kept is not None:
-                encoded, norms = {name: array[kept] for name, array in encoded.items()}, norms[kept]
+            if mask is not None:
+                encoded, norms = {name: array[mask] for name, array in encoded.items()}, norms[mask]
             return _measured(store, score(encoded), encoded, None if unit else norms)
         finally:
             buffers.put(buffer)
 
-    wanted = _wanted(blocks, passing, start)
+    selections = _selections(blocks, passing, start)
     if count == 1:
-        for place, rows, kept in wanted:
-            yield place, scored(rows, kept)
+        for place, rows, passing_rows in selections:
+            yield place, scored(rows, passing_rows)
         return
     ahead: deque[tuple[int, Future[np.ndarray]]] = deque()
     pool = ThreadPoolExecutor(count, "scan")
     try:
-        for place, rows, kept in wanted:
-            ahead.append((place, pool.submit(scored, rows, kept)))
+        for place, rows, passing_rows in selections:
+            ahead.append((place, pool.submit(scored, rows, passing_rows)))
             if len(ahead) > count:
                 first, future = ahead.popleft()
                 yield first, future.result()
@@ -124,20 +124,20 @@ def chosen_scores(store: "Store", queries: np.ndarray, rows: np.ndarray, *, unit
     """
     size = block_rows(store, len(queries), len(queries) >= MANY)
     score, buffer = store.codec.scorer(queries), store.arrays(min(size, len(rows)))
-    found = np.empty((len(queries), len(rows)), dtype=np.float32)
+    scores = np.empty((len(queries), len(rows)), dtype=np.float32)
     for first in range(0, len(rows), size):
         encoded, norms = store.encoded(rows[first : first + size], buffer)
-        found[:, first : first + size] = _measured(store, score(encoded), encoded, None if unit else norms)
-    return found
+        scores[:, first : first + size] = _measured(store, score(encoded), encoded, None if unit else norms)
+    return scores
 
 
-def _measured(store: "Store", found: np.ndarray, encoded: Encoded, norms: np.ndarray | None) -> np.ndarray:
+def _measured(store: "Store", scores: np.ndarray, encoded: Encoded, norms: np.ndarray | None) -> np.ndarray:
     """Multiply scores of directions [m, n] by norms [n]; without them, divide by what the codec made of length 1."""
     if norms is None:
         lengths = store.codec.lengths(encoded)
-        return np.divide(found, lengths, out=found, where=lengths > 0)
+        return np.divide(scores, lengths, out=scores, where=lengths > 0)
     with np.errstate(over="ignore"):
-        return np.multiply(found, norms, out=found)
+        return np.multiply(scores, norms, out=scores)
 
 
 def block_rows(store: "Store", queries: int, many: bool) -> int:
@@ -161,7 +161,7 @@ def _threads() -> int:
     return min(THREADS, len(os.sched_getaffinity(0)))
 
 
-def _wanted(
+def _selections(
     blocks: range, passing: np.ndarray | None, start: int
 ) -> Iterator[tuple[int, np.ndarray, np.ndarray | None]]:
     """Yield, block by block, the place of its first row among those wanted, rows to read, and which of them to keep."""
@@ -171,13 +171,13 @@ def _wanted(
         if passing is None:
             yield first, rows, None
             continue
-        kept = passing[rows - start]
-        found = int(kept.sum())
-        if found == len(rows):
+        mask = passing[rows - start]
+        count = int(mask.sum())
+        if count == len(rows):
             yield place, rows, None
-        elif found * SPARSE < len(rows):
-            if found:
-                yield place, rows[kept], None
+        elif count * SPARSE < len(rows):
+            if count:
+                yield place, rows[mask], None
         else:
-            yield place, rows, kept
-        place += found
+            yield place, rows, mask
+        place += count

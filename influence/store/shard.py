@@ -208,8 +208,8 @@ def read_rows(path: Path, codec: Codec, rows: int, places: np.ndarray, encoded: 
         StoreError: The file isn't laid out as this version of the format lays it out, or ends too soon.
     """
     header = rows_header(codec, rows)
-    found = bytearray(len(header))
-    pieces, at = [(0, memoryview(found))], len(header)
+    actual = bytearray(len(header))
+    pieces, at = [(0, memoryview(actual))], len(header)
     edges = [0, *(np.flatnonzero(np.diff(places) != 1) + 1).tolist(), len(places)]
     runs = [(first, last, int(places[first])) for first, last in pairwise(edges) if last > first]
     for array, row_bytes in [(norms, NORM_BYTES), *((encoded[plane.name], plane.row_bytes) for plane in codec.layout)]:
@@ -217,7 +217,7 @@ def read_rows(path: Path, codec: Codec, rows: int, places: np.ndarray, encoded: 
         pieces += [(at + place * row_bytes, into[first * row_bytes : last * row_bytes]) for first, last, place in runs]
         at += rows * row_bytes
     missing = fill(path, pieces)
-    if found != header:
+    if actual != header:
         raise StoreError(
             f"{path} isn't laid out as the norms of {rows} rows and their {codec.dims} columns in codec "
             f"{codec.summary}."

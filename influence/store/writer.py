@@ -55,7 +55,7 @@ def write_shard(
     _check_rows(span, codec, encoded, norms)
     files = ShardFiles(run_dir, span)
     pieces = [rows_header(codec, span.rows), norms.data, *(encoded[plane.name].data for plane in codec.layout)]
-    written = _write_data(files, span, [memoryview(piece).cast("B") for piece in pieces], meta.table(span, norms))
+    files_written = _write_data(files, span, [memoryview(piece).cast("B") for piece in pieces], meta.table(span, norms))
     record = ShardRecord(
         shard=span.shard,
         start=span.start,
@@ -63,8 +63,8 @@ def write_shard(
         fingerprint=fingerprint,
         fingerprint_parts=dict(parts or {}),
         dims=codec.dims,
-        digests={file.path.name: file.digest for file in written},
-        sizes={file.path.name: file.size for file in written},
+        digests={file.path.name: file.digest for file in files_written},
+        sizes={file.path.name: file.size for file in files_written},
         zero_rows=tuple(int(row) for row in span.start + np.flatnonzero(norms == 0)),
         tokens=int(np.asarray(meta.tokens, dtype=np.int64).sum()),
         quarantined=tuple(quarantined),
@@ -107,8 +107,8 @@ def committed(
         return None
     if record.fingerprint != fingerprint:
         # Only now, because reading the manifest once a shard would make resuming a large run quadratic.
-        ours = Manifest.load(run_dir).fingerprint_parts if parts is None else parts
-        check_fingerprint(str(files.record), record.fingerprint, record.fingerprint_parts, fingerprint, ours)
+        own_parts = Manifest.load(run_dir).fingerprint_parts if parts is None else parts
+        check_fingerprint(str(files.record), record.fingerprint, record.fingerprint_parts, fingerprint, own_parts)
     if (record.start, record.stop) != (span.start, span.stop):
         raise StoreError(
             f"{files.record} commits rows {record.start} to {record.stop}, the plan says {span.start} to {span.stop}. "
@@ -116,9 +116,9 @@ def committed(
         )
     for name, size in record.sizes.items():
         path = files.record.with_name(name)
-        found = present.get(name) if present is not None else path.stat().st_size if path.exists() else None
-        if found != size:
-            log.warning("%s is computed again: %s has %s bytes, its record expects %d", span.name, path, found, size)
+        actual = present.get(name) if present is not None else path.stat().st_size if path.exists() else None
+        if actual != size:
+            log.warning("%s is computed again: %s has %s bytes, its record expects %d", span.name, path, actual, size)
             return None
     return record
 
@@ -128,27 +128,27 @@ def _write_data(
 ) -> list[PartialFile]:
     """Write and publish the two data files; return them for their names, digests and sizes."""
     folder = files.record.parent
-    written: list[PartialFile] = []
+    partials: list[PartialFile] = []
     with disk_errors(folder, span.name, sum(map(len, pieces)) + table.nbytes):
         folder.mkdir(parents=True, exist_ok=True)
         # A shard that is written again must not be vouched for by its old record while its files are replaced.
         files.record.unlink(missing_ok=True)
         try:
             for path in (files.vectors, files.metadata):
-                written.append(PartialFile(path))
+                partials.append(PartialFile(path))
             for piece in pieces:
-                written[0].write(piece)
+                partials[0].write(piece)
             # The row group's size and the codec are part of the format: they decide the bytes.
-            pq.write_table(table, written[1], row_group_size=ROW_GROUP, compression="zstd")
-            for file in written:
+            pq.write_table(table, partials[1], row_group_size=ROW_GROUP, compression="zstd")
+            for file in partials:
                 file.finish()
-            for file in written:
+            for file in partials:
                 file.publish()
             sync_folder(folder)
         finally:
-            for file in written:
+            for file in partials:
                 file.discard()
-    return written
+    return partials
 
 
 def _check_rows(span: ShardRange, codec: Codec, encoded: Encoded, norms: np.ndarray) -> None:

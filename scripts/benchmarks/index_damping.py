@@ -56,13 +56,13 @@ class Sink:
         """Keep what the layer received."""
         return layer_inputs(self.layer, inputs, output)
 
-    def take(self, grads: Tensor, kept: Tensor, *, last: bool) -> None:
+    def take(self, grads: Tensor, activations: Tensor, *, last: bool) -> None:
         """Make the gradients."""
-        left, right = self.basis.outputs.rotate(grads), self.basis.inputs.rotate(kept)
+        left, right = self.basis.outputs.rotate(grads), self.basis.inputs.rotate(activations)
         self.whole = torch.bmm(left.transpose(1, 2), right).flatten(1)[:, self.order]
         for name, sides in self.sides.items():
             outputs = grads if sides.outputs is None else grads @ sides.outputs.T
-            inputs = kept if sides.inputs is None else kept @ sides.inputs.T
+            inputs = activations if sides.inputs is None else activations @ sides.inputs.T
             self.sketches[name] = torch.bmm(outputs.transpose(1, 2), inputs).flatten(1)
 
 

@@ -67,18 +67,18 @@ class Coordinates(Codec):
     @cached_property
     def panels(self) -> tuple[Panel, ...]:
         """The columns in consecutive panels."""
-        found: list[list[int]] = []
+        groups: list[list[int]] = []
         for number, stretch in enumerate(self.stretches):
-            if found and stretch.columns.stop - self.stretches[found[-1][0]].columns.start <= PANEL:
-                found[-1].append(number)
+            if groups and stretch.columns.stop - self.stretches[groups[-1][0]].columns.start <= PANEL:
+                groups[-1].append(number)
             else:
-                found.append([number])
+                groups.append([number])
         return tuple(
             Panel(
                 slice(self.stretches[part[0]].columns.start, self.stretches[part[-1]].columns.stop),
                 slice(part[0], part[-1] + 1),
             )
-            for part in found
+            for part in groups
         )
 
     def decode(self, encoded: Encoded) -> NDArray[np.float32]:
@@ -102,39 +102,39 @@ class Coordinates(Codec):
 
     def scorer(self, queries: NDArray[np.float32], *, many: bool = False) -> Scorer:
         """Return what scores codes for some queries, which are laid out once."""
-        asked = self.checked(queries)
-        if len(asked) < MANY and not many:
-            return self._few(asked)
-        laid = [(panel, packed(asked[:, panel.columns].T)) for panel in self.panels]
-        return lambda encoded: self._many_scores(encoded, laid, len(asked))
+        checked = self.checked(queries)
+        if len(checked) < MANY and not many:
+            return self._few(checked)
+        panels = [(panel, packed(checked[:, panel.columns].T)) for panel in self.panels]
+        return lambda encoded: self._many_scores(encoded, panels, len(checked))
 
     def _few(self, queries: NDArray[np.float32]) -> Scorer:
         from influence.store.codecs import kernels
 
         several = len(queries) > 1
         kernel = kernels.products(self.kind, several)
-        laid = self.pieces.laid_out(queries, kernels.TILES[several][1])
-        totals = self.pieces.totals(laid) if self.kind == BITS else np.zeros((len(laid), len(self.pieces.table)))
+        layout = self.pieces.laid_out(queries, kernels.TILES[several][1])
+        totals = self.pieces.totals(layout) if self.kind == BITS else np.zeros((len(layout), len(self.pieces.table)))
 
         def score(encoded: Encoded) -> NDArray[np.float32]:
             codes, scales = self._planes(encoded)
-            found = np.zeros((len(laid), len(codes)))
-            kernel(codes, scales, self.pieces.table, laid, totals, found)
-            return found[: len(queries)].astype(np.float32)
+            scores = np.zeros((len(layout), len(codes)))
+            kernel(codes, scales, self.pieces.table, layout, totals, scores)
+            return scores[: len(queries)].astype(np.float32)
 
         return score
 
-    def _many_scores(self, encoded: Encoded, laid: list[tuple[Panel, Packed]], count: int) -> NDArray[np.float32]:
+    def _many_scores(self, encoded: Encoded, panels: list[tuple[Panel, Packed]], count: int) -> NDArray[np.float32]:
         codes, scales = self._planes(encoded)
         # What is summed once is rounded once.
-        total = np.zeros((len(codes), count), np.float32 if len(laid) == 1 else np.float64)
+        total = np.zeros((len(codes), count), np.float32 if len(panels) == 1 else np.float64)
         # One tile for all panels: fresh memory takes as long as what is done with it.
-        held = np.empty(max(min(len(codes), tile_rows(panel.width)) * panel.width for panel, _ in laid), np.float32)
-        for panel, queries in laid:
+        buffer = np.empty(max(min(len(codes), tile_rows(panel.width)) * panel.width for panel, _ in panels), np.float32)
+        for panel, queries in panels:
             height = tile_rows(panel.width)
             for start in range(0, len(codes), height):
                 stop = min(len(codes), start + height)
-                tile = held[: (stop - start) * panel.width].reshape(stop - start, panel.width)
+                tile = buffer[: (stop - start) * panel.width].reshape(stop - start, panel.width)
                 self._unpack(codes[start:stop], scales[start:stop], panel.stretches, tile)
                 total[start:stop] += product(tile, queries)
         return np.ascontiguousarray(total.T, dtype=np.float32)
@@ -174,12 +174,12 @@ class Scaled(Coordinates):
 
     def _stretches(self) -> tuple[Stretch, ...]:
         """Return one stretch a module, whose codes begin with a byte of their own."""
-        found, at = [], 0
+        stretches, at = [], 0
         for module in self.modules:
             size = -(-(module.stop - module.start) * self.code_bits // 8)
-            found.append(Stretch(slice(module.start, module.stop), slice(at, at + size)))
+            stretches.append(Stretch(slice(module.start, module.stop), slice(at, at + size)))
             at += size
-        return tuple(found)
+        return tuple(stretches)
 
     def _encode(self, unit: NDArray[np.floating], into: Encoded) -> None:
         for number, stretch in enumerate(self.stretches):

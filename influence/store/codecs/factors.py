@@ -71,13 +71,13 @@ class Factors(Codec):
     @cached_property
     def places(self) -> tuple[Place, ...]:
         """Where each module's factors lie."""
-        found, at = [], 0
+        places, at = [], 0
         for module in self.modules:
             rank = min(self.rank, module.q, module.p)
             between, end = at + rank * module.q, at + rank * (module.q + module.p)
-            found.append(Place(module, rank, slice(at, between), slice(between, end)))
+            places.append(Place(module, rank, slice(at, between), slice(between, end)))
             at = end
-        return tuple(found)
+        return tuple(places)
 
     def decode(self, encoded: Encoded) -> NDArray[np.float32]:
         """Return the directions that some factors stand for, [n, D]."""
@@ -106,8 +106,8 @@ class Factors(Codec):
 
     def scorer(self, queries: NDArray[np.float32], *, many: bool = False) -> Scorer:
         """Return what scores factors for some queries, one after the other however many there are."""
-        asked = self.checked(queries)
-        return lambda encoded: self._scores(encoded, asked).astype(np.float32)
+        checked = self.checked(queries)
+        return lambda encoded: self._scores(encoded, checked).astype(np.float32)
 
     def _scores(self, encoded: Encoded, queries: NDArray[np.float32]) -> NDArray[np.float64]:
         total = np.zeros((len(queries), len(encoded["factors"])))
@@ -115,8 +115,8 @@ class Factors(Codec):
             module = place.module
             # Few enough columns at a time that BLAS starts no threads for one row.
             step = max(1, PIECE // module.q)
-            for query, asked in enumerate(queries[:, module.start : module.stop]):
-                block = asked.reshape(module.q, module.p)
+            for query, vector in enumerate(queries[:, module.start : module.stop]):
+                block = vector.reshape(module.q, module.p)
                 through = np.empty_like(right)
                 for column in range(0, module.p, step):
                     piece = slice(column, column + step)
@@ -171,10 +171,10 @@ def _leading_directions(blocks: NDArray[np.float32], rank: int) -> NDArray[np.fl
     squared = blocks @ np.ascontiguousarray(blocks.transpose(0, 2, 1))
     # Any start will do that leans on all directions; this one needs no random numbers.
     start = np.cos(np.outer(np.arange(1, side + 1) ** 2, np.arange(1, min(side, rank + SPARE) + 1)))
-    found = squared @ start.astype(np.float32)
+    products = squared @ start.astype(np.float32)
     for _ in range(ITERATIONS):
-        found = squared @ np.linalg.qr(found)[0]
-    basis = np.linalg.qr(found)[0]
+        products = squared @ np.linalg.qr(products)[0]
+    basis = np.linalg.qr(products)[0]
     within = basis.transpose(0, 2, 1) @ blocks
     order = np.linalg.eigh(within @ np.ascontiguousarray(within.transpose(0, 2, 1)))[1][:, :, : -rank - 1 : -1]
     return np.ascontiguousarray((basis @ order).transpose(0, 2, 1))

@@ -39,7 +39,7 @@ class Int4(Scaled):
 
     def _quantise(self, block: NDArray[np.float32]) -> tuple[np.ndarray, NDArray[np.float32]]:
         relative, largest = over_largest(block)
-        kept = np.zeros_like(block)
+        best_codes = np.zeros_like(block)
         gain, overlap = np.zeros(len(block)), np.zeros(len(block))
         for clip in CLIPS:
             codes = np.rint(relative * np.float32(LEVELS / clip))
@@ -48,9 +48,9 @@ class Int4(Scaled):
             # ‖x‖² − ‖x − s·c‖² at the best s; a zero block has no codes and gains nothing.
             gained = np.divide(along**2, squares, out=np.zeros_like(along), where=squares > 0)
             better = gained > gain
-            gain[better], kept[better] = gained[better], codes[better]
+            gain[better], best_codes[better] = gained[better], codes[better]
             overlap[better] = along[better]
-        return _packed(kept.astype(np.int8)), calibrated(relative, overlap) * largest / np.float32(SHIFT)
+        return _packed(best_codes.astype(np.int8)), calibrated(relative, overlap) * largest / np.float32(SHIFT)
 
 
 def _packed(codes: NDArray[np.int8]) -> NDArray[np.uint8]:

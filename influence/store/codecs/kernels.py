@@ -46,7 +46,7 @@ def products(kind: int, several: bool) -> Callable[..., None]:
     rows, queries = TILES[several]
     count, step, height = rows * queries, CODE_BYTES[kind], STRIPS[several]
 
-    def kernel(codes: Any, scales: Any, pieces: Any, asked: Any, totals: Any, out: Any) -> None:
+    def kernel(codes: Any, scales: Any, pieces: Any, layout: Any, totals: Any, out: Any) -> None:
         sums = np.empty(count)
         last = codes.shape[0] - 1
         for strip in range(0, codes.shape[0], height):
@@ -54,18 +54,22 @@ def products(kind: int, several: bool) -> Callable[..., None]:
             for piece in range(pieces.shape[0]):
                 begin, end, place, beyond, number = pieces[piece, :5]
                 whole = begin + (end - begin) // step * step
-                left = (end - whole) * LANES // step
+                rest = (end - whole) * LANES // step
                 for first in range(strip, bottom, rows):
-                    for query in range(0, asked.shape[0], queries):
-                        found, column = zeros(count), place
+                    for query in range(0, layout.shape[0], queries):
+                        accumulators, column = zeros(count), place
                         for byte in range(begin, whole, step):
                             at, of = (first, last, byte), (query, column, beyond)
-                            found = add_products(kind, (rows, queries), found, codes, at, asked, of, None)
+                            accumulators = add_products(
+                                kind, (rows, queries), accumulators, codes, at, layout, of, None
+                            )
                             column += LANES
-                        if left:
+                        if rest:
                             at, of = (first, last, whole), (query, column, beyond)
-                            found = add_products(kind, (rows, queries), found, codes, at, asked, of, left)
-                        add_lanes(found, sums)
+                            accumulators = add_products(
+                                kind, (rows, queries), accumulators, codes, at, layout, of, rest
+                            )
+                        add_lanes(accumulators, sums)
                         for inner in range(queries):
                             for row in range(min(rows, bottom - first)):
                                 part = sums[inner * rows + row]

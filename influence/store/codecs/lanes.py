@@ -18,7 +18,7 @@ _BYTE, _SHORT = ir.IntType(8), ir.IntType(16)
 
 @operation
 def add_products(
-    _: Any, kind: Any, tile: Any, sums: Any, codes: Any, place: Any, queries: Any, asked: Any, count: Any
+    _: Any, kind: Any, tile: Any, sums: Any, codes: Any, place: Any, queries: Any, query_place: Any, count: Any
 ) -> Any:
     """Add the products of codes with queries to the sums of a tile; of `bits`, the queries' numbers at set bits.
 
@@ -29,41 +29,41 @@ def add_products(
         codes: uint8 [n, bytes].
         place: The tile's first row, the last of all rows, and the byte. What is behind the last row is that row again.
         queries: float32 [m, W].
-        asked: The tile's first query, the column, and how far behind it that of the byte's higher half is.
+        query_place: The tile's first query, the column, and how far behind it that of the byte's higher half is.
         count: Of the columns, where fewer than `LANES` are left; else None.
     """
     rows, several = (part.literal_value for part in tile)
 
-    def made(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        _, _, found, codes, place, queries, asked, count = args
+    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        _, _, accumulators, codes, place, queries, query_place, count = args
         first, last, byte = (builder.extract_value(place, part) for part in range(3))
-        query, column, beyond = (builder.extract_value(asked, part) for part in range(3))
+        query, column, beyond = (builder.extract_value(query_place, part) for part in range(3))
         halves = 2 if kind.literal_value == INT4 else 1
-        laid = {}
+        loaded = {}
         for half in range(halves):
             for number in range(several):
                 row = builder.add(query, ir.Constant(query.type, number))
                 at = builder.add(column, beyond) if half else column
                 at = address(context, builder, signature.args[5], queries, row, at)
-                laid[half, number] = builder.load(builder.bitcast(at, VECTOR.as_pointer()), align=4)
+                loaded[half, number] = builder.load(builder.bitcast(at, VECTOR.as_pointer()), align=4)
         for row in range(rows):
             number = builder.add(first, ir.Constant(first.type, row))
             number = builder.select(builder.icmp_signed("<", number, last), number, last)
             at = address(context, builder, signature.args[3], codes, number, byte)
-            held = _codes(builder, kind.literal_value, at, _given(signature, count))
+            bits = _codes(builder, kind.literal_value, at, _count_or_none(signature, count))
             for half in range(halves):
-                numbers = None if kind.literal_value == BITS else _numbers(builder, kind.literal_value, held, half)
+                numbers = None if kind.literal_value == BITS else _numbers(builder, kind.literal_value, bits, half)
                 for number in range(several):
-                    total = builder.extract_value(found, number * rows + row)
+                    total = builder.extract_value(accumulators, number * rows + row)
                     if numbers is None:
-                        more = builder.fadd(total, laid[half, number])
-                        total = builder.select(_set(builder, held), more, total)
+                        more = builder.fadd(total, loaded[half, number])
+                        total = builder.select(_set(builder, bits), more, total)
                     else:
-                        total = multiply_add(builder, numbers, laid[half, number], total)
-                    found = builder.insert_value(found, total, number * rows + row)
-        return found
+                        total = multiply_add(builder, numbers, loaded[half, number], total)
+                    accumulators = builder.insert_value(accumulators, total, number * rows + row)
+        return accumulators
 
-    return sums(kind, tile, sums, codes, place, queries, asked, count), made
+    return sums(kind, tile, sums, codes, place, queries, query_place, count), emit
 
 
 @operation
@@ -84,12 +84,12 @@ def unpack(
         count: Of the columns, where fewer than `LANES` are left; else None.
     """
 
-    def made(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         _, _, codes, row, byte, scale, out, place, count = args
-        count = _given(signature, count)
+        count = _count_or_none(signature, count)
         at = address(context, builder, signature.args[2], codes, row, byte)
-        held = _codes(builder, kind.literal_value, at, count)
-        numbers = _numbers(builder, kind.literal_value, held, half.literal_value)
+        bits = _codes(builder, kind.literal_value, at, count)
+        numbers = _numbers(builder, kind.literal_value, bits, half.literal_value)
         values = builder.fmul(numbers, spread(builder, scale, LANES))
         row, column = (builder.extract_value(place, part) for part in range(2))
         at = address(context, builder, signature.args[6], out, row, column)
@@ -103,30 +103,30 @@ def unpack(
         builder.call(store, [values, at, ir.Constant(INT, 4), mask])
         return context.get_dummy_value()
 
-    return types.void(kind, half, codes, row, byte, scale, out, place, count), made
+    return types.void(kind, half, codes, row, byte, scale, out, place, count), emit
 
 
-def _given(signature: Any, count: Any) -> Any | None:
+def _count_or_none(signature: Any, count: Any) -> Any | None:
     return None if isinstance(signature.args[-1], types.NoneType) else count
 
 
 def _codes(builder: Any, kind: int, at: Any, count: Any | None) -> Any:
     """Read the codes of `LANES` columns, or of the first `count`; then no byte behind them is touched."""
     element, size = {FLOAT16: (_SHORT, LANES), BITS: (_BYTE, LANES // 8)}.get(kind, (_BYTE, LANES))
-    held = ir.VectorType(element, size)
-    at = builder.bitcast(at, held.as_pointer())
+    vector = ir.VectorType(element, size)
+    at = builder.bitcast(at, vector.as_pointer())
     if count is None:
         return builder.load(at, align=1)
     mask = _first(builder, count, size, LANES // size)
-    load = ir.FunctionType(held, [at.type, INT, mask.type, held])
+    load = ir.FunctionType(vector, [at.type, INT, mask.type, vector])
     load = get_or_insert_function(builder.module, load, f"llvm.masked.load.v{size}i{element.width}.p0")
-    return builder.call(load, [at, ir.Constant(INT, 1), mask, ir.Constant(held, [0] * size)])
+    return builder.call(load, [at, ir.Constant(INT, 1), mask, ir.Constant(vector, [0] * size)])
 
 
-def _first(builder: Any, count: Any, size: int, each: int) -> Any:
-    """Return which of some elements hold one of the first `count` columns, `each` columns an element."""
+def _first(builder: Any, count: Any, size: int, per_element: int) -> Any:
+    """Return which of some elements hold one of the first `count` columns, `per_element` columns an element."""
     number = spread(builder, builder.trunc(count, INT), size)
-    return builder.icmp_signed("<", ir.Constant(number.type, [place * each for place in range(size)]), number)
+    return builder.icmp_signed("<", ir.Constant(number.type, [place * per_element for place in range(size)]), number)
 
 
 def _numbers(builder: Any, kind: int, codes: Any, half: int) -> Any:

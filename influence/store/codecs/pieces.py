@@ -96,15 +96,15 @@ class Pieces:
 
     def laid_out(self, queries: NDArray[np.float32], multiple: int) -> NDArray[np.float32]:
         """Return queries [m, D] as kernels read them, [m', W]: m' is m rounded up to a multiple, with zeros."""
-        laid = np.zeros((-(-len(queries) // multiple) * multiple, len(self._columns)), dtype=np.float32)
+        layout = np.zeros((-(-len(queries) // multiple) * multiple, len(self._columns)), dtype=np.float32)
         wider = np.concatenate([queries, np.zeros((len(queries), 1), np.float32)], axis=1)
-        np.take(wider, self._columns, axis=1, out=laid[: len(queries)], mode="clip")
-        return laid
+        np.take(wider, self._columns, axis=1, out=layout[: len(queries)], mode="clip")
+        return layout
 
-    def totals(self, laid: NDArray[np.float32]) -> NDArray[np.float64]:
+    def totals(self, layout: NDArray[np.float32]) -> NDArray[np.float64]:
         """Return the sum of each query's numbers in each piece, [m', S'], each as if it stood alone."""
-        edges = [*self.table[:, 2].tolist(), laid.shape[1]]
-        return np.array([[float(query[a:b].astype(np.float64).sum()) for a, b in pairwise(edges)] for query in laid])
+        edges = [*self.table[:, 2].tolist(), layout.shape[1]]
+        return np.array([[float(query[a:b].astype(np.float64).sum()) for a, b in pairwise(edges)] for query in layout])
 
 
 def _cut(kind: int, stretch: Stretch, number: int) -> list[Piece]:
@@ -114,17 +114,17 @@ def _cut(kind: int, stretch: Stretch, number: int) -> list[Piece]:
     # Columns of the lower halves; where no byte has two codes, all.
     lower = codes.stop - codes.start if kind == INT4 else stretch.width
     step, size = PIECE // both, PIECE // both // LANES * CODE_BYTES[kind]
-    found = []
+    pieces = []
     for at, begin in zip(range(0, lower, step), range(codes.start, codes.stop, size), strict=True):
         width = min(step, lower - at)
         above = max(0, min(width, stretch.width - lower - at))
         end, first = min(codes.stop, begin + size), columns.start + at
-        found.append(Piece(begin, end, 0, 0, number, first, width, first + lower, above))
-    return found
+        pieces.append(Piece(begin, end, 0, 0, number, first, width, first + lower, above))
+    return pieces
 
 
 def _filled(first: int, width: int, lanes: int, nothing: int) -> NDArray[np.int64]:
     """Return consecutive columns, filled up with that of a zero."""
-    found = np.full(lanes, nothing, dtype=np.int64)
-    found[:width] = np.arange(first, first + width)
-    return found
+    columns = np.full(lanes, nothing, dtype=np.int64)
+    columns[:width] = np.arange(first, first + width)
+    return columns
