@@ -100,7 +100,8 @@ def check_class_order(names: Sequence[str], label_names: Mapping[str, int] | Non
     if any(model[name] != number for name, number in shared.items()):
         raise DataError(
             f"{place} numbers its classes {listed}, and the model's label2id has {model_listed}: a number is another "
-            "class in each. Write the labels as names, or number them as the model does (datasets: align_labels_with_mapping)."
+            "class in each. Write the labels as names, or number them as the model does (datasets: "
+            "align_labels_with_mapping)."
         )
     if not shared:
         log.warning("%s names its classes %s, the model %s: they are matched by number.", place, listed, model_listed)

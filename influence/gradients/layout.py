@@ -201,10 +201,9 @@ def settle(evidence: Sequence[tuple[str, nn.Module, Evidence]], examples: int) -
         shapes = "; ".join(f"{name} {shape}" for name, shape in bad[:4]) + ("; …" if len(bad) > 4 else "")
         raise ModelError(
             f"The outputs of {len(bad)} tracked layers can't be split into the {examples} examples of a batch: "
-            f"{shapes}. They gather tokens (a router's experts), share positions between examples or mix examples. Leave "
-            "them "
-            f"out: model.layers.exclude: {globs_for([name for name, _ in bad])}. (A layer that only mixes examples can "
-            "be captured one row a batch: cluster.token_budget: 2.)"
+            f"{shapes}. They gather tokens (a router's experts), share positions between examples or mix examples. "
+            f"Leave them out: model.layers.exclude: {globs_for([name for name, _ in bad])}. (A layer that only mixes "
+            "examples can be captured one row a batch: cluster.token_budget: 2.)"
         )
     for _, module, observation in evidence:
         entry = known(module)
