@@ -11,7 +11,7 @@ from torch import nn
 from influence.errors import TaskError
 from influence.gradients.capture import Capture
 from influence.model.layers import LayerSettings, tracked_layers
-from influence.model.token_likelihood import reached
+from influence.model.token_likelihood import inverse_cdf
 from influence.query.pairwise import pairwise
 from influence.recipes import recipe
 from influence.task import CausalLM, SequenceClassification, TaskSettings, fisher_loss
@@ -93,7 +93,7 @@ def test_tokens_are_drawn_as_often_as_the_model_says(route):
 
 def test_a_token_that_cannot_be_is_not_drawn_where_the_distribution_stands_still():
     p = torch.tensor([0.0, 0.5, 0.0, 0.5, 0.0]).expand(3, 5)
-    assert reached(p, torch.tensor([0.0, 0.5, 0.9999])).tolist() == [1, 3, 3]
+    assert inverse_cdf(p, torch.tensor([0.0, 0.5, 0.9999])).tolist() == [1, 3, 3]
 
 
 @pytest.mark.parametrize("route", ROUTES)

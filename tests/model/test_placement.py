@@ -12,7 +12,7 @@ from influence.gradients.capture import Capture
 from influence.gradients.projection import Projection, ProjectionSettings
 from influence.model.layers import tracked_layers
 from influence.model.load import ModelSettings, load_model
-from influence.model.placement import wanted
+from influence.model.placement import resolve_device_map
 from influence.task import CausalLM
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -86,12 +86,12 @@ def test_a_map_of_modules_that_are_not_there_is_refused(model_folder):
 
 
 def test_a_map_goes_to_transformers_where_gpus_compute_and_names_none_where_the_cpu_does():
-    assert wanted(None, CUDA) == {"": CUDA}
-    assert wanted("balanced", CUDA) == "balanced"
-    assert wanted({"": 0, "lm_head": "cuda:1"}, CUDA) == {"": 0, "lm_head": "cuda:1"}
-    assert wanted(None, CPU) is wanted("auto", CPU) is None
+    assert resolve_device_map(None, CUDA) == {"": CUDA}
+    assert resolve_device_map("balanced", CUDA) == "balanced"
+    assert resolve_device_map({"": 0, "lm_head": "cuda:1"}, CUDA) == {"": 0, "lm_head": "cuda:1"}
+    assert resolve_device_map(None, CPU) is resolve_device_map("auto", CPU) is None
     with pytest.raises(ModelError, match=r"puts lm_head on cuda:1, and the CPU computes here"):
-        wanted({"": "cpu", "lm_head": "cuda:1"}, CPU)
+        resolve_device_map({"": "cpu", "lm_head": "cuda:1"}, CPU)
 
 
 @pytest.mark.parametrize(
