@@ -16,7 +16,7 @@ from functools import cache
 from io import StringIO
 from itertools import accumulate, takewhile
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
@@ -27,17 +27,26 @@ from influence.errors import ConfigError, MissingExtra, QueryError
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 SUFFIXES = (".svg", ".html")
-PAPER, INK, SOFT, LINE = "#faf8f4", "#22272b", "#5e656b", "#d8d2c6"
-PROMOTES, OPPOSES, OTHER = "#1c6c86", "#a84b22", "#9aa0a2"
-"""Blue, orange and grey differ for every kind of colour vision. templates/drawing.svg has their dark twins."""
+PROMOTES, OPPOSES, OTHER, INK, SOFT = "#1c6c86", "#a84b22", "#9aa0a2", "#22272b", "#5e656b"
+"""Blue, orange and grey differ for every kind of colour vision. templates/drawing.svg has the colours of dark mode."""
 TEXT, SMALL, HEADING = 13, 12, 15
 """Font sizes in pixels."""
 UNITS_PER_INCH = 72
 """Of matplotlib's SVG; one unit is a pixel here."""
+STYLE: dict[Any, Any] = {
+    # Text stays text, an equal salt gives equal ids, and a dollar sign in a name is a dollar sign.
+    **{"svg.fonttype": "none", "svg.hashsalt": "influence", "text.parse_math": False},
+    **{"figure.facecolor": "#faf8f4", "axes.facecolor": "none", "grid.color": "#d8d2c6", "grid.linewidth": 1},
+    **{f"axes.spines.{side}": False for side in ("left", "right", "top", "bottom")},
+    **{"xtick.bottom": False, "ytick.left": False, "xtick.labelcolor": SOFT, "ytick.labelcolor": SOFT},
+    **{"font.size": SMALL, "xtick.labelsize": SMALL, "ytick.labelsize": SMALL, "axes.labelsize": SMALL},
+    **{"text.color": SOFT, "axes.labelcolor": SOFT, "axes.titlecolor": INK},
+    **{"axes.titlelocation": "left", "axes.titlesize": HEADING, "axes.titleweight": "bold"},
+    **{"lines.linewidth": 1.5, "lines.solid_capstyle": "butt", "lines.markeredgewidth": 0},
+}
 LETTER, CAPITAL, WIDE = 8.0, 10.0, 14.0
 """Widths in pixels that few letters exceed at the size `TEXT`: most letters, broad ones, CJK."""
 BROAD = frozenset("mwMW@%&—…ÆŒæœ\ufffd")
@@ -50,7 +59,7 @@ class Chart:
     Attributes:
         title: What it shows.
         description: What can be seen, in words, for screen readers.
-        figure: Its drawing; `width` × `height` pixels are figure units.
+        figure: Its drawing.
         tooltips: What a mark shows where a reader points at it, by the mark's id.
     """
 
@@ -65,23 +74,6 @@ class Chart:
         width, height = self.figure.get_size_inches() * UNITS_PER_INCH
         return round(width), round(height)
 
-    def axes(self, x: float, y: float, width: float, height: float) -> "Axes":
-        """Add a panel without frame or ticks; x, y is its upper left corner in pixels from the chart's."""
-        whole_width, whole_height = self.size
-        place = (x / whole_width, 1 - (y + height) / whole_height, width / whole_width, height / whole_height)
-        axes = self.figure.add_axes(place, frameon=False)
-        axes.tick_params(bottom=False, left=False, labelsize=SMALL, labelcolor=SOFT)
-        return axes
-
-    def text(
-        self, x: float, y: float, text: str, *, size: int = SMALL, color: str = SOFT, anchor: str = "left"
-    ) -> "Artist":
-        """Add a line of text; x, y is its anchor on the baseline, in pixels from the upper left corner."""
-        width, height = self.size
-        weight = "bold" if size == HEADING else "normal"
-        style = {"size": size, "color": color, "weight": weight, "ha": anchor, "va": "baseline"}
-        return self.figure.text(x / width, 1 - y / height, show_controls(text), style)
-
     def tooltip(self, mark: "Artist", text: str) -> None:
         """Show a text where a reader points at a mark: a whole name, the numbers."""
         gid = f"mark-{len(self.tooltips)}"
@@ -89,12 +81,13 @@ class Chart:
         self.tooltips[gid] = text
 
 
-def new_chart(title: str, description: str, width: int, height: int) -> Chart:
-    """Return an empty chart of `width` × `height` pixels. Call it, and draw, within `chart_style`."""
+def new_figure(width: int, height: int, left: int, right: int, top: int, bottom: int) -> "Figure":
+    """Return an empty figure whose axes keep these margins, in pixels. Call it, and draw, within `chart_style`."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width / UNITS_PER_INCH, height / UNITS_PER_INCH), facecolor=PAPER)
-    return Chart(title, description, figure)
+    figure = Figure(figsize=(width / UNITS_PER_INCH, height / UNITS_PER_INCH))
+    figure.subplots_adjust(left / width, bottom / height, 1 - right / width, 1 - top / height)
+    return figure
 
 
 @contextmanager
@@ -111,8 +104,7 @@ def chart_style() -> Iterator[None]:
         # Browsers draw the letters; matplotlib only measures them, and its own font lacks many scripts.
         warnings.filterwarnings("ignore", message=r"Glyph \d+")
         mpl.rcdefaults()
-        # An equal hashsalt gives equal ids.
-        mpl.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "influence", "text.parse_math": False})
+        mpl.rcParams.update(STYLE)
         yield
 
 
@@ -183,7 +175,7 @@ def render(chart: Chart, notes: Sequence[str] = (), *, page: bool = False) -> st
     buffer = StringIO()
     # No date and no version: the bytes depend on the chart alone.
     chart.figure.savefig(buffer, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
-    drawing = buffer.getvalue()
+    drawing = show_controls(buffer.getvalue())
     inside = drawing[drawing.index(">", drawing.index("<svg")) + 1 : drawing.rindex("</svg>")]
     # matplotlib escapes `<` in texts, so only its own groups match.
     inside = re.sub(r'<g id="(mark-\d+)">', lambda group: group[0] + _title(chart.tooltips[group[1]]), inside)
@@ -238,15 +230,4 @@ def _templates() -> Environment:
     )
 
 
-__all__ = [
-    "SUFFIXES",
-    "Chart",
-    "chart_style",
-    "check_figure",
-    "check_matplotlib",
-    "new_chart",
-    "render",
-    "shorten",
-    "signed_number",
-    "write_figure",
-]
+__all__ = ["SUFFIXES", "Chart", "chart_style", "check_figure", "new_figure", "render", "shorten", "write_figure"]

@@ -4,18 +4,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from influence.groups.figure import (
-    HEADING,
-    INK,
-    LINE,
-    OPPOSES,
-    OTHER,
-    PROMOTES,
-    Chart,
-    chart_style,
-    new_chart,
-    signed_number,
-)
+from influence.groups.figure import OPPOSES, OTHER, PROMOTES, Chart, chart_style, new_figure, signed_number
 from influence.select.less import Selected
 
 if TYPE_CHECKING:
@@ -47,17 +36,16 @@ def selection_plot(selected: Selected) -> Chart:
         f"Each dot is a row; its score for the target against its length. {unit} {legend} {correlation(selected)} "
         f"Scores from {signed_number(low)} to {signed_number(high)}, the lowest chosen {signed_number(threshold)}."
     )
-    chart = new_chart("Score against length", description, WIDTH, HEIGHT)
-    heading = f"{len(selected.chosen):,} of {selected.rows:,} rows chosen"
-    chart.text(LEFT, 24, heading, size=HEADING, color=INK)
-    axes = chart.axes(LEFT, TOP, WIDTH - LEFT - RIGHT, HEIGHT - TOP - BOTTOM)
+    figure = new_figure(WIDTH, HEIGHT, left=LEFT, right=RIGHT, top=TOP, bottom=BOTTOM)
+    axes = figure.subplots()
+    axes.set_title(f"{len(selected.chosen):,} of {selected.rows:,} rows chosen", pad=26)
+    axes.set_xlabel(selected.length_of, labelpad=8)
     _scales(axes, int(selected.lengths.max()), low, high)
     _dots(axes, selected, low, high)
-    axes.axhline(threshold, color=OPPOSES, linewidth=1.5, dashes=(5 / 1.5, 4 / 1.5), zorder=3, clip_on=False)
-    chart.text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - BOTTOM + 38, selected.length_of, anchor="center")
-    for number, line in enumerate((unit, legend, correlation(selected))):
-        chart.text(LEFT, HEIGHT - 46 + 18 * number, line)
-    return chart
+    axes.axhline(threshold, color=OPPOSES, dashes=(5 / 1.5, 4 / 1.5), zorder=3, clip_on=False)
+    foot = f"{unit}\n{legend}\n{correlation(selected)}"
+    figure.text(LEFT / WIDTH, 6 / HEIGHT, foot, va="bottom", linespacing=1.5)
+    return Chart("Score against length", description, figure)
 
 
 def _scales(axes: "Axes", longest: int, low: float, high: float) -> None:
@@ -72,7 +60,7 @@ def _scales(axes: "Axes", longest: int, low: float, high: float) -> None:
     axes.set_yticks(scores, [signed_number(score) for score in scores])
     room = 0 if high > low else abs(low) or 1
     axes.set_ylim(low - room, high + room)
-    axes.grid(color=LINE, linewidth=1, clip_on=False)
+    axes.grid(clip_on=False)
     axes.set_axisbelow(True)
 
 
@@ -80,7 +68,7 @@ def _dots(axes: "Axes", selected: Selected, low: float, high: float) -> None:
     """Draw the other rows, then the selected ones over them."""
     is_chosen = np.zeros(selected.rows, dtype=bool)
     is_chosen[selected.chosen] = True
-    style = {"linestyle": "none", "marker": "o", "markeredgewidth": 0, "clip_on": False}
+    style = {"linestyle": "none", "marker": "o", "clip_on": False}
     for name, which, look in (
         ("other-rows", ~is_chosen, {"color": OTHER, "alpha": 0.55, "markersize": 4}),
         ("chosen-rows", is_chosen, {"color": PROMOTES, "markersize": 5}),
