@@ -8,8 +8,7 @@ context.
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -18,6 +17,7 @@ from influence.data.conversation import render_conversation
 from influence.data.dataset import DataSettings, TaskKind
 from influence.data.example import Example, MessagesContent, PromptContent, TextContent, TokenContent, place_of
 from influence.data.given_tokens import NOT_SCORED
+from influence.data.special_tokens import doubled_starts, encode, single_ends
 from influence.errors import DataError
 
 if TYPE_CHECKING:
@@ -85,10 +85,10 @@ def tokenise(
     if kind == "sequence_classification":
         return _classified(examples, tokeniser, settings, label_names)
     tokens: dict[int, _Tokens] = {}
-    for of, encode in _ENCODERS.items():
+    for of, tokenised in _ENCODERS.items():
         positions = [position for position, example in enumerate(examples) if isinstance(example.content, of)]
         if positions:
-            encoded = encode([examples[position] for position in positions], tokeniser)
+            encoded = tokenised([examples[position] for position in positions], tokeniser)
             tokens.update(zip(positions, encoded, strict=True))
     parts: list[Part] = []
     for position, example in enumerate(examples):
@@ -135,81 +135,18 @@ def _marked(input_ids: Sequence[int], scored: np.ndarray | bool) -> _Tokens:
     return _Tokens(ids, np.where(scored, ids, np.int32(NOT_SCORED)))
 
 
-def _encode(texts: list[str], tokeniser: Any, **how: Any) -> Any:
-    # `verbose` off: rows longer than the model's window are expected here and cut afterwards.
-    return tokeniser(
-        texts, padding=False, return_attention_mask=False, return_token_type_ids=False, verbose=False, **how
-    )
-
-
 def _texts(examples: list[Example], tokeniser: Any) -> list[_Tokens]:
     texts = [example.content.text for example in examples]  # type: ignore[union-attr]
-    encoded = _encode(texts, tokeniser, truncation=False)["input_ids"]
-    spans = _once(texts, encoded, tokeniser)
+    encoded = encode(texts, tokeniser, truncation=False)["input_ids"]
+    spans = single_ends(texts, encoded, tokeniser)
     return [_marked(ids[span], True) for ids, span in zip(encoded, spans, strict=True)]
-
-
-def _once(texts: Sequence[str], encoded: Sequence[Sequence[int]], tokeniser: Any) -> list[slice]:
-    """Return which of each text's tokens count: no first or end token that the tokeniser put beside the text's own."""
-    first, last = _doubled(texts, encoded, tokeniser), _ended_twice(texts, encoded, tokeniser)
-    return [slice(start, len(ids) - int(twice)) for ids, start, twice in zip(encoded, first, last, strict=True)]
-
-
-def _ended_twice(texts: Sequence[str], encoded: Sequence[Sequence[int]], tokeniser: Any) -> list[bool]:
-    """Return whether the tokeniser put its end token behind one in the text."""
-    token, number = tokeniser.eos_token, tokeniser.eos_token_id
-    ended = [
-        token is not None and text.endswith(token) and list(ids[-2:]) == [number, number]
-        for text, ids in zip(texts, encoded, strict=True)
-    ]
-    # A text may end with two of them itself.
-    if not any(ended) or _encode([""], tokeniser)["input_ids"][0][-1:] != [number]:
-        return [False] * len(ended)
-    _say_doubled("end", token)
-    return ended
-
-
-def _doubled(texts: Sequence[str], encoded: Sequence[Sequence[int]], tokeniser: Any) -> list[int]:
-    """Return where each text's tokens begin: at 1 where the tokeniser put its first token before one in the text.
-
-    Texts that a chat template made begin with that token already, and no model was trained on two.
-    """
-    firsts = {
-        token: number
-        for token, number in (
-            (tokeniser.bos_token, tokeniser.bos_token_id),
-            (tokeniser.cls_token, tokeniser.cls_token_id),
-        )
-        if token is not None and number is not None
-    }
-    starts = [
-        int(any(text.startswith(token) and list(ids[:2]) == [number, number] for token, number in firsts.items()))
-        for text, ids in zip(texts, encoded, strict=True)
-    ]
-    # A text may begin with two of them itself.
-    if not any(starts) or _encode([""], tokeniser)["input_ids"][0][:1] not in ([number] for number in firsts.values()):
-        return [0] * len(starts)
-    _say_doubled("begin", next(iter(firsts)))
-    return starts
-
-
-@cache
-def _say_doubled(where: Literal["begin", "end"], token: str) -> None:
-    """Say it once in a process, not once a shard."""
-    log.warning(
-        "Texts %s with %s, as a chat template writes it, and the tokeniser puts another %s every text: it is counted "
-        "once.",
-        where,
-        token,
-        "in front of" if where == "begin" else "behind",
-    )
 
 
 def _prompts(examples: list[Example], tokeniser: Any) -> list[_Tokens]:
     _need_offsets(tokeniser, "prompt and completion")
     texts = [example.text for example in examples]
-    encoded = _encode(texts, tokeniser, truncation=False, return_offsets_mapping=True)
-    spans = _once(texts, encoded["input_ids"], tokeniser)
+    encoded = encode(texts, tokeniser, truncation=False, return_offsets_mapping=True)
+    spans = single_ends(texts, encoded["input_ids"], tokeniser)
     rows = []
     for example, span, ids, offsets in zip(
         examples, spans, encoded["input_ids"], encoded["offset_mapping"], strict=True
@@ -227,7 +164,7 @@ def _conversations(examples: list[Example], tokeniser: Any) -> list[_Tokens]:
     _need_offsets(tokeniser, "messages")
     rendered = [render_conversation(example, tokeniser) for example in examples]
     texts = [text for text, _ in rendered]
-    encoded = _encode(texts, tokeniser, truncation=False, return_offsets_mapping=True, add_special_tokens=False)
+    encoded = encode(texts, tokeniser, truncation=False, return_offsets_mapping=True, add_special_tokens=False)
     rows = []
     for ids, offsets, (_, spans) in zip(encoded["input_ids"], encoded["offset_mapping"], rendered, strict=True):
         starts, ends = np.asarray(offsets, np.int64).reshape(-1, 2).T
@@ -291,11 +228,11 @@ def _classified(
 def _cut_texts(texts: list[str], tokeniser: Any, most: int) -> list[list[int]]:
     if not texts:
         return []
-    encoded = [list(ids) for ids in _encode(texts, tokeniser, truncation=True, max_length=most)["input_ids"]]
+    encoded = [list(ids) for ids in encode(texts, tokeniser, truncation=True, max_length=most)["input_ids"]]
     # One more token, where one of two first tokens goes.
-    doubled = [number for number, start in enumerate(_doubled(texts, encoded, tokeniser)) if start]
+    doubled = [number for number, start in enumerate(doubled_starts(texts, encoded, tokeniser)) if start]
     if doubled:
-        again = _encode([texts[number] for number in doubled], tokeniser, truncation=True, max_length=most + 1)
+        again = encode([texts[number] for number in doubled], tokeniser, truncation=True, max_length=most + 1)
         for number, ids in zip(doubled, again["input_ids"], strict=True):
             encoded[number] = list(ids[1:])
     return encoded

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from tokenizers import processors
 
-from influence.data import tokenise as tokenise_module
+from influence.data import special_tokens
 from influence.data.dataset import DataSettings, open_rows
 from influence.data.example import Example, PromptContent, TextContent, content_id
 from influence.data.tokenise import NOT_SCORED, tokenise
@@ -256,7 +256,7 @@ def beginning(tokenizer):
     own.backend_tokenizer.post_processor = processors.TemplateProcessing(
         single="<|start|> $A", special_tokens=[("<|start|>", own.bos_token_id)]
     )
-    tokenise_module._say_doubled.cache_clear()
+    special_tokens.warn_doubled.cache_clear()
     return own
 
 
@@ -286,7 +286,7 @@ def ending(tokenizer):
     own.backend_tokenizer.post_processor = processors.TemplateProcessing(
         single="$A <|end|>", special_tokens=[("<|end|>", own.eos_token_id)]
     )
-    tokenise_module._say_doubled.cache_clear()
+    special_tokens.warn_doubled.cache_clear()
     return own
 
 
