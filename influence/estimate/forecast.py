@@ -4,6 +4,7 @@ import time
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 
 from distributed import Client
 
@@ -31,7 +32,7 @@ from influence.engine.worker import install
 from influence.estimate.index_timing import index_work
 from influence.estimate.lexical_forecast import forecast_texts
 from influence.estimate.query_cost import QueryCost, query_cost
-from influence.estimate.timing import Timing, TimingTask, fisher_seconds, run_timing
+from influence.estimate.timing import Timing, fisher_seconds, run_timing
 from influence.recipes import Recipe
 from influence.stages.lexical_stage import check_rows
 from influence.stages.requirement import estimate_of
@@ -135,9 +136,10 @@ def _timed(client: Client, config: RunConfig, probed: Probed) -> Timing:
     recipe = config.recipe
     factors = recipe.factors if recipe.needs_factors else None
     spec = CaptureSpec.of(config).resolved(probed.dtype, "cuda" if probed.device == "cuda" else "cpu")
-    task = TimingTask(spec, config.store, factors, recipe.corrects_eigenvalues, recipe.decision.kind != "none")
+    about = {"corrects": recipe.corrects_eigenvalues, "exact": recipe.decision.kind != "none"}
+    timed = partial(run_timing, spec, config.store, factors, **about)
     futures = [
-        client.submit(run_timing, task, workers=[address], pure=False, allow_other_workers=False)
+        client.submit(timed, workers=[address], pure=False, allow_other_workers=False)
         for address in list_workers(client)
     ]
     found: list[Timing] = [future.result() for future in futures]

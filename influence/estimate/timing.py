@@ -9,7 +9,7 @@ they share the machine's memory.
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -64,43 +64,36 @@ class Timing(BaseModel):
     measuring: float = 0.0
 
 
-@dataclass(frozen=True)
-class TimingTask:
-    """What a worker is sent.
+def run_timing(
+    spec: CaptureSpec, codec_settings: CodecSettings, factors: FactorSettings | None, *, corrects: bool, exact: bool
+) -> Timing:
+    """Time one worker; the entry point of a worker.
 
-    Attributes:
+    Args:
         spec: Of the run.
-        codec: Of its rows.
+        codec_settings: Of its rows.
         factors: How its Kronecker factors are fitted; None where there are none.
         corrects: Whether EK-FAC's eigenvalues are.
         exact: Whether whole gradients of rows decide a query.
     """
-
-    spec: CaptureSpec
-    codec: CodecSettings
-    factors: FactorSettings | None
-    corrects: bool
-    exact: bool = False
+    with session_here(spec) as session, session.computing:
+        return _timed(session, codec_settings, factors, corrects=corrects, exact=exact)
 
 
-def run_timing(task: TimingTask) -> Timing:
-    """Time one worker; the entry point of a task."""
-    with session_here(task.spec) as session, session.computing:
-        return _timed(session, task)
-
-
-def _timed(session: Session, task: TimingTask) -> Timing:
+def _timed(
+    session: Session, codec_settings: CodecSettings, factors: FactorSettings | None, *, corrects: bool, exact: bool
+) -> Timing:
     began = time.perf_counter()
     examples = _sample(session)
     parts = session.contributing(session.tokenise(examples))
     tokens = sum(len(part.input_ids) for part in parts)
-    codec = codec_for(task.codec, session.modules)
+    codec = codec_for(codec_settings, session.modules)
     tried = _Tried(session, examples, parts)
     found: dict[str, float] = {"tokens_per_row": tokens / len(examples)}
     found["capture"] = tried.seconds_a_token(lambda chosen, kept: capture_most(session, codec, chosen, kept))
-    if task.factors is not None:
-        found |= _factors(session, task.factors, tried, corrects=task.corrects)
-    if task.exact:
+    if factors is not None:
+        found |= _factors(session, factors, tried, corrects=corrects)
+    if exact:
         found["exact"] = _exact(session, tried)
     return Timing(**found, measuring=time.perf_counter() - began)
 
