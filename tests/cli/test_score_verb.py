@@ -99,14 +99,14 @@ def test_a_query_may_ask_only_of_rows_that_meet_a_condition(cli, built):
 def test_a_scan_ended_in_the_middle_goes_on_with_the_same_command(cli, built, asked, tmp_path, number):
     out, parts, log = tmp_path / "s.parquet", tmp_path / "s.parquet.parts", tmp_path / "log"
     words = ("score", built, "--queries", asked, "--out", out)
-    code = killed(say, words, log, "influence.scan.blocks:save_tensors", 2, number)
+    code = killed(say, words, log, "influence.engine.stage:Task.save", 2, number)
     assert code == (4 if number == signal.SIGINT else -number)
     assert [path.name for path in parts.glob("queries-*.json")] == ["queries-00000.json"]
     assert not out.exists()
     assert ("Interrupted. Partial results are in" in log.read_text()) == (number == signal.SIGINT)
     assert "Traceback" not in log.read_text()
     asked_again = (parts / "queries-00000.safetensors").stat().st_mtime_ns
-    killed_before = killed(say, words, log, "influence.scan.blocks:save_tensors", 1)
+    killed_before = killed(say, words, log, "influence.engine.stage:Task.save", 1)
     assert killed_before == -signal.SIGKILL
     assert (parts / "queries-00000.safetensors").stat().st_mtime_ns == asked_again
     assert cli(*words).code == 0
