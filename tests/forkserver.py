@@ -5,6 +5,7 @@ What depends on how processes really start is tested with `subprocess` and the w
 """
 
 import multiprocessing
+import os
 from contextlib import AbstractContextManager
 from multiprocessing import forkserver
 
@@ -37,7 +38,9 @@ def workers_forked() -> AbstractContextManager[object]:
     if forkserver.get_inherited_fds() is None:
         # Started here with the imports of above, before dask asks for a server of its own.
         PROCESSES.Process(target=len, args=("",)).start()
-    return dask.config.set({"distributed.worker.multiprocessing-method": "forkserver"})
+    # The server has the environment that it was started in.
+    environment = {"distributed.nanny.environ": dict(os.environ)}
+    return dask.config.set({"distributed.worker.multiprocessing-method": "forkserver", **environment})
 
 
 def share_server() -> None:

@@ -162,7 +162,8 @@ def _workers() -> list[psutil.Process]:
     return [*psutil.Process().children(recursive=True), *forked]
 
 
-def _build(settings: Path, place: str, log: Path, workers: str, halt: Halt | None) -> None:
+def _build(environment: dict[str, str], settings: Path, place: str, log: Path, workers: str, halt: Halt | None) -> None:
+    os.environ.update(environment)  # the server was started before a bucket had its keys
     os.setsid()  # Ctrl-C is for this process and those that it spawns
     torch.set_num_threads(1)
     for stream, suffix in ((1, ".out"), (2, ".log")):
@@ -204,7 +205,7 @@ def started(settings: Path, place: object, log: Path, workers: str = "thread", h
         workers: A `thread` of the process, processes `forked` off this suite's server, or `spawned` as for users.
         halt: Where it ends before its time.
     """
-    process = PROCESSES.Process(target=_build, args=(settings, str(place), log, workers, halt))
+    process = PROCESSES.Process(target=_build, args=(dict(os.environ), settings, str(place), log, workers, halt))
     process.start()
     return process
 
