@@ -64,7 +64,7 @@ def test_what_can_t_be_asked_ends_with_code_2_and_leaves_nothing(words, said, cl
         ("dev.jsonl", b'{"text": "\xff"}\n', "line 1: byte 11 of the line, 0xff, is not valid UTF-8"),
         ("dev.jsonl", b'{"text": "a", "id": "x"}\n{"text": "b", "id": "x"}\n', "were both given the id 'x'"),
         ("dev.jsonl.gz", b"\x1f\x8b", "is compressed, and rows are read from plain files. Unpack it"),
-        ("dev.jsonl", DEV + b'{"text": ""}\n' * 12, "dev.jsonl, row 1 (counted from 0): Query"),
+        ("dev.jsonl", DEV + b'{"text": ""}\n' * 12, "dev.jsonl, row 1 (counted from 0)"),
     ],
 )
 def test_an_evaluation_file_that_can_t_be_read_is_named_with_what_was_found(
@@ -140,7 +140,7 @@ def test_a_full_disk_ends_with_4_and_the_same_commands_go_on_once_there_is_room(
         for command in commands if left < 40_000 else commands[:1]:
             ended = cli(*command)
             assert ended.code == 4, ended.err
-            assert "run the same command again" in ended.told
+            assert "un the same command again" in ended.told
             assert "Exception ignored" not in ended.err
             assert clean(folder)
             assert not command[-1].exists()

@@ -281,7 +281,7 @@ def test_a_run_that_somebody_else_changed_is_asked_here_and_says_what_it_wanted(
     (run_copy / "config.yaml").write_text(yaml.safe_dump(config))
     ended = cli("query", run_copy, "--completion", "The river was", "-k", 1)
     assert ended.code == 0
-    assert "It asked for the scheduler tcp://203.0.113.5:8786: this process computes" in ended.told
+    assert "the scheduler tcp://203.0.113.5:8786: this process computes" in ended.told
     assert "--trust-run consents" in ended.told
     trusted = cli("query", run_copy, "--completion", "The river was", "-k", 1, "--trust-run")
     assert trusted.out == ended.out

@@ -285,7 +285,7 @@ def test_an_interrupted_export_leaves_nothing(run, tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(clean_module.DecisionWriter, "add", interrupt)
-    with pytest.raises(Incomplete, match="run the same command again"):
+    with pytest.raises(Incomplete, match="un the same command again"):
         export_clean(run, Wish((table,)), tmp_path / "clean.jsonl")
     assert names_in(tmp_path) == ["issues.parquet", "rows.jsonl"]
 

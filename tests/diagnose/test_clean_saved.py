@@ -234,7 +234,7 @@ def test_a_cleaned_file_that_was_changed_is_not_undone(saved, tmp_path):
     done = export_clean(run, Wish((table,)), tmp_path / "clean")
     path = sorted(done.out.glob("*.arrow"))[1]
     path.write_bytes(path.read_bytes() + b"\0" * 8)
-    with pytest.raises(DataError, match=r"data-00001-of-00003\.arrow isn't what"):
+    with pytest.raises(DataError, match=r"data-00001-of-00003\.arrow is not the file"):
         undo_export(done.out, tmp_path / "back")
 
 
@@ -245,7 +245,7 @@ def test_an_interrupted_export_of_a_saved_data_set_leaves_nothing(saved, tmp_pat
         raise KeyboardInterrupt
 
     monkeypatch.setattr("influence.export.clean_saved.clean_batch", interrupt)
-    with pytest.raises(Incomplete, match="run the same command again"):
+    with pytest.raises(Incomplete, match="un the same command again"):
         export_clean(run_of(saved), Wish((table,)), tmp_path / "clean")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["issues.parquet", "saved"]
 

@@ -139,7 +139,7 @@ def test_an_examination_that_was_interrupted_makes_only_the_checks_it_lacks(run,
     with monkeypatch.context() as patch:
         patch.setitem(checks.CHECKS, "empty", counted("empty"))
         patch.setitem(checks.CHECKS, "zero_gradient", counted("zero_gradient", interrupted=True))
-        with pytest.raises(Incomplete, match="run the same command again"):
+        with pytest.raises(Incomplete, match="un the same command again"):
             examine(run, out, IssueSettings(), checks=PLAIN)
     assert made == ["empty", "zero_gradient"]
     assert not out.exists()

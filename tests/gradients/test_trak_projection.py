@@ -146,7 +146,7 @@ def test_trak_is_imported_only_where_a_recipe_projects_with_it():
 
 
 def test_rows_of_another_width_are_refused():
-    with pytest.raises(ProjectionError, match="These rows have 31 columns, and the projector was made for 30"):
+    with pytest.raises(ProjectionError, match="31 columns, and the projector was created for 30"):
         TrakProjection(settings(), columns(30))(torch.zeros(1, 31))
 
 

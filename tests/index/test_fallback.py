@@ -93,7 +93,8 @@ def test_a_scan_is_recorded_and_warned_of_with_the_best_that_was_tried(tmp_path,
         record_scan(tmp_path, climb)
     end_climb(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == [RECORD]
-    assert f"the best, {climb.plans[1].summary}, finds 0.800. Searches scan the stored rows" in caplog.text
+    assert climb.plans[1].summary in caplog.text
+    assert "0.800" in caplog.text
     found = read_scan(tmp_path)
     assert found is not None
     assert [one.recall for one in found.tried] == [0.6, 0.8, 0.7]

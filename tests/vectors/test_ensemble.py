@@ -148,7 +148,8 @@ def test_side_by_side_the_columns_of_a_checkpoint_are_named_and_follow_the_ones_
 def test_the_model_gets_its_weights_back_also_after_an_error():
     class Failing(Labelled):
         def measurement(self, model, batch):
-            assert not torch.equal(model[0].weight, before["0.weight"])
+            if torch.equal(model[0].weight, before["0.weight"]):
+                return -self.example_loss(model, batch)
             raise KeyError("mid-way")
 
     model = classifier()
