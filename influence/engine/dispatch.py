@@ -1,5 +1,6 @@
 """Stages completed one after another: by this process where that is least work, else by the workers of a cluster."""
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from pathlib import Path
@@ -15,6 +16,8 @@ from influence.engine.stage import RowStage, Stage, Task, perform
 from influence.engine.submit import run_tasks
 from influence.engine.threads import torch_threads
 from influence.engine.worker import install, sessions_here
+
+log = logging.getLogger(__name__)
 
 WORTH = 8.0
 """Seconds of one core from which on workers are worth starting: each takes some four of them to import what it needs,
@@ -102,6 +105,8 @@ class _Completion:
     def _do(self, stage: Stage) -> None:
         total, todo = len(stage.cut()), stage.missing()
         progress = self._counted(total, total - len(todo))
+        if todo and len(todo) < total:
+            log.info("%s: %d of %d tasks were complete already.", stage.name, total - len(todo), total)
         if stage.here and not self._needed:
             self._workers.dismiss()
         for result in self._workers.results(stage, todo, progress):

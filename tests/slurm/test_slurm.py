@@ -116,7 +116,7 @@ def test_what_one_allocation_began_before_it_was_cancelled_a_coordinator_job_com
     coordinator = sbatch(slurm, "coordinator.sbatch", run_file, run_dir, 1)
     until(lambda: not jobs(slurm))
     log = (run_file.parent / f"job-{coordinator}.log").read_text()
-    assert "shards stand already" in log
+    assert "complete already" in log
     assert f"{run_dir} is complete" in log
     assert files(run_dir) == reference
     assert {path: path.stat().st_mtime_ns for path in begun} == begun, "shards that stood were captured again"
